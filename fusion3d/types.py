@@ -1,0 +1,264 @@
+"""The types that travel between the rooms, and the legend of letters, frames and units for the whole package.
+
+Letters: B samples in a batch, M camera images in a batch (packed: absent cameras take no place), P LiDAR points,
+R radar returns, K boxes, T future steps, C channels, D depth bins, H W image or feature rows and columns, Y X grid cells.
+
+Frames: everything is in ``ego``, the vehicle frame at the LIDAR_TOP keyframe time: x forward, y left, z up, right-handed.
+``cam`` is x right, y down, z forward; ``image`` is pixels (u right, v down, the centre of the first pixel at 0).
+Transforms are named ``dst_from_src`` and are 4x4, acting on column vectors, so that a product cancels as it is read.
+
+Units: metres, radians, seconds, m/s; images are floats in [0, 1]; LiDAR intensity is in [0, 1]; RCS is in dBsm.
+
+Absent is absent: a sensor that is not there is ``None`` (or has no row); a present sensor that saw nothing has zero rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+DETECTION_CLASSES = (
+    "car", "truck", "bus", "trailer", "construction_vehicle",
+    "pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier",
+)  # fmt: skip
+ATTRIBUTES = (
+    "vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider",
+    "pedestrian.sitting_lying_down", "pedestrian.standing", "pedestrian.moving",
+)  # fmt: skip
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
+RADARS = ("RADAR_FRONT", "RADAR_FRONT_RIGHT", "RADAR_BACK_RIGHT", "RADAR_BACK_LEFT", "RADAR_FRONT_LEFT")
+SENSORS = ("camera", "lidar", "radar")
+COMMANDS = ("left", "right", "straight")  # a planning command; -1 is unknown
+LIDAR_FIELDS = ("x", "y", "z", "intensity", "time")  # time: t_ref - t_point's sweep, >= 0 for the past
+RADAR_FIELDS = (
+    "x", "y", "z", "rcs", "vx", "vy", "time", "invalid_state", "ambig_state", "dyn_prop", "sensor",
+)  # vx, vy: compensated velocity in ego axes; the states are the raw codes; sensor: index in RADARS  # fmt: skip
+TIME_STEP = 0.5  # seconds between keyframes, and between planned positions
+
+T_ = TypeVar("T_")
+
+
+def to_device(value: T_, device: torch.device | str) -> T_:
+    """Move every tensor inside dataclasses, tuples and lists to ``device``; anything else is returned as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        moved = {f.name: to_device(getattr(value, f.name), device) for f in dataclasses.fields(value)}
+        return type(value)(**moved)
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_device(item, device) for item in value)  # type: ignore[return-value]
+    return value
+
+
+@dataclass(frozen=True)
+class BEVGrid:
+    """The shared grid: cell (iy, ix) covers [x0 + ix r, x0 + (ix+1) r) x [y0 + iy r, y0 + (iy+1) r) in ego."""
+
+    x: tuple[float, float] = (-54.0, 54.0)  # [m] first and last edge along ego x
+    y: tuple[float, float] = (-54.0, 54.0)  # [m]
+    z: tuple[float, float] = (-5.0, 3.0)  # [m] what is above or below is not seen
+    resolution: float = 0.6  # [m] side of a cell
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Y, X): number of cells along ego y and ego x."""
+        return round((self.y[1] - self.y[0]) / self.resolution), round((self.x[1] - self.x[0]) / self.resolution)
+
+    def cell_of(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
+        """Flat cell index iy * X + ix of points, by floor, and which points are inside the grid.
+
+        Args:
+            xyz: [..., 3] float, ego frame [m]; NaN is outside.
+
+        Returns:
+            [...] int64 index (0 where outside) and [...] bool.
+        """
+        rows, cols = self.shape
+        ix = torch.floor((xyz[..., 0] - self.x[0]) / self.resolution)
+        iy = torch.floor((xyz[..., 1] - self.y[0]) / self.resolution)
+        z = xyz[..., 2]
+        inside = (ix >= 0) & (ix < cols) & (iy >= 0) & (iy < rows) & (z >= self.z[0]) & (z < self.z[1])
+        return torch.where(inside, iy * cols + ix, 0).long(), inside
+
+    def centers(self, device: torch.device | str = "cpu") -> Tensor:
+        """[Y, X, 2] float32: ego x, y of every cell centre [m]."""
+        rows, cols = self.shape
+        x = self.x[0] + (torch.arange(cols, device=device) + 0.5) * self.resolution
+        y = self.y[0] + (torch.arange(rows, device=device) + 0.5) * self.resolution
+        return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Oriented boxes of one sample, in ego unless said otherwise. Ground truth and predictions alike."""
+
+    center: Tensor  # [K, 3] float32 gravity centre [m]
+    size: Tensor  # [K, 3] float32 length, width, height [m]
+    yaw: Tensor  # [K] float32 heading about z, 0 along x, counter-clockwise [rad]
+    velocity: Tensor  # [K, 2] float32 over ground [m/s], NaN where unknown
+    label: Tensor  # [K] int64, index in DETECTION_CLASSES
+    score: Tensor  # [K] float32 in [0, 1]; 1 for ground truth
+    attribute: Tensor  # [K] int64, index in ATTRIBUTES, -1 unknown
+    visibility: Tensor  # [K] int64, nuScenes level 1..4, 0 unknown
+    num_points: Tensor  # [K, 2] int64, LiDAR and radar points inside; -1 for predictions
+    instance: tuple[str, ...] = ()  # K instance tokens, or empty
+
+    def __len__(self) -> int:
+        return self.center.shape[0]
+
+    def __getitem__(self, keep: Tensor) -> Boxes:
+        """The boxes selected by a bool mask or an index tensor."""
+        chosen = torch.arange(len(self), device=keep.device)[keep].tolist() if self.instance else []
+        return Boxes(
+            **{f.name: getattr(self, f.name)[keep] for f in dataclasses.fields(self) if f.name != "instance"},
+            instance=tuple(self.instance[i] for i in chosen),
+        )
+
+    @staticmethod
+    def of(
+        center: Tensor,
+        size: Tensor,
+        yaw: Tensor,
+        velocity: Tensor | None = None,
+        label: Tensor | None = None,
+        score: Tensor | None = None,
+        attribute: Tensor | None = None,
+        visibility: Tensor | None = None,
+        num_points: Tensor | None = None,
+        instance: tuple[str, ...] = (),
+    ) -> Boxes:
+        """Boxes with the unsaid fields at "unknown": velocity NaN, label 0, score 1, attribute -1, points -1."""
+        count, device = center.shape[0], center.device
+
+        def full(value: int) -> Tensor:
+            return torch.full((count,), value, dtype=torch.int64, device=device)
+
+        return Boxes(
+            center=center.float(),
+            size=size.float(),
+            yaw=yaw.float(),
+            velocity=torch.full((count, 2), torch.nan, device=device) if velocity is None else velocity.float(),
+            label=full(0) if label is None else label.long(),
+            score=torch.ones(count, device=device) if score is None else score.float(),
+            attribute=full(-1) if attribute is None else attribute.long(),
+            visibility=full(0) if visibility is None else visibility.long(),
+            num_points=full(-1)[:, None].repeat(1, 2) if num_points is None else num_points.long(),
+            instance=instance,
+        )
+
+    @staticmethod
+    def empty() -> Boxes:
+        """No box at all."""
+        return Boxes.of(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Positions of the ego at TIME_STEP, 2 TIME_STEP, ... in the ego frame of now (past: -TIME_STEP, ...)."""
+
+    position: Tensor  # [..., T, 2] float32 [m]
+    yaw: Tensor  # [..., T] float32 [rad]
+    mask: Tensor  # [..., T] bool, False where it is not known
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Camera images, packed over samples: M rows, whoever they belong to. Absent cameras have no row."""
+
+    images: Tensor  # [M, 3, H, W] float32 in [0, 1], RGB
+    image_from_cam: Tensor  # [M, 4, 4] float32, intrinsics after resize, crop, flip and rotation [px]
+    ego_from_cam: Tensor  # [M, 4, 4] float32, through the ego motion between the triggers (and the BEV augmentation)
+    batch_index: Tensor  # [M] int64, the sample each image belongs to
+    channels: tuple[str, ...]  # M names from CAMERAS
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    """Points of one kind of sensor, packed over samples, in ego."""
+
+    points: Tensor  # [P, len(LIDAR_FIELDS)] or [R, len(RADAR_FIELDS)] float32
+    batch_index: Tensor  # [P] int64, ascending
+    present: Tensor  # [B] bool: does the sample have the sensor? (True with zero points: it saw nothing)
+
+
+@dataclass(frozen=True)
+class EgoStatus:
+    """What the vehicle's own sensors measure now, in ego."""
+
+    velocity: Tensor  # [..., 2] float32 [m/s], NaN unknown
+    acceleration: Tensor  # [..., 2] float32 [m/s^2], NaN unknown
+    yaw_rate: Tensor  # [...] float32 [rad/s], NaN unknown
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One keyframe. Sensors are ``None`` when absent; targets are ``None`` where the data set has no annotations."""
+
+    token: str
+    scene: str  # scene name
+    timestamp: int  # [us] reference time
+    global_from_ego: Tensor  # [4, 4] float64, without augmentation
+    aug_from_ego: Tensor  # [4, 4] float32 BEV augmentation, already applied to everything here; identity otherwise
+    cameras: Cameras | None = None  # batch_index is all 0
+    lidar: Tensor | None = None  # [P, 5] float32, LIDAR_FIELDS
+    radar: Tensor | None = None  # [R, 11] float32, RADAR_FIELDS
+    boxes: Boxes | None = None  # ground truth of the ten detection classes
+    future: Trajectory | None = None  # [T]
+    past: Trajectory | None = None  # [T], from -TIME_STEP backwards
+    status: EgoStatus | None = None
+    command: int = -1  # index in COMMANDS
+    map_mask: Tensor | None = None  # [1, Y, X] bool, drivable area in the grid
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples, packed. What none of them has is ``None``."""
+
+    tokens: tuple[str, ...]
+    global_from_ego: Tensor  # [B, 4, 4] float64
+    aug_from_ego: Tensor  # [B, 4, 4] float32
+    cameras: Cameras | None
+    lidar: PointCloud | None
+    radar: PointCloud | None
+    boxes: tuple[Boxes, ...] | None  # B, or None when no sample is annotated
+    future: Trajectory | None  # [B, T]; a sample without one has mask False
+    past: Trajectory | None  # [B, T]
+    status: EgoStatus | None  # [B]
+    command: Tensor  # [B] int64
+    map_mask: Tensor | None  # [B, 1, Y, X] bool
+    annotated: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))  # [B] has ground-truth boxes
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def present(self) -> dict[str, Tensor]:
+        """For each of SENSORS, [B] bool: does the sample have it?"""
+        size, device = len(self), self.command.device
+        none = torch.zeros(size, dtype=torch.bool, device=device)
+        camera = none.clone()
+        if self.cameras is not None:
+            camera[self.cameras.batch_index] = True
+        return {
+            "camera": camera,
+            "lidar": none if self.lidar is None else self.lidar.present,
+            "radar": none if self.radar is None else self.radar.present,
+        }
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return to_device(self, device)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says about a batch, decoded: boxes in ego and the planned path."""
+
+    tokens: tuple[str, ...]
+    boxes: tuple[Boxes, ...] | None = None  # B
+    plan: Trajectory | None = None  # [B, T]
