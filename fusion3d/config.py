@@ -89,6 +89,7 @@ class CameraConfig:
     """Camera branch: ResNet + FPN, then lift-splat."""
 
     backbone: ResNetConfig = field(default_factory=ResNetConfig)
+    """The image network."""
     fpn_channels: int = 256
     """Channels of the image feature map (stride 16)."""
     channels: int = 80
