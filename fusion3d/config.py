@@ -91,7 +91,9 @@ class CameraConfig:
     backbone: ResNetConfig = field(default_factory=ResNetConfig)
     """The image network."""
     fpn_channels: int = 256
-    """Channels of the image feature map (stride 16)."""
+    """Channels of the image feature map."""
+    stride: Literal[8, 16] = 16
+    """Pixels per cell of the image feature map; 8 for small images."""
     channels: int = 80
     """Channels of the camera BEV map."""
     depth: tuple[float, float, float] = (1.0, 60.0, 0.5)
@@ -106,8 +108,8 @@ class LidarConfig:
 
     channels: int = 64
     """Channels of the LiDAR BEV map."""
-    pillar: float = 0.2
-    """Side of a pillar [m]; the grid's resolution must be a multiple of it (2^n)."""
+    pillar: float = 0.15
+    """Side of a pillar [m]; the grid's resolution is 2^n times it."""
 
 
 @dataclass(frozen=True)
