@@ -1,0 +1,50 @@
+"""The few convolution blocks that every network here is made of. Letters: B batch, C channels, H W rows and columns."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor, nn
+
+Norm = Literal["batch", "group"]
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """A normalisation layer for [B, C, H, W].
+
+    ``batch`` inside the branch of one sensor, whose statistics are always that sensor's own. ``group`` wherever
+    sensors have met: statistics of a batch would there depend on which sensors its other samples happen to have.
+    """
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(math.gcd(channels, 8), channels)
+
+
+def conv_block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm: Norm = "batch") -> nn.Sequential:
+    """Convolution, normalisation, ReLU; the size shrinks by ``stride`` (rounded up)."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        make_norm(norm, outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (1x1 where the shape changes)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, norm: Norm = "batch") -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv_block(inputs, outputs, stride=stride, norm=norm),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            make_norm(norm, outputs),
+        )
+        self.shortcut = (
+            nn.Identity()
+            if inputs == outputs and stride == 1
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(norm, outputs))
+        )
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, outputs, ceil(H / stride), ceil(W / stride)]."""
+        return self.relu(self.body(x_BCHW) + self.shortcut(x_BCHW))

@@ -1,0 +1,33 @@
+"""Rays through pixels: where a camera's feature cells look. Letters: M images, H W feature rows and columns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pixel_rays(
+    image_from_cam: Tensor, ego_from_cam: Tensor, shape: tuple[int, int], stride: int
+) -> tuple[Tensor, Tensor]:
+    """The ray of every feature cell in ego, parametrised by depth: ``origin + depth * direction``.
+
+    A cell (i, j) stands for the pixel (stride (j + 1/2) - 1/2, stride (i + 1/2) - 1/2), the middle of the pixels it
+    covers. Depth is along the optical axis, so the direction has unit length only in the image centre.
+    Computed in float64 and without matrix products on the accelerator's reduced precision.
+
+    Args:
+        image_from_cam: [M, 4, 4] intrinsics, with whatever was done to the image.
+        ego_from_cam: [M, 4, 4], with whatever was done to the world.
+        shape: rows and columns of the feature map.
+        stride: pixels per feature cell.
+
+    Returns:
+        origin [M, 3] and direction [M, H, W, 3], float32.
+    """
+    rows, cols = shape
+    ego_from_image = ego_from_cam.double() @ torch.linalg.inv(image_from_cam.double())
+    v = torch.arange(rows, device=ego_from_cam.device, dtype=torch.float64) * stride + (stride - 1) / 2
+    u = torch.arange(cols, device=ego_from_cam.device, dtype=torch.float64) * stride + (stride - 1) / 2
+    axis_u, axis_v, axis_1 = ego_from_image[:, None, None, :3, :3].unbind(-1)
+    direction = axis_u * u[:, None] + axis_v * v[:, None, None] + axis_1
+    return ego_from_image[:, :3, 3].float(), direction.float()
