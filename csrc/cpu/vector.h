@@ -1,0 +1,113 @@
+// Vectors of one register's width in the compiler's own notation (GCC and Clang), loaded from and stored to every dtype.
+// Everything here is inlined into its caller and so takes the caller's instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define FUSION3D_INLINE inline __attribute__((always_inline))
+
+namespace fusion3d {
+
+// Storage types of the 16-bit dtypes.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef double Doubles __attribute__((vector_size(32)));
+typedef uint32_t Words __attribute__((vector_size(32)));
+typedef uint16_t Shorts __attribute__((vector_size(16)));
+
+// What each storage type T is computed in: `Real` one by one, `Vector` eight (or four) at once.
+template <typename T>
+struct Compute {
+  typedef float Real;
+  typedef Floats Vector;
+};
+template <>
+struct Compute<double> {
+  typedef double Real;
+  typedef Doubles Vector;
+};
+
+template <typename To, typename From>
+FUSION3D_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// The bits of a half as float, for one word or a vector of them. Scaling by 2^112 moves the exponent, subnormals included.
+template <typename F, typename W>
+FUSION3D_INLINE F half_to_float(W half) {
+  const W magnitude = half & 0x7fffu;
+  F scaled = bit_cast<F>(W(magnitude << 13)) * 0x1p112f;
+  const W special = magnitude > 0x7bffu ? W() + 0x7f800000u : W();  // infinity and NaN
+  return bit_cast<F>(bit_cast<W>(scaled) | special | (half & 0x8000u) << 16);
+}
+
+FUSION3D_INLINE float load_one(const float* p) { return *p; }
+FUSION3D_INLINE double load_one(const double* p) { return *p; }
+FUSION3D_INLINE float load_one(const BFloat16* p) { return bit_cast<float>(uint32_t(p->bits) << 16); }
+FUSION3D_INLINE float load_one(const Half* p) { return half_to_float<float, uint32_t>(p->bits); }
+
+FUSION3D_INLINE void store_one(float* p, float value) { *p = value; }
+FUSION3D_INLINE void store_one(double* p, double value) { *p = value; }
+
+// Round to nearest, ties to even; NaN stays NaN.
+FUSION3D_INLINE void store_one(BFloat16* p, float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  p->bits = value == value ? uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16) : uint16_t(0x7fc0u);
+}
+
+FUSION3D_INLINE void store_one(Half* p, float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {  // 65520 and more round to infinity
+    half = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 leaves the subnormal's bits, rounded by the hardware
+    half = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0x0fffu + (magnitude >> 13 & 1u)) >> 13;
+  }
+  p->bits = uint16_t(sign | half);
+}
+
+template <typename V, typename T>
+FUSION3D_INLINE V load_same(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+FUSION3D_INLINE Floats load(const float* p) { return load_same<Floats>(p); }
+FUSION3D_INLINE Doubles load(const double* p) { return load_same<Doubles>(p); }
+FUSION3D_INLINE Floats load(const BFloat16* p) {
+  return bit_cast<Floats>(Words(__builtin_convertvector(load_same<Shorts>(p), Words) << 16));
+}
+FUSION3D_INLINE Floats load(const Half* p) {
+  return half_to_float<Floats, Words>(__builtin_convertvector(load_same<Shorts>(p), Words));
+}
+
+template <typename T, typename V>
+FUSION3D_INLINE void store(T* p, const V& v) {
+  for (int i = 0; i < int(sizeof(V) / sizeof(v[0])); ++i) store_one(p + i, v[i]);
+}
+FUSION3D_INLINE void store(float* p, const Floats& v) { std::memcpy(p, &v, sizeof(v)); }
+FUSION3D_INLINE void store(double* p, const Doubles& v) { std::memcpy(p, &v, sizeof(v)); }
+
+template <typename V>
+FUSION3D_INLINE auto sum(const V& v) {
+  auto total = v[0];
+  for (int i = 1; i < int(sizeof(V) / sizeof(v[0])); ++i) total += v[i];
+  return total;
+}
+
+}  // namespace fusion3d

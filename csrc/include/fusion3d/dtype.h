@@ -1,0 +1,10 @@
+// What the kernels know of tensors: a pointer, a dtype and sizes. No torch and no CUDA header is needed for it.
+#pragma once
+
+typedef struct CUstream_st* cudaStream_t;  // as CUDA declares it
+
+namespace fusion3d {
+
+enum class Dtype { kFloat16, kBFloat16, kFloat32, kFloat64 };
+
+}  // namespace fusion3d

@@ -1,0 +1,133 @@
+// BEV pooling between torch and the kernels: checks, output tensors, threads, stream.
+#include "fusion3d/bev_pool.h"
+
+#include <tuple>
+
+#include "tensors.h"
+
+namespace fusion3d {
+namespace {
+
+constexpr int64_t kParts = 128;      // of about equal work, shared out among the threads
+constexpr int64_t kPixelGrain = 64;  // fewest pixels worth a thread
+
+BevPoolForward forward_args(
+    const Tensor& depth, const Tensor& feat, const Tensor& cell, const Tensor& sample, const Tensor& pixel,
+    const Tensor& cell_ptr, Tensor& out) {
+  const ScalarType dtype = depth.scalar_type();
+  check(depth, "depth", 4, dtype, depth);
+  check(feat, "feat", 4, dtype, depth);
+  check(cell, "cell", 4, ScalarType::Int, depth);
+  check(sample, "sample", 1, ScalarType::Int, depth);
+  check(pixel, "pixel", 1, ScalarType::Int, depth);
+  check(cell_ptr, "cell_ptr", 1, ScalarType::Int, depth);
+  STD_TORCH_CHECK(
+      feat.size(0) == depth.size(0) && feat.size(1) == depth.size(2) && feat.size(2) == depth.size(3),
+      "fusion3d: feat must be [M, H, W, C] for depth [M, D, H, W]");
+  STD_TORCH_CHECK(cell.numel() == depth.numel(), "fusion3d: cell must have the shape of depth");
+  STD_TORCH_CHECK(sample.size(0) == pixel.size(0), "fusion3d: sample and pixel must be equally long");
+  STD_TORCH_CHECK(cell_ptr.size(0) >= 1, "fusion3d: cell_ptr must have one entry more than there are cells");
+  const int64_t num_cells = cell_ptr.size(0) - 1;
+  out = torch::stable::new_empty(feat, {num_cells, feat.size(3)});
+  return {
+      dtype_of(depth, "depth"),
+      num_cells,
+      feat.size(3),
+      depth.const_data_ptr(),
+      feat.const_data_ptr(),
+      sample.const_data_ptr<int32_t>(),
+      pixel.const_data_ptr<int32_t>(),
+      cell_ptr.const_data_ptr<int32_t>(),
+      out.mutable_data_ptr(),
+  };
+}
+
+BevPoolBackward backward_args(
+    const Tensor& grad, const Tensor& depth, const Tensor& feat, const Tensor& cell, Tensor& grad_depth,
+    Tensor& grad_feat) {
+  const ScalarType dtype = depth.scalar_type();
+  check(depth, "depth", 4, dtype, depth);
+  check(feat, "feat", 4, dtype, depth);
+  check(grad, "grad", 2, dtype, depth);
+  check(cell, "cell", 4, ScalarType::Int, depth);
+  STD_TORCH_CHECK(
+      feat.size(0) == depth.size(0) && feat.size(1) == depth.size(2) && feat.size(2) == depth.size(3),
+      "fusion3d: feat must be [M, H, W, C] for depth [M, D, H, W]");
+  STD_TORCH_CHECK(cell.numel() == depth.numel(), "fusion3d: cell must have the shape of depth");
+  STD_TORCH_CHECK(grad.size(1) == feat.size(3), "fusion3d: grad must have as many channels as feat");
+  grad_depth = torch::stable::empty_like(depth);
+  grad_feat = torch::stable::empty_like(feat);
+  return {
+      dtype_of(depth, "depth"),
+      depth.size(0),
+      depth.size(1),
+      depth.size(2) * depth.size(3),
+      feat.size(3),
+      grad.const_data_ptr(),
+      depth.const_data_ptr(),
+      feat.const_data_ptr(),
+      cell.const_data_ptr<int32_t>(),
+      grad_depth.mutable_data_ptr(),
+      grad_feat.mutable_data_ptr(),
+  };
+}
+
+Tensor bev_pool_cpu(
+    const Tensor& depth, const Tensor& feat, const Tensor& cell, const Tensor& sample, const Tensor& pixel,
+    const Tensor& cell_ptr) {
+  Tensor out;
+  const BevPoolForward args = forward_args(depth, feat, cell, sample, pixel, cell_ptr, out);
+  torch::stable::parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
+    const int64_t last = end == kParts ? args.num_cells : bev_pool_part(args, end, kParts);
+    bev_pool_forward_cpu(args, bev_pool_part(args, begin, kParts), last);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> bev_pool_backward_cpu_op(
+    const Tensor& grad, const Tensor& depth, const Tensor& feat, const Tensor& cell) {
+  Tensor grad_depth, grad_feat;
+  const BevPoolBackward args = backward_args(grad, depth, feat, cell, grad_depth, grad_feat);
+  torch::stable::parallel_for(0, args.images * args.area, kPixelGrain, [&](int64_t begin, int64_t end) {
+    bev_pool_backward_cpu(args, begin, end);
+  });
+  return {grad_depth, grad_feat};
+}
+
+#ifdef FUSION3D_WITH_CUDA
+Tensor bev_pool_cuda(
+    const Tensor& depth, const Tensor& feat, const Tensor& cell, const Tensor& sample, const Tensor& pixel,
+    const Tensor& cell_ptr) {
+  const torch::stable::accelerator::DeviceGuard guard(depth.get_device_index());
+  Tensor out;
+  const BevPoolForward args = forward_args(depth, feat, cell, sample, pixel, cell_ptr, out);
+  const int error = bev_pool_forward_cuda(args, current_stream(depth));
+  STD_TORCH_CHECK(error == 0, "fusion3d: bev_pool did not start: ", cuda_error_name(error));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> bev_pool_backward_cuda_op(
+    const Tensor& grad, const Tensor& depth, const Tensor& feat, const Tensor& cell) {
+  const torch::stable::accelerator::DeviceGuard guard(depth.get_device_index());
+  Tensor grad_depth, grad_feat;
+  const BevPoolBackward args = backward_args(grad, depth, feat, cell, grad_depth, grad_feat);
+  const int error = bev_pool_backward_cuda(args, current_stream(depth));
+  STD_TORCH_CHECK(error == 0, "fusion3d: bev_pool_backward did not start: ", cuda_error_name(error));
+  return {grad_depth, grad_feat};
+}
+#endif
+
+}  // namespace
+}  // namespace fusion3d
+
+STABLE_TORCH_LIBRARY_IMPL(fusion3d, CPU, m) {
+  m.impl("bev_pool", TORCH_BOX(&fusion3d::bev_pool_cpu));
+  m.impl("bev_pool_backward", TORCH_BOX(&fusion3d::bev_pool_backward_cpu_op));
+}
+
+#ifdef FUSION3D_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fusion3d, CUDA, m) {
+  m.impl("bev_pool", TORCH_BOX(&fusion3d::bev_pool_cuda));
+  m.impl("bev_pool_backward", TORCH_BOX(&fusion3d::bev_pool_backward_cuda_op));
+}
+#endif

@@ -1,0 +1,45 @@
+// The library "fusion3d": schemas, and the helpers that its operations share. Kernels are registered beside their glue.
+#include "tensors.h"
+
+STABLE_TORCH_LIBRARY(fusion3d, m) {
+  m.def("bev_pool(Tensor depth, Tensor feat, Tensor cell, Tensor sample, Tensor pixel, Tensor cell_ptr) -> Tensor");
+  m.def("bev_pool_backward(Tensor grad, Tensor depth, Tensor feat, Tensor cell) -> (Tensor, Tensor)");
+}
+
+namespace fusion3d {
+
+Dtype dtype_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half: return Dtype::kFloat16;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, "fusion3d: ", name, " must be float16, bfloat16, float32 or float64");
+  return Dtype::kFloat32;
+}
+
+void check(const Tensor& tensor, const char* name, int64_t dims, ScalarType dtype, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.dim() == dims, "fusion3d: ", name, " has ", tensor.dim(), " dimensions, expected ", dims);
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, "fusion3d: ", name, " has the wrong dtype");
+  STD_TORCH_CHECK(tensor.is_contiguous(), "fusion3d: ", name, " must be contiguous");
+  STD_TORCH_CHECK(
+      tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(),
+      "fusion3d: ", name, " must be on the device of the other tensors");
+}
+
+}  // namespace fusion3d
+
+#ifdef FUSION3D_WITH_CUDA
+// Of libtorch_cuda: weak, so that one library loads with every build of torch.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+cudaStream_t fusion3d::current_stream(const Tensor& tensor) {
+  STD_TORCH_CHECK(
+      aoti_torch_get_current_cuda_stream != nullptr, "fusion3d: this build of torch has no CUDA streams");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+#endif

@@ -1,0 +1,94 @@
+"""What setup.py makes: a library that any torch loads, CUDA code where nvcc is, and a pure-Python fallback."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusion3d.ops import library
+
+ROOT = Path(__file__).parents[2]
+NVCC = shutil.which("nvcc")
+compiled = pytest.mark.skipif(not library.LIBRARY.is_file(), reason="the kernels are not compiled here")
+
+
+def output(*command: str, **settings: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **settings})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@compiled
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
+def test_library_uses_only_the_stable_abi():
+    undefined = output("nm", "-D", "--undefined-only", str(library.LIBRARY))
+    assert not re.findall(r"_ZNK?2at|_ZNK?3c10|_ZNK?5torch|\bPy", undefined)
+    assert "torch_parallel_for" in undefined
+    defined = output("nm", "-D", "--defined-only", str(library.LIBRARY))
+    assert "bev_pool" not in defined  # our own symbols stay hidden
+
+
+@compiled
+def test_loads_and_registers():
+    assert library.PROBLEM == "" and "cpu" in library.DEVICES
+    if NVCC and os.environ.get("FUSION3D_CUDA") != "0":
+        assert torch._C._dispatch_has_kernel_for_dispatch_key("fusion3d::bev_pool_backward", "CUDA")
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("*.cu")), ids=lambda path: path.name)
+def test_cuda_compiles_for_hopper(source, tmp_path):
+    output(
+        NVCC, "-std=c++17", "-arch=sm_90", "-Werror=all-warnings", "-Icsrc/include", "-c", str(source),
+        "-o", str(tmp_path / "object.o"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["include", "cpu", "cuda"])
+def test_kernels_know_no_torch(folder):
+    for path in (ROOT / "csrc" / folder).rglob("*.*"):
+        included = re.findall(r"#include\s*[<\"]([^>\"]+)", path.read_text())
+        assert not [name for name in included if re.match(r"torch|ATen|c10|Python", name)], path
+        assert folder == "cuda" or not [name for name in included if name.startswith("cuda")], path
+
+
+def test_without_compiler_it_is_pure_python_with_one_warning(tmp_path):
+    said = output(sys.executable, "setup.py", "--version", CXX="no-such-compiler")
+    assert said.count("warning: no compiled kernels: there is no C++ compiler") == 1
+    built = output(
+        sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path), FUSION3D_NO_EXT="1"
+    )
+    assert built.count("warning: no compiled kernels") == 1
+    assert (tmp_path / "lib/fusion3d/ops/reference.py").is_file()
+    assert list((tmp_path / "lib/fusion3d/configs").glob("*.yaml")) or not list(
+        (ROOT / "configs").glob("*.yaml")
+    )
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_package_works_without_library(tmp_path):
+    code = (
+        "import warnings, torch; from fusion3d.ops import library; from fusion3d import ops\n"
+        "plan = ops.bev_pool_plan(torch.zeros(1, 2, 1, 1, dtype=torch.int64), 1)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    out = [ops.bev_pool(torch.ones(1, 2, 1, 1), torch.ones(1, 3, 1, 1), plan) for _ in range(2)]\n"
+        "assert out[0].tolist() == [[2.0] * 3] and len(caught) == 1, caught\n"
+        "print(library.PROBLEM)\n"
+    )
+    shutil.copytree(
+        ROOT / "fusion3d", tmp_path / "fusion3d", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "the kernels of fusion3d are not compiled"

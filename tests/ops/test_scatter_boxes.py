@@ -1,0 +1,186 @@
+"""Scatter against plain loops; box overlap against shapely; suppression against a brute-force one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion3d import ops
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_scatter_equals_loops(reduce, dtype):
+    random = torch.Generator().manual_seed(0)
+    values = (torch.randn(40, 3, generator=random) - 2).to(dtype).requires_grad_()
+    index = torch.randint(0, 12, (40,), generator=random)
+    index[index == 5] = 6  # cell 5 stays empty
+    out = ops.scatter(values, index, 12, reduce)
+    assert out.dtype == dtype and not out[5].any()
+    for cell in range(12):
+        rows = values.detach()[index == cell].double()
+        if len(rows):
+            want = {"sum": rows.sum(0), "mean": rows.mean(0), "max": rows.amax(0)}[reduce]
+            torch.testing.assert_close(
+                out[cell].double(), want, rtol=1e-2, atol=1e-2 if dtype.itemsize == 2 else 1e-6
+            )
+    out.float().sum().backward()
+    assert values.grad.shape == values.shape and values.grad.any()
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+def test_scatter_gradcheck_and_empty(reduce):
+    values = torch.randn(9, 2, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([0, 0, 1, 4, 4, 4, 2, 0, 1])
+    assert torch.autograd.gradcheck(lambda v: ops.scatter(v, index, 6, reduce), (values,))
+    assert torch.equal(
+        ops.scatter(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 3, reduce), torch.zeros(3, 2)
+    )
+    traced = torch.compile(lambda v: ops.scatter(v, index, 6, reduce), backend="eager", fullgraph=True)
+    assert torch.equal(traced(values), ops.scatter(values, index, 6, reduce))
+
+
+def test_scatter_wrong_input():
+    values, index = torch.zeros(3, 2), torch.tensor([0, 1, 2])
+    for args, message in [
+        ((values, torch.tensor([0, 1, 3]), 3), r"\[0, 3\]; expected \[0, 3\)"),
+        ((values, index - 1, 3), r"\[-1, 1\]"),
+        ((values, index[:2], 3), "one for each of the 3 rows"),
+        ((values, index.float(), 3), "index is torch.float32"),
+        ((values[0], index, 3), r"values has shape \[2\]"),
+        ((values, index, 3, "min"), "reduce: found 'min'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ops.scatter(*args)
+
+
+def rectangle(box):
+    import shapely
+    from shapely import affinity
+
+    x, y, length, width, yaw = box
+    flat = shapely.box(-length / 2, -width / 2, length / 2, width / 2)
+    return affinity.translate(affinity.rotate(flat, yaw, origin=(0, 0), use_radians=True), x, y)
+
+
+def shapely_iou(a, b):
+    first, second = [rectangle(box) for box in a], [rectangle(box) for box in b]
+    return np.array([[p.intersection(q).area / p.union(q).area for q in second] for p in first])
+
+
+def random_boxes(random, count, spread):
+    return np.column_stack(
+        [
+            random.uniform(-spread, spread, (count, 2)),
+            random.uniform(0.2, 6, (count, 2)),
+            random.uniform(-4, 4, count),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_iou_equals_shapely(seed):
+    random = np.random.default_rng(seed)
+    a, b = random_boxes(random, 25, 5), random_boxes(random, 20, 5)
+    a[:, 0] += 700 * seed
+    b[:, 0] += 700 * seed
+    found = ops.box_iou_bev(torch.tensor(a), torch.tensor(b))
+    np.testing.assert_allclose(found, shapely_iou(a, b), atol=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(*[st.integers(-2, 2)] * 2, *[st.integers(1, 4)] * 2, st.integers(-3, 3)),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_iou_of_aligned_boxes_with_shared_edges(boxes):
+    # Integer boxes at right angles share edges and corners: the case that trips clipping. The answer is exact.
+    def edges(box):
+        x, y, length, width, quarter = box
+        if quarter % 2:
+            length, width = width, length
+        return x - length / 2, x + length / 2, y - width / 2, y + width / 2
+
+    tensor = torch.tensor(boxes, dtype=torch.float64)
+    tensor[:, 4] *= math.pi / 2
+    found = ops.box_iou_bev(tensor, tensor)
+    for i, first in enumerate(map(edges, boxes)):
+        for j, second in enumerate(map(edges, boxes)):
+            width = min(first[1], second[1]) - max(first[0], second[0])
+            height = min(first[3], second[3]) - max(first[2], second[2])
+            overlap = max(width, 0) * max(height, 0)
+            areas = sum((e[1] - e[0]) * (e[3] - e[2]) for e in (first, second))
+            assert found[i, j] == pytest.approx(overlap / (areas - overlap), abs=1e-7)
+
+
+def test_iou_of_known_boxes():
+    a = torch.tensor([[0.0, 0, 4, 2, 0.3]])
+    b = torch.tensor([
+        [0.0, 0, 4, 2, 0.3],  # itself
+        [0.0, 0, 4, 2, 0.3 + math.pi],  # turned about
+        [0.0, 0, 2, 1, 0.3],  # inside
+        [9.0, 0, 4, 2, 0.3],  # far away
+        [0.0, 0, 0, 2, 0.3],  # no area
+    ])  # fmt: skip
+    torch.testing.assert_close(
+        ops.box_iou_bev(a, b)[0], torch.tensor([1.0, 1, 0.25, 0, 0]), rtol=0, atol=1e-6
+    )
+    octagon = ops.box_iou_bev(torch.tensor([[0.0, 0, 2, 2, 0]]), torch.tensor([[0.0, 0, 2, 2, math.pi / 4]]))
+    area = 8 * (math.sqrt(2) - 1)  # of the octagon in which two unit squares at 45 degrees meet
+    assert octagon.item() == pytest.approx(area / (8 - area), abs=1e-6)
+    assert ops.box_iou_bev(torch.zeros(0, 5), b).shape == (0, 5)
+
+
+def brute_nms(boxes, scores, labels, threshold, max_out, metric):
+    """Suppression by its definition, one pair at a time."""
+    keep = []
+    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
+        for j in keep:
+            if labels[i] == labels[j]:
+                if metric == "circle" and math.dist(boxes[i][:2], boxes[j][:2]) < threshold[labels[j]]:
+                    break
+                if metric == "rotated" and shapely_iou([boxes[j]], [boxes[i]])[0, 0] > threshold[labels[j]]:
+                    break
+        else:
+            keep.append(i)
+    return keep[:max_out]
+
+
+@pytest.mark.parametrize("metric", ["rotated", "circle"])
+@pytest.mark.parametrize("max_out", [7, 100])
+def test_nms_equals_brute_force(metric, max_out):
+    random = np.random.default_rng(3)
+    boxes = random_boxes(random, 60, 8)
+    scores = random.integers(0, 20, 60) / 20  # with ties
+    labels = random.integers(0, 3, 60)
+    threshold = [0.1, 0.3, 0.5] if metric == "rotated" else [1.0, 2.0, 4.0]
+    found = ops.nms_bev(
+        torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels), threshold, max_out, metric
+    )
+    assert found.tolist() == brute_nms(boxes, scores, labels, threshold, max_out, metric)
+
+
+def test_nms_small_cases():
+    boxes = torch.tensor([[0.0, 0, 4, 2, 0], [0.1, 0, 4, 2, 0], [0.1, 0, 4, 2, 0]])
+    scores, labels = torch.tensor([0.5, 0.9, 0.4]), torch.tensor([0, 0, 1])
+    assert ops.nms_bev(boxes, scores, labels, 0.2, 10).tolist() == [1, 2]
+    assert ops.nms_bev(boxes, scores, labels, 0.05, 10, "circle").tolist() == [1, 0, 2]
+    assert ops.nms_bev(boxes[:0], scores[:0], labels[:0], 0.2, 10).tolist() == []
+    assert ops.nms_bev(boxes, scores, labels, 0.2, 0).tolist() == []
+    for args, message in [
+        ((boxes[:, :4], scores, labels, 0.2, 5), r"expected \[N, 5\]"),
+        ((boxes, scores[:2], labels, 0.2, 5), "as many of each"),
+        ((boxes, scores, labels, [0.2], 5), "one threshold for each label"),
+        ((boxes, scores, labels, 0.2, 5, "axis"), "metric: found 'axis'"),
+        ((boxes, scores, labels.float(), 0.2, 5), "labels is torch.float32"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ops.nms_bev(*args)
