@@ -1,0 +1,190 @@
+"""Evaluation: one checkpoint under every subset of its sensors, by official metrics, beside baselines."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusion3d.config import Config, override
+from fusion3d.data.dataset import NuScenesDataset
+from fusion3d.data.nuscenes import Tables
+from fusion3d.engine.checkpoint import load_config_of, load_model
+from fusion3d.engine.ground_truth import detection_truth, obstacles
+from fusion3d.engine.inference import SplitOutput, choose_subsets, run_split
+from fusion3d.engine.seed import set_deterministic
+from fusion3d.engine.submission import write_submission
+from fusion3d.errors import DataError
+from fusion3d.files import write_json
+from fusion3d.metrics.detection import score_detections
+from fusion3d.metrics.planning import PROTOCOL, score_planners
+
+COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "collision@3s")
+
+
+def evaluate(
+    checkpoint: str | Path,
+    config: Config | None,
+    out_dir: str | Path,
+    subsets: Sequence[str] | None = None,
+    device: str | None = None,
+    ema: bool = True,
+) -> dict[str, Any]:
+    """Score a checkpoint on ``config.data.split`` and write everything into ``out_dir``.
+
+    Args:
+        checkpoint: checkpoint or run folder.
+        config: the checkpoint's own with other data, thresholds or sensors; None takes it as it is.
+        out_dir: gets ``metrics.json`` and ``<subset>/results_nusc.json``.
+        subsets: names such as "camera+radar"; None is every one that the checkpoint can take.
+        device: torch device name; None takes the GPU where there is one.
+        ema: use the averaged weights.
+
+    Returns:
+        ``subsets.<name>``: numbers of ``score_detections``, and ``planning`` with that subset's plan;
+        ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
+        the numbers of ``score_plan``; ``planning_protocol``; ``num_samples``; ``seconds``.
+
+    Raises:
+        DataError: the data set has no annotations, or cannot be read.
+        CheckpointError: the checkpoint cannot be used.
+        Fusion3DError: the devkit is not installed, or the output cannot be written.
+    """
+    start = time.perf_counter()
+    config = load_config_of(checkpoint) if config is None else config
+    chosen = choose_subsets(config, subsets)
+    tables = Tables.open(config.data.root, config.data.version)
+    if not tables.annotated:
+        raise DataError(
+            f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict"
+        )
+    set_deterministic(config.deterministic)
+    model, _ = load_model(checkpoint, ema, config)
+    dataset = NuScenesDataset(config.data, config.data.split, config.grid, None, config.seed)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    output = run_split(model, dataset, chosen, config.train.batch_size, config.data.workers, where)
+
+    scoring = time.perf_counter()
+    metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
+    if config.detection is not None:
+        truths = {token: detection_truth(tables, token) for token in output.poses}
+        for name, of_subset in output.subsets.items():
+            records = of_subset.records(output.poses)
+            write_submission(Path(out_dir, name, "results_nusc.json"), records, of_subset.used)
+            metrics["subsets"][name] |= score_detections(truths, records)
+    if config.planning is not None:
+        table = score_plans(output, tables)
+        for name in chosen:
+            metrics["subsets"][name]["planning"] = table[name]
+        metrics["planning"] = {
+            "model": table[list(chosen)[-1]],
+            **{k: v for k, v in table.items() if k not in chosen},
+        }
+        metrics["planning_protocol"] = PROTOCOL
+    end = time.perf_counter()
+    metrics["seconds"] = {
+        "reading": output.reading_seconds,
+        **{f"model.{name}": of_subset.seconds for name, of_subset in output.subsets.items()},
+        "scoring": end - scoring,
+        "total": end - start,
+    }
+    write_json(Path(out_dir, "metrics.json"), metrics)
+    return metrics
+
+
+def score_plans(output: SplitOutput, tables: Tables) -> dict[str, dict[str, float]]:
+    """The planning numbers of every subset and baseline: by name, those of ``score_plan``.
+
+    Raises:
+        DataError: the data set has no driven path to compare with.
+    """
+    tokens = [token for token in output.poses if token in output.futures and token in output.pasts]
+    if not tokens:
+        raise DataError(
+            "no sample of the split has a driven path; planning needs the ego poses of following keyframes"
+        )
+    future, known, past, past_known = (
+        np.stack([getattr(paths[token], name).numpy() for token in tokens])
+        for paths in (output.futures, output.pasts)
+        for name in ("position", "mask")
+    )
+    plans = {
+        name: np.stack([of_subset.plans[token].position.numpy() for token in tokens])
+        for name, of_subset in output.subsets.items()
+    }
+    steps = min(future.shape[1], *(plan.shape[1] for plan in plans.values()))
+    return score_planners(
+        {name: plan[:, :steps] for name, plan in plans.items()},
+        past,
+        past_known,
+        future[:, :steps],
+        known[:, :steps],
+        [obstacles(tables, token, steps) for token in tokens],
+    )
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """The numbers as a table for a terminal."""
+    lines = []
+    detection = {name: row for name, row in metrics["subsets"].items() if "NDS" in row}
+    if detection:
+        lines += [_row("sensors", COLUMNS)] + [
+            _row(name, [row[c] for c in COLUMNS]) for name, row in detection.items()
+        ]
+    if "planning" in metrics:
+        plans = metrics["planning"]
+        lines += ["", _row("planning", PLAN_COLUMNS)]
+        lines += [_row(name, [row[c] for c in PLAN_COLUMNS]) for name, row in plans.items()]
+    return "\n".join(lines)
+
+
+def _row(name: str, values: Sequence[str | float]) -> str:
+    return f"{name:<20}" + "".join(f"{v:>14}" if isinstance(v, str) else f"{v:>14.3f}" for v in values)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Score a checkpoint under every subset of its sensors.
+
+    ``evaluate.py --checkpoint X --out DIR [--subsets camera camera+radar ...] [--data.root R --data.version V
+    ...]``
+    """
+    parser = argparse.ArgumentParser(
+        "evaluate", description="Score a checkpoint under every subset of its sensors."
+    )
+    parser.allow_abbrev = False
+    add_checkpoint_options(parser)
+    parser.add_argument(
+        "--subsets", nargs="+", help="e.g. lidar camera+radar (default: all that the checkpoint can take)"
+    )
+    options, overrides = parser.parse_known_args(argv)
+    config = override(load_config_of(options.checkpoint), overrides)
+    metrics = evaluate(
+        options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema
+    )
+    print(format_table(metrics))
+    print(f"written: {Path(options.out, 'metrics.json')}")
+    return 0
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """The options that evaluation and prediction share."""
+    parser.add_argument("--checkpoint", required=True, help="checkpoint or run folder")
+    parser.add_argument("--out", required=True, help="folder for the results")
+    parser.add_argument(
+        "--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)"
+    )
+    parser.add_argument("--no-ema", action="store_true", help="use the last weights instead of their average")
+    parser.epilog = (
+        "The configuration is the checkpoint's; every setting can be overridden, e.g. --data.root PATH "
+        "--data.version v1.0-mini --data.split mini_val (all are in fusion3d/config.py)."
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""Running a trained model over a split under several subsets of its sensors: each batch is read once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusion3d.config import Config
+from fusion3d.data.collate import collate
+from fusion3d.data.subset import select_sensors
+from fusion3d.engine.submission import to_records
+from fusion3d.errors import ConfigError
+from fusion3d.types import SENSORS, Batch, Boxes, Trajectory, to_device
+
+
+@dataclass
+class SubsetOutput:
+    """What the model said with some of its sensors, over a split."""
+
+    sensors: tuple[str, ...]
+    used: set[str] = field(default_factory=set)  # sensors that really were there
+    boxes: dict[str, Boxes] = field(default_factory=dict)  # by sample token, in ego
+    plans: dict[str, Trajectory] = field(default_factory=dict)  # by sample token, [T], in ego
+    seconds: float = 0.0  # forward and decode
+
+    def records(self, poses: dict[str, np.ndarray]) -> dict[str, list[dict[str, Any]]]:
+        """The boxes in the submission's format; ``poses`` are global_from_ego [4, 4] by token."""
+        return {token: to_records(boxes, poses[token], token) for token, boxes in self.boxes.items()}
+
+
+@dataclass
+class SplitOutput:
+    """All subsets of one split, and what the data set says about its samples' paths."""
+
+    subsets: dict[str, SubsetOutput]
+    poses: dict[str, np.ndarray] = field(default_factory=dict)  # by token, global_from_ego [4, 4] float64
+    futures: dict[str, Trajectory] = field(default_factory=dict)  # by token, [T]
+    pasts: dict[str, Trajectory] = field(default_factory=dict)
+    reading_seconds: float = 0.0  # waiting for the loader
+
+
+def sensor_subsets(config: Config) -> dict[str, tuple[str, ...]]:
+    """Every non-empty subset of the sensors that the model has branches for and the configuration reads.
+
+    By name: sensors joined with "+" in the order of ``SENSORS``; single sensors come first, all of them last.
+    """
+    there = [s for s in SENSORS if getattr(config, s) is not None and s in config.data.sensors]
+    chosen = [subset for size in range(1, len(there) + 1) for subset in combinations(there, size)]
+    return {"+".join(subset): subset for subset in chosen}
+
+
+def choose_subsets(config: Config, names: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """The subsets asked for by name, in any order of their sensors; all of them for None.
+
+    Raises:
+        ConfigError: a name is none that this model can take.
+    """
+    possible = sensor_subsets(config)
+    chosen = {}
+    for name in possible if names is None else names:
+        key = "+".join(sorted(name.split("+"), key=lambda s: SENSORS.index(s) if s in SENSORS else -1))
+        if key not in possible:
+            raise ConfigError(
+                f"no sensor subset {name!r} for this checkpoint and data.sensors; possible: "
+                f"{', '.join(possible)}"
+            )
+        chosen[key] = possible[key]
+    return chosen
+
+
+@torch.inference_mode()
+def run_split(
+    model: Any,
+    dataset: Any,
+    subsets: dict[str, tuple[str, ...]],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> SplitOutput:
+    """Predict a whole split under every subset.
+
+    Args:
+        model: with ``forward`` and ``decode``, in evaluation mode.
+        dataset: without augmentation.
+        subsets: sensors by subset name.
+        batch_size: samples per forward pass.
+        workers: loader processes.
+        device: where the model runs.
+    """
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size, num_workers=workers, collate_fn=collate, generator=torch.Generator()
+    )
+    model = model.to(device)
+    output = SplitOutput({name: SubsetOutput(sensors) for name, sensors in subsets.items()})
+    start = last_told = tick = time.perf_counter()
+    for batch in loader:
+        output.reading_seconds += time.perf_counter() - tick
+        _note_paths(output, batch)
+        batch = batch.to(device)
+        for of_subset in output.subsets.values():
+            _predict(model, batch, of_subset)
+        tick = time.perf_counter()
+        if tick - last_told > 5 or len(output.poses) == len(dataset):
+            last_told, done = tick, len(output.poses)
+            left = (tick - start) / done * (len(dataset) - done)
+            print(f"  {done}/{len(dataset)} samples x {len(subsets)} subsets, {left:.0f} s left", flush=True)
+    return output
+
+
+def _predict(model: Any, batch: Batch, of_subset: SubsetOutput) -> None:
+    start = time.perf_counter()
+    seen = select_sensors(batch, of_subset.sensors)
+    of_subset.used |= {sensor for sensor, there in seen.present.items() if bool(there.any())}
+    predictions = to_device(model.decode(model(seen), seen), "cpu")
+    of_subset.seconds += time.perf_counter() - start
+    if predictions.boxes is not None:
+        of_subset.boxes |= dict(zip(predictions.tokens, predictions.boxes, strict=True))
+    if predictions.plan is not None:
+        of_subset.plans |= _split(predictions.tokens, predictions.plan)
+
+
+def _note_paths(output: SplitOutput, batch: Batch) -> None:
+    output.poses |= dict(zip(batch.tokens, batch.global_from_ego.double().numpy(), strict=True))
+    if batch.future is not None:
+        output.futures |= _split(batch.tokens, batch.future)
+    if batch.past is not None:
+        output.pasts |= _split(batch.tokens, batch.past)
+
+
+def _split(tokens: Sequence[str], paths: Trajectory) -> dict[str, Trajectory]:
+    return {
+        token: Trajectory(paths.position[i], paths.yaw[i], paths.mask[i]) for i, token in enumerate(tokens)
+    }

@@ -1,0 +1,93 @@
+"""Prediction: boxes and plans for a data set that may lack annotations and sensors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fusion3d.config import Config, override
+from fusion3d.data.dataset import NuScenesDataset
+from fusion3d.engine.checkpoint import load_config_of, load_model
+from fusion3d.engine.evaluate import add_checkpoint_options
+from fusion3d.engine.inference import run_split, sensor_subsets
+from fusion3d.engine.seed import set_deterministic
+from fusion3d.engine.submission import write_submission
+from fusion3d.errors import ConfigError
+from fusion3d.files import write_json
+from fusion3d.types import TIME_STEP
+
+
+def predict(
+    checkpoint: str | Path,
+    config: Config | None,
+    out_dir: str | Path,
+    device: str | None = None,
+    ema: bool = True,
+) -> Path:
+    """Run a checkpoint over ``config.data.split`` with every sensor that is there.
+
+    Args:
+        checkpoint: checkpoint or run folder.
+        config: the checkpoint's own with other data; None takes it as it is.
+        out_dir: gets ``results_nusc.json`` (the nuScenes submission) and ``plans.json`` (by sample token,
+            positions of the rear axle every 0.5 s in the ego frame of now and in global, and headings in
+            ego).
+        device: torch device name; None takes the GPU where there is one.
+        ema: use the averaged weights.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        ConfigError: the model has no branch for any of ``config.data.sensors``.
+        CheckpointError: the checkpoint cannot be used.
+        DataError: the data set cannot be read.
+    """
+    config = load_config_of(checkpoint) if config is None else config
+    possible = sensor_subsets(config)
+    if not possible:
+        raise ConfigError(f"the checkpoint has no branch for any of data.sensors = {config.data.sensors}")
+    set_deterministic(config.deterministic)
+    model, _ = load_model(checkpoint, ema, config)
+    dataset = NuScenesDataset(config.data, config.data.split, config.grid, None, config.seed)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = list(possible)[-1]
+    output = run_split(
+        model, dataset, {name: possible[name]}, config.train.batch_size, config.data.workers, where
+    )
+    found = output.subsets[name]
+    if config.detection is not None:
+        write_submission(Path(out_dir, "results_nusc.json"), found.records(output.poses), found.used)
+    if config.planning is not None:
+        plans = {}
+        for token, plan in found.plans.items():
+            position = plan.position.double().numpy()
+            pose = output.poses[token]
+            on_ground = np.pad(position, ((0, 0), (0, 1))) @ pose[:3, :3].T + pose[:3, 3]
+            plans[token] = {
+                "position": position.tolist(),
+                "yaw": plan.yaw.tolist(),
+                "position_global": on_ground[:, :2].tolist(),
+            }
+        write_json(Path(out_dir, "plans.json"), {"time_step": TIME_STEP, "frame": "ego", "plans": plans})
+    return Path(out_dir)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``predict.py --checkpoint X --out DIR [--data.root R --data.version V --data.split S ...]``."""
+    parser = argparse.ArgumentParser(
+        "predict", description="Boxes and plans for a data set without annotations."
+    )
+    parser.allow_abbrev = False
+    add_checkpoint_options(parser)
+    options, overrides = parser.parse_known_args(argv)
+    config = override(load_config_of(options.checkpoint), overrides)
+    print(f"written: {predict(options.checkpoint, config, options.out, options.device, not options.no_ema)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

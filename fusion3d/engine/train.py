@@ -1,0 +1,355 @@
+"""Training, visibly: read ``Trainer.run``. Each step seeds itself from (seed, step): resuming is exact."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fusion3d.config import Config, TrainConfig, differences, load_config
+from fusion3d.data.collate import collate
+from fusion3d.data.dataset import NuScenesDataset
+from fusion3d.data.subset import drop_sensors
+from fusion3d.engine.averaging import Average
+from fusion3d.engine.checkpoint import (
+    EMA,
+    MODEL,
+    Position,
+    check_same_config,
+    checkpoint_folder,
+    list_checkpoints,
+    load_state,
+    load_weights,
+    read_weights,
+    save_checkpoint,
+)
+from fusion3d.engine.distributed import EpochBatches, Processes, processes
+from fusion3d.engine.log import Clock, RunLog
+from fusion3d.engine.seed import generator, seed_all, set_deterministic
+from fusion3d.errors import CheckpointError, TrainingError
+from fusion3d.model import build_model
+from fusion3d.types import Batch, Sample
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def one_cycle(progress: float, warmup: float) -> float:
+    """Learning rate over its peak: a cosine from 1/25 up to 1 at ``warmup``, and a cosine down to 4e-6.
+
+    Args:
+        progress: fraction of the steps done, in [0, 1].
+        warmup: fraction of the steps that rise.
+
+    The shape of Smith and Topin, "Super-convergence" (2018), with torch's default divisors.
+    """
+
+    def cosine(start: float, end: float, part: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+    if progress < warmup:
+        return cosine(1 / 25, 1.0, progress / warmup)
+    return cosine(1.0, 1 / 25e4, (progress - warmup) / max(1 - warmup, 1e-9))
+
+
+def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and kernels only, not on norms, biases and single vectors."""
+    params = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
+
+
+class Objective(nn.Module):
+    """Model and losses as one forward pass, so that DDP sees which parameters a batch really used."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, seen: Batch, full: Batch) -> dict[str, Tensor]:
+        """Losses of what the model makes of ``seen`` (sensors dropped) against the targets of ``full``."""
+        return self.model.losses(self.model(seen), full)  # type: ignore[operator]
+
+
+class Trainer:
+    """One run: model, data and optimiser, and the loop over them.
+
+    Args:
+        config: everything about the run.
+        model: with ``forward(batch)`` and ``losses(outputs, batch)``.
+        dataset: ``dataset[i] -> Sample`` with ``set_epoch(n)``, deterministic in (seed, epoch, index).
+        run_dir: gets ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``.
+        where: this process among those that train together.
+    """
+
+    def __init__(
+        self, config: Config, model: nn.Module, dataset: Any, run_dir: Path, where: Processes
+    ) -> None:
+        if len(dataset) == 0:
+            raise TrainingError(
+                f"split {config.data.train_split!r} of {config.data.root} has no sample to train on"
+            )
+        self.config, self.run_dir, self.where, self.dataset = config, run_dir, where, dataset
+        self.model = model.to(where.device).train()
+        self.objective: nn.Module = Objective(self.model)
+        if where.world > 1:
+            devices = [where.device] if where.device.type == "cuda" else None
+            self.objective = DistributedDataParallel(self.objective, devices, find_unused_parameters=True)
+        self.optimizer = build_optimizer(self.model, config.train)
+        self.average = Average(self.model, config.train.ema) if config.train.ema > 0 else None
+        half_on_gpu = config.train.precision == "float16" and where.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(where.device.type, enabled=half_on_gpu)
+        self.batches = EpochBatches(
+            len(dataset), config.train.batch_size, config.train.epochs, where.rank, where.world, config.seed
+        )
+        self.total_steps = math.ceil(self.batches.per_epoch / config.train.accumulate) * config.train.epochs
+        self.position = Position()
+
+    def run(self, log: RunLog) -> Path:
+        """Train to the end; returns the last checkpoint.
+
+        Raises:
+            TrainingError: a loss or a gradient is not finite.
+            CheckpointError: a checkpoint cannot be written.
+        """
+        settings = self.config.train
+        clock, tick, seen = Clock(self.position.step, self.total_steps), time.perf_counter(), 0
+        for group in self.groups():
+            step = self.position.step + 1
+            self.set_learning_rate(step)
+            losses, norm = self.take_step(step, group)
+            if self.average is not None:
+                self.average.update(self.model, step)
+            self.advance(step, len(group))
+            seen += sum(len(batch) for batch in group) * self.where.world
+            if step % settings.log_every == 0 or step == self.total_steps:
+                self.report(log, clock, losses, norm, seen / (time.perf_counter() - tick))
+                tick, seen = time.perf_counter(), 0
+            if step % settings.checkpoint_every == 0 and step < self.total_steps:
+                self.save()
+        return self.save()
+
+    def groups(self) -> Iterator[list[Batch]]:
+        """The batches still to come, in groups that share one step; none spans two epochs."""
+        group: list[Batch] = []
+        number = self.position.batch
+        self.batches.start = (self.position.epoch, number)
+        for batch in make_loader(self.dataset, self.batches, self.config.data.workers):
+            group.append(batch)
+            number += 1
+            if len(group) == self.config.train.accumulate or number == self.batches.per_epoch:
+                yield group
+                group = []
+            number %= self.batches.per_epoch
+
+    def set_learning_rate(self, step: int) -> None:
+        """The rate for step number ``step``, counted from 1."""
+        progress = (step - 1) / max(self.total_steps - 1, 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.train.learning_rate * one_cycle(progress, self.config.train.warmup)
+
+    def take_step(self, step: int, group: list[Batch]) -> tuple[dict[str, float], float]:
+        """One optimiser step over a group of batches: mean loss parts and the gradient's norm, unclipped."""
+        settings = self.config.train
+        sums: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, batch in enumerate(group):
+            draw = (self.config.seed, step, number, self.where.rank)
+            seed_all(*draw)
+            full = batch.to(self.where.device)
+            seen = drop_sensors(full, settings, generator(*draw, 1))
+            last = number == len(group) - 1
+            with nullcontext() if last or self.where.world == 1 else self.objective.no_sync():  # type: ignore[operator]
+                with torch.autocast(
+                    self.where.device.type,
+                    PRECISIONS[settings.precision],
+                    enabled=settings.precision != "float32",
+                ):
+                    losses = self.objective(seen, full)
+                total = torch.stack([value.float() for value in losses.values()]).sum()
+                self.check_finite(total, losses, batch, step)
+                self.scaler.scale(total / len(group)).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(
+                    name, torch.zeros((), device=total.device)
+                ) + value.detach().float() / len(group)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise TrainingError(
+                f"step {step}: the gradient is not finite although the loss is; batches: {_tokens(group)}. "
+                "No weight was changed; lower train.learning_rate or use --train.precision float32"
+            )
+        self.scaler.step(self.optimizer)  # with fp16 on a GPU, skips the step when a gradient overflowed
+        self.scaler.update()
+        return {name: float(value) for name, value in sums.items()}, float(norm)
+
+    def check_finite(self, total: Tensor, losses: dict[str, Tensor], batch: Batch, step: int) -> None:
+        """Stop before a loss that is not a number reaches any weight."""
+        if not torch.isfinite(total):
+            parts = ", ".join(f"{name} = {float(v)}" for name, v in losses.items() if not torch.isfinite(v))
+            raise TrainingError(
+                f"step {step}: the loss is not finite ({parts or 'only the sum'}) for the samples "
+                f"{_tokens([batch])}. "
+                "No weight was changed; look at these samples with check_dataset, or lower "
+                "train.learning_rate"
+            )
+
+    def advance(self, step: int, num_batches: int) -> None:
+        """Note that a step is done."""
+        batch = self.position.batch + num_batches
+        over = batch == self.batches.per_epoch
+        self.position = Position(step, self.position.epoch + over, 0 if over else batch)
+
+    def report(self, log: RunLog, clock: Clock, losses: dict[str, float], norm: float, rate: float) -> None:
+        """One line to the person and one to the log."""
+        step, lr, total = self.position.step, self.optimizer.param_groups[0]["lr"], sum(losses.values())
+        parts = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        log.say(
+            f"step {step}/{self.total_steps}  loss {total:.3f} ({parts})  grad {norm:.1f}  lr {lr:.1e}  "
+            f"{rate:.1f} samples/s  {clock.left(step)} left"
+        )
+        values = {f"loss/{name}": value for name, value in losses.items()}
+        log.write(step, {"loss": total, **values, "grad_norm": norm, "lr": lr, "samples_per_second": rate})
+
+    def save(self) -> Path:
+        """Write a checkpoint (the first process does) and return its folder."""
+        folder = checkpoint_folder(self.run_dir, self.position.step)
+        if self.where.first:
+            state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+            ema = None if self.average is None else self.average.tensors
+            save_checkpoint(folder, self.config, self.model.state_dict(), self.position, ema, state)
+        if self.where.world > 1:
+            torch.distributed.barrier()
+        return folder
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint of the same configuration.
+
+        Raises:
+            CheckpointError: another configuration, or damaged.
+        """
+        check_same_config(self.config, folder)
+        self.position, state = load_state(folder)
+        load_weights(self.model, folder / MODEL, self.config)
+        if self.average is not None:
+            self.average.load(read_weights(self.average.tensors, folder / EMA, self.config))
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: the optimiser's state does not fit: {error}") from error
+
+
+class OfEpoch(torch.utils.data.Dataset):
+    """A data set asked by (epoch, index): the epoch travels with the index into the loader's processes."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        self.dataset.set_epoch(epoch)
+        return self.dataset[index]
+
+
+def make_loader(dataset: Any, batches: EpochBatches, workers: int) -> Iterable[Batch]:
+    """Collated batches in the sampler's order, read by ``workers`` processes (0: by this one)."""
+    return torch.utils.data.DataLoader(
+        OfEpoch(dataset),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # so that starting the workers draws nothing from the global generator
+    )
+
+
+def train(config: Config, run_dir: str | Path, resume: bool = True, device: str | None = None) -> Path:
+    """Train a model and return its last checkpoint folder.
+
+    Args:
+        config: everything about the run.
+        run_dir: folder of the run.
+        resume: go on from the newest checkpoint in ``run_dir``, if there is one; the end is bit-identical to
+            a run that was never stopped (on the same machine and number of threads).
+        device: torch device name; None takes the GPU where there is one.
+
+    Raises:
+        TrainingError: a loss is not finite, or there is nothing to train on.
+        CheckpointError: what is there cannot be resumed, or a checkpoint cannot be written.
+        DataError: the data set cannot be read.
+    """
+    run_dir = Path(run_dir)
+    with processes(device) as where:
+        set_deterministic(config.deterministic)
+        seed_all(config.seed)
+        dataset = NuScenesDataset(
+            config.data, config.data.train_split, config.grid, config.augment, config.seed
+        )
+        trainer = Trainer(config, build_model(config), dataset, run_dir, where)
+        found = list_checkpoints(run_dir)
+        if found and not resume:
+            raise CheckpointError(
+                f"{run_dir} holds a run already (up to {found[-1].name}); resume it, remove it, or choose "
+                f"another --run"
+            )
+        if found:
+            trainer.resume(found[-1])
+        with RunLog(run_dir, trainer.position.step, active=where.first) as log:
+            count = sum(p.numel() for p in trainer.model.parameters())
+            log.say(
+                f"{len(dataset)} samples, {count / 1e6:.2f} M parameters, {trainer.total_steps} steps on "
+                f"{where.device}"
+            )
+            if found:
+                log.say(f"resumed from {found[-1]}")
+            if trainer.position.step >= trainer.total_steps and found:
+                return found[-1]
+            return trainer.run(log)
+
+
+def _tokens(batches: list[Batch]) -> str:
+    return ", ".join(token for batch in batches for token in batch.tokens)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``train.py CONFIG [--run DIR] [--no-resume] [--device NAME] [--a.b value ...]``."""
+    parser = argparse.ArgumentParser("train", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("config", help="YAML file, e.g. configs/demo.yaml")
+    parser.add_argument(
+        "--run", help="folder of the run (default: runs/<name of the file>); resumed if it holds one"
+    )
+    parser.add_argument(
+        "--no-resume", action="store_true", help="refuse to go on from a run that is already there"
+    )
+    parser.add_argument(
+        "--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)"
+    )
+    parser.epilog = (
+        "Every setting can be overridden, e.g. --train.epochs 3 --data.root PATH: fusion3d/config.py."
+    )
+    options, overrides = parser.parse_known_args(argv)
+    config = load_config(options.config, overrides)
+    if os.environ.get("RANK", "0") == "0":
+        for key, value in differences(config).items():
+            print(f"  {key} = {value!r}")
+    run_dir = options.run or Path("runs") / Path(options.config).stem
+    checkpoint = train(config, run_dir, not options.no_resume, options.device)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"checkpoint: {checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
