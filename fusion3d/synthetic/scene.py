@@ -47,7 +47,9 @@ class Track:
         return position, np.interp(time, grid, self.yaw)
 
     def velocity(self, time: np.ndarray | float) -> np.ndarray:
-        """[..., 2] velocity over ground [m/s]: central difference over one SIM_STEP."""
+        """[..., 2] velocity over ground [m/s]: central difference over one SIM_STEP, the outermost one at the ends."""
+        end = (len(self.yaw) - 1) * SIM_STEP
+        time = np.clip(time, SIM_STEP / 2, max(end - SIM_STEP / 2, SIM_STEP / 2))
         before, _ = self.at(np.asarray(time) - SIM_STEP / 2)
         after, _ = self.at(np.asarray(time) + SIM_STEP / 2)
         return (after - before)[..., :2] / SIM_STEP
