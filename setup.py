@@ -85,9 +85,7 @@ class Cuda:
             self.nvcc = ""
         if not self.nvcc:
             if os.environ.get("FUSION3D_CUDA") == "1":
-                raise RuntimeError(
-                    "FUSION3D_CUDA=1, but there is no nvcc: put it on PATH, or name it in NVCC"
-                )
+                raise RuntimeError("FUSION3D_CUDA=1, but there is no nvcc: put it on PATH, or name it in NVCC")
             return
         # nvcc may be a wrapper script: where it lives is what it says, not where it was found.
         said = subprocess.run([self.nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
@@ -97,9 +95,7 @@ class Cuda:
         asked = os.environ.get("FUSION3D_CUDA_ARCHS", ARCHS).replace(",", " ").replace(";", " ").split()
         self.archs = [arch for arch in asked if f"compute_{arch}" in listed.split()]
         if not self.archs:
-            raise RuntimeError(
-                f"FUSION3D_CUDA_ARCHS={' '.join(asked)}: nvcc knows none of them, only {listed.split()}"
-            )
+            raise RuntimeError(f"FUSION3D_CUDA_ARCHS={' '.join(asked)}: nvcc knows none of them, only {listed.split()}")
 
     def flags(self) -> list[str]:
         """Code for every architecture, and PTX of the last for those to come."""
@@ -109,9 +105,7 @@ class Cuda:
     def libraries(self) -> list[str]:
         """Link flags for the static runtime."""
         folders = [
-            f
-            for f in (self.top / "lib64", self.top / "targets/x86_64-linux/lib", self.top / "lib")
-            if f.is_dir()
+            f for f in (self.top / "lib64", self.top / "targets/x86_64-linux/lib", self.top / "lib") if f.is_dir()
         ]
         return [*(f"-L{f}" for f in folders), "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
 
@@ -219,9 +213,7 @@ REASON = why_pure()
 if REASON:
     warn(f"no compiled kernels: {REASON}. The package runs, slower, on its pure-torch operations.")
 
-SOURCES = [
-    str(path.relative_to(ROOT)) for kind in ("*.cpp", "*.cu") for path in sorted((ROOT / "csrc").rglob(kind))
-]
+SOURCES = [str(path.relative_to(ROOT)) for kind in ("*.cpp", "*.cu") for path in sorted((ROOT / "csrc").rglob(kind))]
 setup(
     packages=[*find_packages(include=["fusion3d", "fusion3d.*"]), "fusion3d.configs"],
     package_dir={"fusion3d.configs": "configs"},

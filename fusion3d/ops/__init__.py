@@ -103,18 +103,12 @@ def bev_pool(depth_MDHW: Tensor, feat_MCHW: Tensor, plan: BEVPoolPlan) -> Tensor
             f"depth is {depth_MDHW.dtype} and feat {feat_MCHW.dtype}; expected one dtype: cast one of them"
         )
     if not device == feat_MCHW.device == plan.cell.device:
-        raise ValueError(
-            f"depth is on {device}, feat on {feat_MCHW.device}, plan on {plan.cell.device}; expected one"
-        )
+        raise ValueError(f"depth is on {device}, feat on {feat_MCHW.device}, plan on {plan.cell.device}; expected one")
     if depth_MDHW.shape != plan.cell.shape:
-        raise ValueError(
-            f"depth has shape {_shape(depth_MDHW)}; expected that of the plan, {_shape(plan.cell)}"
-        )
+        raise ValueError(f"depth has shape {_shape(depth_MDHW)}; expected that of the plan, {_shape(plan.cell)}")
     num_images, _, rows, cols = depth_MDHW.shape
     if (feat_MCHW.shape[0], *feat_MCHW.shape[2:]) != (num_images, rows, cols):
-        raise ValueError(
-            f"feat has shape {_shape(feat_MCHW)}; expected [{num_images}, C, {rows}, {cols}] as depth"
-        )
+        raise ValueError(f"feat has shape {_shape(feat_MCHW)}; expected [{num_images}, C, {rows}, {cols}] as depth")
     feat_MHWC = feat_MCHW.permute(0, 2, 3, 1)
     if library.has_kernel(device):
         return torch.ops.fusion3d.bev_pool(
@@ -123,9 +117,7 @@ def bev_pool(depth_MDHW: Tensor, feat_MCHW: Tensor, plan: BEVPoolPlan) -> Tensor
     return reference.bev_pool(depth_MDHW, feat_MHWC, plan.sample, plan.pixel, plan.cell_ptr)
 
 
-def scatter(
-    values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum", "mean", "max"] = "sum"
-) -> Tensor:
+def scatter(values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum", "mean", "max"] = "sum") -> Tensor:
     """Reduce the rows of ``values`` that share an index.
 
     Args:
@@ -143,9 +135,7 @@ def scatter(
     _check(values, "values", "PC", _FLOATS)
     _check(index, "index", "P", (torch.int64,))
     if len(index) != len(values):
-        raise ValueError(
-            f"index has {len(index)} entries; expected one for each of the {len(values)} rows of values"
-        )
+        raise ValueError(f"index has {len(index)} entries; expected one for each of the {len(values)} rows of values")
     if reduce not in ("sum", "mean", "max"):
         raise ValueError(f"reduce: found {reduce!r}; expected 'sum', 'mean' or 'max'")
     if index.device.type == "cpu" and len(index) and not torch.compiler.is_compiling():
@@ -204,9 +194,7 @@ def nms_bev(
     _check(scores, "scores", "N", _FLOATS)
     _check(labels, "labels", "N", (torch.int64,))
     if not len(boxes) == len(scores) == len(labels):
-        raise ValueError(
-            f"{len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels; expected as many of each"
-        )
+        raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels; expected as many of each")
     if metric not in ("rotated", "circle"):
         raise ValueError(f"metric: found {metric!r}; expected 'rotated' or 'circle'")
     limits = torch.as_tensor(threshold, dtype=torch.float64, device=boxes.device)

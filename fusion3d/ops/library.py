@@ -66,9 +66,7 @@ def _register() -> None:
     """Tell torch the output shapes and the gradient of each operation."""
 
     @torch.library.register_fake("fusion3d::bev_pool")
-    def _(
-        depth: Tensor, feat: Tensor, cell: Tensor, sample: Tensor, pixel: Tensor, cell_ptr: Tensor
-    ) -> Tensor:
+    def _(depth: Tensor, feat: Tensor, cell: Tensor, sample: Tensor, pixel: Tensor, cell_ptr: Tensor) -> Tensor:
         return feat.new_empty(cell_ptr.shape[0] - 1, feat.shape[3])
 
     @torch.library.register_fake("fusion3d::bev_pool_backward")

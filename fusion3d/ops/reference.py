@@ -18,9 +18,7 @@ _TOUCH = 1e-9
 _PAIRS_AT_ONCE = 1 << 18  # bounds the memory of one pass over box pairs to some 100 MB
 
 
-def bev_pool(
-    depth_MDHW: Tensor, feat_MHWC: Tensor, sample: Tensor, pixel: Tensor, cell_ptr: Tensor
-) -> Tensor:
+def bev_pool(depth_MDHW: Tensor, feat_MHWC: Tensor, sample: Tensor, pixel: Tensor, cell_ptr: Tensor) -> Tensor:
     """Sum of depth-weighted pixel features over the samples of each cell (see ``fusion3d.ops.bev_pool``).
 
     Args:
@@ -44,9 +42,7 @@ def bev_pool(
     return pooled.index_add(0, cell, weight[:, None] * feat).to(depth_MDHW.dtype)
 
 
-def scatter(
-    values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum", "mean", "max"] = "sum"
-) -> Tensor:
+def scatter(values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum", "mean", "max"] = "sum") -> Tensor:
     """Reduce rows that share an index (see ``fusion3d.ops.scatter``)."""
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     out = exact.new_zeros(num_cells, values.shape[1])
@@ -77,9 +73,7 @@ def pair_overlap(a: Tensor, b: Tensor) -> Tensor:
     # Coordinates relative to the first box keep the products small wherever the boxes are.
     shift = torch.cat([a[:, :2], torch.zeros_like(a[:, 2:])], dim=1)
     corners_a, corners_b = _corners(a - shift), _corners(b - shift)
-    return (_outline_inside(corners_a, corners_b, True) + _outline_inside(corners_b, corners_a, False)).clamp(
-        min=0
-    )
+    return (_outline_inside(corners_a, corners_b, True) + _outline_inside(corners_b, corners_a, False)).clamp(min=0)
 
 
 def _corners(boxes: Tensor) -> Tensor:
@@ -158,9 +152,7 @@ def nms_bev(
         clash = near & (_pair_iou(boxes, boxes, near) > threshold[:, None])
     else:
         clash = rivals & (distance < threshold[:, None])
-    clash_rows = (
-        clash.cpu().numpy()
-    )  # the greedy choice is sequential: it is made on the host, after one copy
+    clash_rows = clash.cpu().numpy()  # the greedy choice is sequential: it is made on the host, after one copy
     alive = np.ones(len(boxes), dtype=bool)
     keep: list[int] = []
     for i in range(len(boxes)):

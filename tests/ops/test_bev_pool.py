@@ -16,9 +16,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
 
 
-def make(
-    shape=(2, 7, 3, 5), channels=19, num_cells=23, dtype=torch.float32, device="cpu", seed=0, outside=0.3
-):
+def make(shape=(2, 7, 3, 5), channels=19, num_cells=23, dtype=torch.float32, device="cpu", seed=0, outside=0.3):
     """Random depth, features and plan."""
     random = torch.Generator().manual_seed(seed)
     images, _, rows, cols = shape
@@ -73,9 +71,7 @@ def test_kernel_equals_twin(device, dtype, tolerance, channels):
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.tuples(*[st.integers(0, 5)] * 4), st.integers(0, 40), st.integers(0, 30), st.sampled_from([0, 0.5, 1])
-)
+@given(st.tuples(*[st.integers(0, 5)] * 4), st.integers(0, 40), st.integers(0, 30), st.sampled_from([0, 0.5, 1]))
 def test_any_shape(shape, channels, num_cells, outside):
     depth, feat, plan = make(shape, channels, num_cells, outside=1 if num_cells == 0 else outside)
     exact = [t.detach().double().requires_grad_() for t in (depth, feat)]
@@ -162,9 +158,7 @@ def test_special_numbers_of_half_survive():
 @compiled
 def test_rounding_of_half_is_to_nearest_even():
     # 1 + k * 2^-12 lies between halves (2^-10 apart at 1): every position of the rounding, ties included.
-    sums = torch.cat(
-        [1 + torch.arange(64) * 2.0**-12, torch.arange(64) * 2.0**-26, torch.tensor([65519.0, 65520.0])]
-    )
+    sums = torch.cat([1 + torch.arange(64) * 2.0**-12, torch.arange(64) * 2.0**-26, torch.tensor([65519.0, 65520.0])])
     for dtype in (torch.float16, torch.bfloat16):
         high = sums.clamp(max=65504).to(dtype)
         low = (sums - high.float()).to(dtype)

@@ -62,14 +62,10 @@ def test_kernels_know_no_torch(folder):
 def test_without_compiler_it_is_pure_python_with_one_warning(tmp_path):
     said = output(sys.executable, "setup.py", "--version", CXX="no-such-compiler")
     assert said.count("warning: no compiled kernels: there is no C++ compiler") == 1
-    built = output(
-        sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path), FUSION3D_NO_EXT="1"
-    )
+    built = output(sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path), FUSION3D_NO_EXT="1")
     assert built.count("warning: no compiled kernels") == 1
     assert (tmp_path / "lib/fusion3d/ops/reference.py").is_file()
-    assert list((tmp_path / "lib/fusion3d/configs").glob("*.yaml")) or not list(
-        (ROOT / "configs").glob("*.yaml")
-    )
+    assert list((tmp_path / "lib/fusion3d/configs").glob("*.yaml")) or not list((ROOT / "configs").glob("*.yaml"))
     assert not list(tmp_path.rglob("*.so"))
 
 
@@ -83,9 +79,7 @@ def test_package_works_without_library(tmp_path):
         "assert out[0].tolist() == [[2.0] * 3] and len(caught) == 1, caught\n"
         "print(library.PROBLEM)\n"
     )
-    shutil.copytree(
-        ROOT / "fusion3d", tmp_path / "fusion3d", ignore=shutil.ignore_patterns("*.so", "__pycache__")
-    )
+    shutil.copytree(ROOT / "fusion3d", tmp_path / "fusion3d", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

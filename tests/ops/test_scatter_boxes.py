@@ -26,9 +26,7 @@ def test_scatter_equals_loops(reduce, dtype):
         rows = values.detach()[index == cell].double()
         if len(rows):
             want = {"sum": rows.sum(0), "mean": rows.mean(0), "max": rows.amax(0)}[reduce]
-            torch.testing.assert_close(
-                out[cell].double(), want, rtol=1e-2, atol=1e-2 if dtype.itemsize == 2 else 1e-6
-            )
+            torch.testing.assert_close(out[cell].double(), want, rtol=1e-2, atol=1e-2 if dtype.itemsize == 2 else 1e-6)
     out.float().sum().backward()
     assert values.grad.shape == values.shape and values.grad.any()
 
@@ -38,9 +36,7 @@ def test_scatter_gradcheck_and_empty(reduce):
     values = torch.randn(9, 2, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([0, 0, 1, 4, 4, 4, 2, 0, 1])
     assert torch.autograd.gradcheck(lambda v: ops.scatter(v, index, 6, reduce), (values,))
-    assert torch.equal(
-        ops.scatter(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 3, reduce), torch.zeros(3, 2)
-    )
+    assert torch.equal(ops.scatter(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 3, reduce), torch.zeros(3, 2))
     traced = torch.compile(lambda v: ops.scatter(v, index, 6, reduce), backend="eager", fullgraph=True)
     assert torch.equal(traced(values), ops.scatter(values, index, 6, reduce))
 
@@ -130,9 +126,7 @@ def test_iou_of_known_boxes():
         [9.0, 0, 4, 2, 0.3],  # far away
         [0.0, 0, 0, 2, 0.3],  # no area
     ])  # fmt: skip
-    torch.testing.assert_close(
-        ops.box_iou_bev(a, b)[0], torch.tensor([1.0, 1, 0.25, 0, 0]), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(ops.box_iou_bev(a, b)[0], torch.tensor([1.0, 1, 0.25, 0, 0]), rtol=0, atol=1e-6)
     octagon = ops.box_iou_bev(torch.tensor([[0.0, 0, 2, 2, 0]]), torch.tensor([[0.0, 0, 2, 2, math.pi / 4]]))
     area = 8 * (math.sqrt(2) - 1)  # of the octagon in which two unit squares at 45 degrees meet
     assert octagon.item() == pytest.approx(area / (8 - area), abs=1e-6)
@@ -162,9 +156,7 @@ def test_nms_equals_brute_force(metric, max_out):
     scores = random.integers(0, 20, 60) / 20  # with ties
     labels = random.integers(0, 3, 60)
     threshold = [0.1, 0.3, 0.5] if metric == "rotated" else [1.0, 2.0, 4.0]
-    found = ops.nms_bev(
-        torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels), threshold, max_out, metric
-    )
+    found = ops.nms_bev(torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels), threshold, max_out, metric)
     assert found.tolist() == brute_nms(boxes, scores, labels, threshold, max_out, metric)
 
 
