@@ -1,0 +1,96 @@
+"""The ``fusion3d`` command: each verb is a ``main(argv) -> int`` in the package, imported only when it is called.
+
+``tools/VERB.py`` are the same verbs. An error made on purpose (``Fusion3DError``) ends as one line on stderr and exit status 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from fusion3d import __version__
+from fusion3d.errors import Fusion3DError
+
+VERBS = {
+    "train": ("fusion3d.engine.train:main", "train a model by a configuration, or go on with an interrupted run"),
+    "evaluate": (
+        "fusion3d.engine.evaluate:main",
+        "score a checkpoint with the official metrics, for every subset of sensors",
+    ),
+    "predict": (
+        "fusion3d.engine.predict:main",
+        "write a checkpoint's boxes and plans for a data set, annotated or not",
+    ),
+    "visualize": ("fusion3d.engine.visualize:main", "draw cameras, bird's-eye view and the 3-D scene"),
+    "make_synthetic": ("fusion3d.synthetic.writer:main", "make a synthetic data set in the nuScenes format"),
+    "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),
+    "benchmark": ("fusion3d.cli:benchmark", "time the data loader or the model: benchmark data | model"),
+    "demo": ("fusion3d.engine.demo:main", "synthetic data, training, evaluation and a report, in one go"),
+}
+BENCHMARKS = {
+    "data": ("fusion3d.engine.benchmark_data:main", "samples per second, against the official devkit"),
+    "model": ("fusion3d.engine.benchmark_model:main", "milliseconds of each stage of the model"),
+}
+INTERRUPTED = 130  # the shell's exit status for Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The ``fusion3d`` command. Returns its exit status."""
+    return _choose("fusion3d", VERBS, list(sys.argv[1:] if argv is None else argv))
+
+
+def benchmark(argv: list[str]) -> int:
+    """The verb ``benchmark``: chooses what is timed."""
+    return _choose("fusion3d benchmark", BENCHMARKS, argv)
+
+
+def run(verb: str, argv: Sequence[str] | None = None) -> int:
+    """Run one verb and turn an expected error into a line on stderr.
+
+    Args:
+        verb: a key of ``VERBS``.
+        argv: its arguments; the command line's by default.
+
+    Returns:
+        Exit status: the verb's own, 1 after a ``Fusion3DError``, 130 after Ctrl-C.
+    """
+    return _call(VERBS[verb][0], list(sys.argv[1:] if argv is None else argv))
+
+
+def _call(target: str, argv: list[str]) -> int:
+    module, function = target.split(":")
+    try:
+        return int(getattr(importlib.import_module(module), function)(argv) or 0)
+    except Fusion3DError as error:
+        print(f"fusion3d: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fusion3d: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (such as `head`) is gone: nothing is left to say, and nowhere to say it.
+        sys.stdout = None
+        return 0
+
+
+def _choose(program: str, verbs: dict[str, tuple[str, str]], argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help(program, verbs))
+        return 0 if argv else 2
+    name, rest = argv[0].replace("-", "_"), argv[1:]
+    if argv[0] == "--version":
+        print(f"fusion3d {__version__}")
+        return 0
+    if name not in verbs:
+        near = difflib.get_close_matches(name, verbs, n=1, cutoff=0.0)[0]
+        print(f"{program}: unknown verb {argv[0]!r}; did you mean {near!r}? known: {', '.join(verbs)}", file=sys.stderr)
+        return 2
+    return _call(verbs[name][0], rest)
+
+
+def _help(program: str, verbs: dict[str, tuple[str, str]]) -> str:
+    width = max(map(len, verbs))
+    lines = [f"usage: {program} VERB [arguments]      ({program} VERB --help says more)", ""]
+    return "\n".join([*lines, *(f"  {verb:<{width}}  {text}" for verb, (_, text) in verbs.items())])
