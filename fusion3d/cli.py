@@ -1,12 +1,14 @@
 """The ``fusion3d`` command: each verb is a ``main(argv) -> int`` in the package, imported only when it is called.
 
-``tools/VERB.py`` are the same verbs. An error made on purpose (``Fusion3DError``) ends as one line on stderr and exit status 1.
+``tools/VERB.py`` are the same verbs. An error made on purpose (``Fusion3DError``) ends as one line on stderr and
+exit status 1.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -71,8 +73,8 @@ def _call(target: str, argv: list[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (such as `head`) is gone: nothing is left to say, and nowhere to say it.
-        sys.stdout = None
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _choose(program: str, verbs: dict[str, tuple[str, str]], argv: list[str]) -> int:
