@@ -1,0 +1,112 @@
+"""Ground truth of a sample in its reference frame: boxes of the ten classes, and how the ego went on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fusion3d.data.nuscenes import Tables
+from fusion3d.geometry import apply, invert, rotate, rotation_from_quaternion, yaw_of
+from fusion3d.types import COMMANDS, TIME_STEP, Boxes, EgoStatus, Trajectory
+
+TURN_OFFSET = 2.0  # [m] a path that ends farther to a side than this is a turn (the rule of the nuScenes planners)
+_STEP_RANGE = (0.5 * TIME_STEP, 1.5 * TIME_STEP)  # [s] what two consecutive keyframes may be apart
+
+
+def load_boxes(tables: Tables, sample: int, min_points: int = 0) -> Boxes:
+    """The sample's boxes of the ten detection classes, in ego, in the table's order.
+
+    Args:
+        tables: the data set.
+        sample: sample row.
+        min_points: boxes with fewer LiDAR + radar points are left out (for training).
+    """
+    rows = np.arange(tables.box_start[sample], tables.box_start[sample + 1])
+    rows = rows[(tables.box_class[rows] >= 0) & (tables.box_points[rows].sum(axis=1) >= min_points)]
+    ego_from_global = invert(tables.global_from_ego(sample))
+    turned = ego_from_global[:3, :3] @ rotation_from_quaternion(tables.box_rotation[rows])
+    return Boxes.of(
+        center=_tensor(apply(ego_from_global, tables.box_center[rows])),
+        size=_tensor(tables.box_size[rows]),
+        yaw=_tensor(yaw_of(turned)),
+        velocity=_tensor(rotate(ego_from_global, tables.box_velocity[rows])[:, :2]),
+        label=_tensor(tables.box_class[rows]),
+        attribute=_tensor(tables.box_attribute[rows]),
+        visibility=_tensor(tables.box_visibility[rows]),
+        num_points=_tensor(tables.box_points[rows]),
+        instance=tuple(token.decode() for token in tables.instance_token[tables.box_instance[rows]].tolist()),
+    )
+
+
+def load_ego(tables: Tables, sample: int, steps: int) -> tuple[Trajectory, Trajectory, EgoStatus, int]:
+    """The ego's future, past, status and command at a sample.
+
+    Positions are the reference poses of the following (previous) keyframes, as nuScenes planners take them:
+    keyframes are 0.40 to 0.60 s apart, nothing is interpolated. A gap of more than 0.75 s (or less than 0.25
+    s) ends what is known, as the scene's end does. The status looks at past poses only.
+
+    Returns:
+        Future [steps] and past [steps] (from -TIME_STEP backwards) in ego, the status (NaN where there is no
+        past), and the index in COMMANDS of the side on which the known future ends; -1 where there is none.
+    """
+    ego_from_global = invert(tables.global_from_ego(sample))
+    future = _trajectory(tables, _chain(tables, sample, tables.sample_next, steps), ego_from_global, steps)
+    past = _trajectory(tables, _chain(tables, sample, tables.sample_prev, steps), ego_from_global, steps)
+    return future, past, _status(tables, sample, ego_from_global), command_of(future)
+
+
+def command_of(future: Trajectory) -> int:
+    """Index in COMMANDS by the lateral offset at the last known step: beyond 2 m is a turn; -1: no future."""
+    known = int(future.mask.sum())
+    if known == 0:
+        return -1
+    lateral = float(future.position[known - 1, 1])
+    side = "left" if lateral > TURN_OFFSET else "right" if lateral < -TURN_OFFSET else "straight"
+    return COMMANDS.index(side)
+
+
+def _chain(tables: Tables, sample: int, link: np.ndarray, count: int) -> list[int]:
+    """The keyframes that follow along ``link``, as far as each is about TIME_STEP from the one before."""
+    rows: list[int] = []
+    here = sample
+    while len(rows) < count and (following := int(link[here])) >= 0:
+        apart = abs(int(tables.reference_time[following]) - int(tables.reference_time[here])) * 1e-6
+        if not _STEP_RANGE[0] <= apart <= _STEP_RANGE[1]:
+            break
+        rows.append(following)
+        here = following
+    return rows
+
+
+def _poses(tables: Tables, rows: list[int], ego_from_global: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[len, 2] positions and [len] yaw of keyframes' ego frames in another ego frame."""
+    if not rows:
+        return np.zeros((0, 2)), np.zeros(0)
+    poses = ego_from_global @ np.stack([tables.global_from_ego(row) for row in rows])
+    return poses[:, :2, 3], yaw_of(poses)
+
+
+def _trajectory(tables: Tables, rows: list[int], ego_from_global: np.ndarray, steps: int) -> Trajectory:
+    position, yaw, mask = np.zeros((steps, 2)), np.zeros(steps), np.arange(steps) < len(rows)
+    position[: len(rows)], yaw[: len(rows)] = _poses(tables, rows, ego_from_global)
+    return Trajectory(position=_tensor(position), yaw=_tensor(yaw), mask=torch.from_numpy(mask))
+
+
+def _status(tables: Tables, sample: int, ego_from_global: np.ndarray) -> EgoStatus:
+    """Finite differences over the last one (velocity, yaw rate) and two (acceleration) keyframe intervals."""
+    rows = [sample, *_chain(tables, sample, tables.sample_prev, 2)]
+    position, yaw = _poses(tables, rows, ego_from_global)
+    seconds = -np.diff(tables.pose_time[tables.sample_pose[rows]]) * 1e-6
+    unknown = np.full(2, np.nan)
+    velocity = (position[:-1] - position[1:]) / np.maximum(seconds, 1e-3)[:, None]  # newest first
+    turn = (yaw[:-1] - yaw[1:] + np.pi) % (2 * np.pi) - np.pi
+    return EgoStatus(
+        velocity=_tensor(velocity[0] if len(velocity) else unknown),
+        acceleration=_tensor((velocity[0] - velocity[1]) / seconds[:2].mean() if len(velocity) > 1 else unknown),
+        yaw_rate=_tensor(np.asarray(turn[0] / seconds[0] if len(turn) else np.nan)),
+    )
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    values = np.asarray(values)
+    return torch.from_numpy(values.astype(np.float32 if values.dtype.kind == "f" else np.int64))

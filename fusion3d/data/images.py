@@ -1,0 +1,186 @@
+"""Camera images: decoded small, resized, cropped, mirrored and turned, with the matrix that says where each
+pixel went.
+
+Two pixel coordinates occur: ``edge`` has the corner of the image at 0 (pixel i covers [i, i+1)); it is what
+scaling is linear in. ``image`` has the centre of the first pixel at 0, as the whole package does; image = edge - 1/2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion3d.config import AugmentConfig
+from fusion3d.data.guard import Guard, strict
+from fusion3d.data.nuscenes import Tables
+from fusion3d.errors import DataError
+from fusion3d.types import Cameras
+
+_EDGE_FROM_IMAGE = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+_SLACK = 1e-6  # [px] rounding error that does not count
+
+
+@dataclass(frozen=True)
+class ImageAugmentation:
+    """One image's random change; the default is none."""
+
+    scale: float = 0.0  # added to the fitting resize factor
+    shift: float = 0.5  # share of the spare width that is cropped on the left
+    flip: bool = False  # left <-> right
+    angle: float = 0.0  # about the centre [rad], clockwise as seen
+
+
+def draw_image_augmentation(config: AugmentConfig, rng: np.random.Generator) -> ImageAugmentation:
+    """A random change within the limits of ``config``; always takes the same number of draws."""
+    scale, shift, flip, angle = rng.uniform(size=4)
+    low, high = config.image_scale
+    return ImageAugmentation(
+        scale=low + (high - low) * scale,
+        shift=shift if high > low else 0.5,
+        flip=bool(config.image_flip and flip < 0.5),
+        angle=math.radians(config.image_rotation) * (2 * angle - 1),
+    )
+
+
+def load_image(
+    path: Path,
+    size: tuple[int, int],
+    stated: tuple[int, int] | None = None,
+    change: ImageAugmentation | None = None,
+) -> tuple[Tensor, np.ndarray]:
+    """Decode an image at about the size that is needed, and bring it to exactly that size.
+
+    The factor fills the target; what is too high is cropped at the top (the bottom is kept), what is too
+    wide on both sides. Where a random smaller factor leaves a margin, it is black.
+
+    Args:
+        path: JPEG or anything that Pillow reads.
+        size: height and width wanted [px].
+        stated: height and width in the table; an image of another size would not fit its intrinsics.
+        change: random change.
+
+    Returns:
+        [3, H, W] float32 RGB in [0, 1], and [3, 3] float64 new-image-from-file-image (pixel centres).
+
+    Raises:
+        DataError: the file is missing, truncated, no image or of another size than stated.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    change = change or ImageAugmentation()
+    try:
+        with Image.open(path) as file:
+            old = (file.height, file.width)
+            if stated is not None and tuple(stated) != old:
+                raise DataError(
+                    f"image {path} is {old[1]} x {old[0]} px, its table says {stated[1]} x {stated[0]}: its "
+                    "intrinsics do not fit; use the original file or correct height, width and intrinsics"
+                )
+            factor, left, top = _fit(old, size, change)
+            pixels = _cut(file, factor, left, top, size)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot decode image {path}: {error}; copy or download it again") from error
+    matrix = np.array([[factor, 0, -left], [0, factor, -top], [0, 0, 1.0]])
+    height, width = size
+    if change.flip:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        matrix = np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1.0]]) @ matrix
+    if change.angle:
+        cos, sin = math.cos(change.angle), math.sin(change.angle)
+        x, y = width / 2, height / 2
+        turn = np.array([[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y], [0, 0, 1]])
+        source = np.linalg.inv(turn)[:2].ravel().tolist()  # Pillow asks where each output pixel comes from
+        pixels = pixels.transform((width, height), Image.Transform.AFFINE, source, Image.Resampling.BILINEAR)
+        matrix = turn @ matrix
+    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous().float().div_(255)
+    return image, np.linalg.inv(_EDGE_FROM_IMAGE) @ matrix @ _EDGE_FROM_IMAGE
+
+
+def _fit(old: tuple[int, int], size: tuple[int, int], change: ImageAugmentation) -> tuple[float, float, float]:
+    """Resize factor, and how many resized pixels are cropped on the left and at the top (negative: margin)."""
+    factor = max(size[0] / old[0], size[1] / old[1])
+    factor = max(factor + change.scale, 0.1 * factor)
+    spare = factor * old[1] - size[1]
+    return factor, spare * (change.shift if spare > 0 else 0.5), factor * old[0] - size[0]
+
+
+def _cut(file, factor: float, left: float, top: float, size: tuple[int, int]):
+    """The target window of the resized file, as an RGB image of ``size``."""
+    from PIL import Image
+
+    width, height = file.size
+    drafted = file.draft("RGB", (math.ceil(factor * width - _SLACK), math.ceil(factor * height - _SLACK)))
+    # A JPEG is decoded at 1/1, 1/2, 1/4 or 1/8; pixel i then covers [i k, (i+1) k) of the file, also in a
+    # last half pixel.
+    shrink = round(width / drafted[1][2]) if drafted else 1
+    image = file if file.mode == "RGB" else file.convert("RGB")
+    columns = _inside(left, size[1], factor * width)
+    rows = _inside(top, size[0], factor * height)
+    per_pixel = 1 / (factor * shrink)
+    box = (
+        max((columns[0] + left) * per_pixel, 0.0),
+        max((rows[0] + top) * per_pixel, 0.0),
+        min((columns[1] + left) * per_pixel, width / shrink),
+        min((rows[1] + top) * per_pixel, height / shrink),
+    )
+    target = (columns[1] - columns[0], rows[1] - rows[0])
+    part = image.resize(target, Image.Resampling.BILINEAR, box=box)
+    if target == (size[1], size[0]):
+        return part
+    whole = Image.new("RGB", (size[1], size[0]))
+    whole.paste(part, (columns[0], rows[0]))
+    return whole
+
+
+def _inside(crop: float, length: int, available: float) -> tuple[int, int]:
+    """Output pixels [first, last) that lie wholly on the resized image."""
+    first = max(0, math.ceil(-crop - _SLACK))
+    last = min(length, math.floor(available - crop + _SLACK))
+    return first, max(last, first + 1)
+
+
+def load_cameras(
+    tables: Tables,
+    sample: int,
+    channels: tuple[str, ...],
+    size: tuple[int, int],
+    changes: dict[str, ImageAugmentation] | None = None,
+    guard: Guard = strict,
+) -> Cameras | None:
+    """The sample's images of the given channels, packed in their order. ``None`` where it has none of them.
+
+    ``ego_from_cam`` goes through the ego pose at each camera's own time: the ego motion between triggers is
+    in it.
+    """
+    there = [(channel, row) for channel in channels if (row := tables.key(sample, channel)) >= 0]
+    loaded = []
+    for channel, row in there:
+        change = (changes or {}).get(channel)
+
+        def read(row: int = row, change: ImageAugmentation | None = change) -> tuple[Tensor, np.ndarray]:
+            tables.check(row)
+            intrinsic = tables.intrinsic(row)
+            height, width = tables.data_size[row].tolist()
+            image, new_from_old = load_image(tables.path(row), size, (height, width), change)
+            matrix = np.eye(4)
+            matrix[:3, :3] = new_from_old @ intrinsic
+            return image, matrix
+
+        result = guard(read)
+        if result is not None:
+            loaded.append((channel, row, *result))
+    if not loaded:
+        return None
+    channels_there, rows, images, matrices = zip(*loaded, strict=True)
+    return Cameras(
+        images=torch.stack(images),
+        image_from_cam=torch.from_numpy(np.stack(matrices)).float(),
+        ego_from_cam=torch.from_numpy(tables.reference_from_sensor(sample, rows)).float(),
+        batch_index=torch.zeros(len(loaded), dtype=torch.int64),
+        channels=tuple(channels_there),
+    )

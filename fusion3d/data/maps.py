@@ -1,0 +1,103 @@
+"""The drivable area of a nuScenes map mask, cut into the BEV grid.
+
+A mask has up to 20 000 x 16 000 pixels of 0.1 m. It is decoded once per machine, packed to one bit a pixel
+in the cache folder and mapped from there, so that workers share 40 MB instead of holding 320 MB each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion3d.data.nuscenes import Tables, cache_folder, write_cached
+from fusion3d.errors import DataError
+from fusion3d.types import BEVGrid
+
+METRES_PER_PIXEL = 0.1
+
+
+def crop_map(tables: Tables, sample: int, grid: BEVGrid, aug_from_ego: np.ndarray | None = None) -> Tensor | None:
+    """[1, Y, X] bool: is the centre of each grid cell drivable? ``None`` where the data set has no mask of
+    the place.
+
+    Args:
+        tables: the data set.
+        sample: sample row.
+        grid: in the augmented frame.
+        aug_from_ego: [4, 4] BEV augmentation.
+    """
+    map_row = tables.scene_map[tables.sample_scene[sample]]
+    if map_row < 0:
+        return None
+    path = tables.inside(bytes(tables.map_file[map_row]).decode(), "map.json")
+    if not path.is_file():
+        return None
+    centers = grid.centers().double().numpy()  # [Y, X, 2]
+    aug_from_ego = np.eye(4) if aug_from_ego is None else np.asarray(aug_from_ego, dtype=np.float64)
+    global_from_aug = tables.global_from_ego(sample) @ np.linalg.inv(aug_from_ego)
+    position = centers @ global_from_aug[:2, :2].T + global_from_aug[:2, 3]
+    return torch.from_numpy(on_mask(path, position))[None]
+
+
+def on_mask(path: Path, position: np.ndarray) -> np.ndarray:
+    """Which global positions [..., 2] [m] lie on a mask's foreground (rounding as the devkit's ``MapMask``)."""
+    stat = path.stat()
+    packed, (height, width) = _open_mask(path, stat.st_size, stat.st_mtime_ns)
+    column = np.round(position[..., 0] / METRES_PER_PIXEL).astype(np.int64)
+    row = np.round(height - position[..., 1] / METRES_PER_PIXEL).astype(np.int64)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    column, row = np.where(inside, column, 0), np.where(inside, row, 0)
+    bits = packed[row, column >> 3] >> (7 - (column & 7)).astype(np.uint8)
+    return inside & (bits & 1).astype(bool)
+
+
+@lru_cache(maxsize=8)
+def _open_mask(path: Path, size: int, modified: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The mask as packed bits [height, ceil(width / 8)] and its (height, width)."""
+    digest = hashlib.sha256(f"{path.resolve()}\n{size}\n{modified}".encode()).hexdigest()[:16]
+    cached = cache_folder() / "maps" / f"{digest}.npy"
+    shape = _shape(path)
+    row_bytes = (shape[1] + 7) // 8
+    if cached.is_file():
+        try:
+            packed = np.load(cached, mmap_mode="r", allow_pickle=False)
+            if packed.shape == (shape[0], row_bytes) and packed.dtype == np.uint8:
+                return packed, shape
+        except (OSError, ValueError, EOFError):
+            packed = None  # a damaged cache: it is decoded and written again below
+    packed = _decode(path)
+    write_cached(cached, lambda file: np.save(file, packed))
+    return packed, shape
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    with _open_png(path) as image:
+        return image.height, image.width
+
+
+def _decode(path: Path) -> np.ndarray:
+    try:
+        with _open_png(path) as image:
+            return np.packbits(np.asarray(image.convert("L")) == 255, axis=1)
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"cannot decode the map mask {path}: {error}; download the map again") from error
+
+
+def _open_png(path: Path):
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = (
+        Image.MAX_IMAGE_PIXELS,
+        None,
+    )  # masks are larger than Pillow's guard allows
+    try:
+        return Image.open(path)
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"cannot open the map mask {path}: {error}; download the map again") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit

@@ -1,0 +1,171 @@
+"""Radar returns: ``.pcd`` files of any fields, and the sweeps of a sample's radars in its reference frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion3d.data.guard import Guard, strict
+from fusion3d.data.lidar import far_enough
+from fusion3d.data.nuscenes import Tables
+from fusion3d.errors import DataError
+from fusion3d.types import RADAR_FIELDS, RADARS
+
+RadarFilter = Literal["none", "valid", "devkit"]
+
+_NEEDED = ("x", "y", "z", "rcs", "vx_comp", "vy_comp", "invalid_state", "ambig_state", "dyn_prop")
+_HEADER_LIMIT = 4096  # bytes in which the line DATA must come
+# States that the sensor's documentation calls valid: also low RCS, corrected azimuth, possible artefacts.
+_VALID_STATES = (0, 4, 8, 9, 10, 11, 12, 15, 16, 17)
+# The codes are small, so a filter is a look-up; a code beyond the table is kept by no filter.
+_IS_VALID = np.isin(np.arange(256), _VALID_STATES)
+
+
+@lru_cache(maxsize=64)
+def _parse_header(header: bytes) -> tuple[np.dtype, int]:
+    """Record type and number of points of a ``.pcd`` header; ValueError says what does not fit."""
+    lines = {}
+    for line in header.decode("ascii", errors="replace").splitlines():
+        key, _, value = line.strip().partition(" ")
+        lines[key] = value.split()
+    missing = [key for key in ("FIELDS", "SIZE", "TYPE", "WIDTH", "HEIGHT", "DATA") if not lines.get(key)]
+    if missing:
+        raise ValueError(f"the header lacks {', '.join(missing)}")
+    if lines["DATA"] != ["binary"]:
+        raise ValueError(f"expected DATA binary, found {' '.join(lines['DATA'])}")
+    names, sizes, kinds = lines["FIELDS"], lines["SIZE"], lines["TYPE"]
+    counts = lines.get("COUNT", ["1"] * len(names))
+    if not len(names) == len(sizes) == len(kinds) == len(counts):
+        raise ValueError("FIELDS, SIZE, TYPE and COUNT have different lengths")
+    letters = {"F": "f", "I": "i", "U": "u"}
+    fields = []
+    for name, size, kind, count in zip(names, sizes, kinds, counts, strict=True):
+        if kind not in letters:
+            raise ValueError(f"field {name} has TYPE {kind}; expected F, I or U")
+        form = f"<{letters[kind]}{int(size)}"
+        fields.append((name, form) if int(count) == 1 else (name, form, (int(count),)))
+    points = int(lines["WIDTH"][0]) * int(lines["HEIGHT"][0])
+    if points < 0 or (lines.get("POINTS") and int(lines["POINTS"][0]) != points):
+        raise ValueError(f"WIDTH x HEIGHT is {points}, POINTS {lines.get('POINTS')}")
+    return np.dtype(fields), points
+
+
+def read_pcd(path: Path) -> np.ndarray:
+    """A binary ``.pcd`` file as a structured array [R], in the sensor frame, without any filter.
+
+    Bytes after the points are ignored. A first point with NaN marks an empty cloud, as in nuScenes.
+
+    Raises:
+        DataError: the file is missing, truncated or no binary ``.pcd``.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the radar cloud {path}: {error.strerror}; copy or download it again") from error
+    at = content.find(b"\nDATA ", 0, _HEADER_LIMIT)
+    start = content.find(b"\n", at + 1) + 1
+    if at < 0 or start == 0:
+        raise DataError(f"radar cloud {path} is no .pcd file: no DATA line in its header; download it again")
+    try:
+        record, points = _parse_header(content[:start])
+    except (ValueError, TypeError) as error:
+        raise DataError(f"radar cloud {path}: {error}; download it again") from error
+    if len(content) - start < points * record.itemsize:
+        raise DataError(
+            f"radar cloud {path} has {len(content) - start} bytes of data, its header promises {points} "
+            f"points of {record.itemsize} bytes: truncated; download it again"
+        )
+    cloud = np.frombuffer(content, dtype=record, count=points, offset=start)
+    if points and any(np.isnan(cloud[name][0]).any() for name in record.names or () if record[name].base.kind == "f"):
+        return cloud[:0]
+    return cloud
+
+
+def passes(cloud: np.ndarray, radar_filter: RadarFilter) -> np.ndarray:
+    """Which returns [R] of a structured cloud a filter keeps.
+
+    ``none`` keeps all; ``valid`` those whose ``invalid_state`` is documented as usable; ``devkit`` those
+    that the nuScenes devkit keeps by default (invalid_state 0, dyn_prop 0..6, ambig_state 3), which were
+    chosen for pictures.
+    """
+    if radar_filter == "none":
+        return np.ones(len(cloud), dtype=bool)
+    if radar_filter == "valid":
+        return _IS_VALID[cloud["invalid_state"].astype(np.uint8)]
+    moving = (cloud["dyn_prop"] >= 0) & (cloud["dyn_prop"] <= 6)
+    return (cloud["invalid_state"] == 0) & moving & (cloud["ambig_state"] == 3)
+
+
+def load_radars(
+    tables: Tables,
+    sample: int,
+    channels: Iterable[str] = RADARS,
+    num_sweeps: int = 1,
+    radar_filter: RadarFilter = "none",
+    min_distance: float = 0.0,
+    guard: Guard = strict,
+) -> Tensor | None:
+    """The returns of the sample's radars over the last ``num_sweeps`` clouds of each, moved by the ego
+    motion since.
+
+    Returns are not shifted by their own velocity, which is known only along the ray. ``min_distance`` drops
+    returns in a square round their sensor; the devkit's multi-sweep reader uses 1 m.
+
+    Returns:
+        [R, 11] float32 RADAR_FIELDS in the reference frame: the compensated velocity is turned into ego
+        axes, the time is seconds before the reference time. ``None`` where the sample has none of the radars.
+    """
+    rows, radars = [], []
+    for channel in channels:
+        key = tables.key(sample, channel)
+        if key >= 0:
+            rows += (sweeps := tables.sweeps(key, num_sweeps))
+            radars += [(channel, key)] * len(sweeps)
+    if not rows:
+        return None
+    transforms = tables.reference_from_sensor(sample, rows)
+    clouds, lost = [], set()
+    for row, (channel, key), transform in zip(rows, radars, transforms, strict=True):
+        if channel in lost:
+            continue
+        cloud = guard(
+            lambda row=row, transform=transform: _load_cloud(tables, row, transform, radar_filter, min_distance)
+        )
+        if cloud is not None:
+            cloud[:, 6] = tables.lag(sample, row)
+            cloud[:, 10] = RADARS.index(channel)
+            clouds.append(cloud)
+        elif row == key:
+            lost.add(channel)
+    return torch.from_numpy(np.concatenate(clouds)) if clouds else None
+
+
+def _load_cloud(
+    tables: Tables, row: int, transform: np.ndarray, radar_filter: RadarFilter, min_distance: float
+) -> np.ndarray:
+    """[R, 11] float32 returns of one file; columns time and sensor are left at zero."""
+    tables.check(row)
+    path = tables.path(row)
+    cloud = read_pcd(path)
+    missing = [name for name in _NEEDED if name not in (cloud.dtype.names or ())]
+    if missing:
+        raise DataError(f"radar cloud {path} lacks the fields {', '.join(missing)}")
+    if min_distance > 0:
+        cloud = cloud[far_enough(cloud["x"], cloud["y"], min_distance)]
+    if radar_filter != "none":
+        cloud = cloud[passes(cloud, radar_filter)]
+    out = np.zeros((len(cloud), len(RADAR_FIELDS)), dtype=np.float32)
+    position = np.stack([cloud["x"], cloud["y"], cloud["z"]], axis=-1)
+    velocity = np.stack([cloud["vx_comp"], cloud["vy_comp"]], axis=-1)
+    out[:, :3] = position @ transform[:3, :3].T + transform[:3, 3]
+    out[:, 3] = cloud["rcs"]
+    out[:, 4:6] = velocity @ transform[:2, :2].T  # the sensor's velocity has no z
+    for column, name in ((7, "invalid_state"), (8, "ambig_state"), (9, "dyn_prop")):
+        out[:, column] = cloud[name]
+    return out
