@@ -65,7 +65,9 @@ class CameraEncoder(nn.Module):
         self.first = {8: 1, 16: 2}[config.stride]
         self.neck = FPN(self.backbone.channels[self.first :], config.fpn_channels)
         self.lens = nn.Sequential(
-            nn.Linear(_NUM_LENS, config.fpn_channels), nn.ReLU(), nn.Linear(config.fpn_channels, config.fpn_channels)
+            nn.Linear(_NUM_LENS, config.fpn_channels),
+            nn.ReLU(),
+            nn.Linear(config.fpn_channels, config.fpn_channels),
         )
         self.mix = conv_block(config.fpn_channels + _NUM_RAY, config.fpn_channels)
         self.out = nn.Conv2d(config.fpn_channels, num_bins + config.channels, 1)
@@ -76,8 +78,12 @@ class CameraEncoder(nn.Module):
         images_M3HW = images_M3HW.contiguous(memory_format=torch.channels_last)
         x_MCHW = self.neck(self.backbone(images_M3HW)[self.first :])
         x_MCHW = x_MCHW * (2 * torch.sigmoid(self.lens(self._lens_of(cameras))))[..., None, None]
-        x_MCHW = self.mix(torch.cat([x_MCHW, self._rays_of(cameras, x_MCHW.shape[-2:]).to(x_MCHW.dtype)], dim=1))
-        depth_MDHW, context_MCHW = self.out(x_MCHW).tensor_split([self.out.out_channels - self.channels], dim=1)
+        x_MCHW = self.mix(
+            torch.cat([x_MCHW, self._rays_of(cameras, x_MCHW.shape[-2:]).to(x_MCHW.dtype)], dim=1)
+        )
+        depth_MDHW, context_MCHW = self.out(x_MCHW).tensor_split(
+            [self.out.out_channels - self.channels], dim=1
+        )
         return CameraFeatures(context_MCHW, depth_MDHW)
 
     def _lens_of(self, cameras: Cameras) -> Tensor:
@@ -88,7 +94,9 @@ class CameraEncoder(nn.Module):
 
     def _rays_of(self, cameras: Cameras, shape: torch.Size) -> Tensor:
         """[M, 4, H, W] ray direction in ego and the depth of the ground as a fraction of the farthest bin."""
-        origin_M3, ray_MHW3 = pixel_rays(cameras.image_from_cam, cameras.ego_from_cam, (shape[0], shape[1]), self.stride)
+        origin_M3, ray_MHW3 = pixel_rays(
+            cameras.image_from_cam, cameras.ego_from_cam, (shape[0], shape[1]), self.stride
+        )
         down_MHW = (-ray_MHW3[..., 2]).clamp(min=1e-6)
         ground_MHW = (origin_M3[:, None, None, 2] / down_MHW / self.max_depth).clamp(0, 1)
         return torch.cat([ray_MHW3, ground_MHW[..., None]], dim=-1).permute(0, 3, 1, 2)

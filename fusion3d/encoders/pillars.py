@@ -1,6 +1,7 @@
 """Points to a bird's-eye map through dynamic pillars: no limit on points per pillar or on pillars.
 
-Letters: B samples that have the sensor, P points, F features of a point, C channels, Y X grid cells.
+Letters: B samples that have the sensor, P points, F features of a point, Q pillars that hold a
+point, C channels, Y X grid cells (N of them in all).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class PillarNet(nn.Module):
     def __init__(self, grid: BEVGrid, num_features: int, channels: int) -> None:
         super().__init__()
         if channels % 2:
-            raise ValueError(f"pillar channels: half are maxima and half means; expected an even number, found {channels}")
+            raise ValueError(
+                f"pillar channels: half are maxima and half means; expected an even number, found {channels}"
+            )
         self.grid = grid
         self.net = nn.Sequential(
             nn.Linear(num_features + 8, channels // 2, bias=False), nn.LayerNorm(channels // 2), nn.ReLU()
@@ -33,21 +36,36 @@ class PillarNet(nn.Module):
         """Points [P, 3] in ego [m] with features [P, F] and sample [P] to a map [B, C, Y, X]; empty cells are 0."""
         rows, cols = self.grid.shape
         cell_P, inside_P = self.grid.cell_of(xyz_P3)
-        cell_P = (cell_P + sample_P * (rows * cols))[inside_P]
         num_cells = num_samples * rows * cols
+        # Points of one pillar side by side: then they are numbered and reduced in order, and empty cells cost nothing.
+        cell_P, order_P = torch.where(inside_P, cell_P + sample_P * (rows * cols), num_cells).sort(stable=True)
+        num_inside = int(inside_P.sum())
+        order_P = order_P[:num_inside]
+        cell_Q, pillar_P, count_Q = torch.unique_consecutive(
+            cell_P[:num_inside], return_inverse=True, return_counts=True
+        )
         with torch.autocast(xyz_P3.device.type, enabled=False):
-            described_PF = self.describe(xyz_P3[inside_P], features_PF[inside_P], cell_P, num_cells)
+            described_PF = self.describe(xyz_P3[order_P], features_PF[order_P], pillar_P, len(cell_Q))
         values_PC = self.net(described_PF).float()
-        pooled = [ops.scatter(values_PC, cell_P, num_cells, reduce) for reduce in ("max", "mean")]
-        return torch.cat(pooled, dim=1).view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
+        mean_QC = ops.scatter(values_PC, pillar_P, len(cell_Q), "mean")
+        map_NC = values_PC.new_zeros(num_cells, 2 * values_PC.shape[1])
+        map_NC = map_NC.index_copy(0, cell_Q, torch.cat([_largest(values_PC, count_Q), mean_QC], dim=1))
+        return map_NC.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
 
-    def describe(self, xyz_P3: Tensor, features_PF: Tensor, cell_P: Tensor, num_cells: int) -> Tensor:
+    def describe(self, xyz_P3: Tensor, features_PF: Tensor, pillar_P: Tensor, num_pillars: int) -> Tensor:
         """[P, F + 8]: features, position / 10 m, offset from the pillar's mean [m] and from its centre [pillars]."""
         grid = self.grid
-        offset_P3 = xyz_P3 - ops.scatter(xyz_P3, cell_P, num_cells, "mean")[cell_P]
+        offset_P3 = xyz_P3 - ops.scatter(xyz_P3, pillar_P, num_pillars, "mean")[pillar_P]
         low = xyz_P3.new_tensor([grid.x[0], grid.y[0]])
         steps_P2 = (xyz_P3[:, :2] - low) / grid.resolution
         return torch.cat([features_PF, xyz_P3 / 10, offset_P3, steps_P2 - steps_P2.floor() - 0.5], dim=1)
+
+
+def _largest(values_PC: Tensor, count_Q: Tensor) -> Tensor:
+    """[Q, C] the largest values of consecutive runs of rows, ``count_Q`` long."""
+    if not len(values_PC):
+        return values_PC
+    return torch.segment_reduce(values_PC, "max", lengths=count_Q, unsafe=True)
 
 
 def rows_of(cloud: PointCloud) -> tuple[Tensor, Tensor]:

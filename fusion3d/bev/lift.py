@@ -1,0 +1,154 @@
+"""Lift-splat: image features go out along their depth distribution and fall into the grid; and the depth's targets.
+
+Letters: B samples, M images (packed), P points, C channels, D depth bins, H W feature rows and columns, Y X cells.
+All geometry is float32 or better, whatever the autocast type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusion3d import ops
+from fusion3d.encoders.blocks import conv_block
+from fusion3d.encoders.camera import CameraFeatures
+from fusion3d.encoders.pillars import spread_rows
+from fusion3d.errors import ConfigError
+from fusion3d.geometry.rays import pixel_rays
+from fusion3d.types import LIDAR_FIELDS, BEVGrid, Cameras, PointCloud
+
+_KEY_SWEEP = 0.02  # [s] points younger than this belong to the key sweep (sweeps are 0.05 s apart)
+_NEAREST = 0.1  # [m] what is closer to the lens than this is not seen
+
+
+@dataclass(frozen=True)
+class DepthBins:
+    """Bin i covers [first + i step, first + (i + 1) step) of depth along the optical axis [m]."""
+
+    first: float
+    last: float
+    step: float
+
+    def __post_init__(self) -> None:
+        if not (self.first > 0 and self.step > 0 and self.last >= self.first + self.step):
+            raise ConfigError(
+                f"camera.depth: found first edge {self.first}, last edge {self.last}, step {self.step} m; "
+                "expected 0 < first < last and a positive step that fits between them"
+            )
+
+    def __len__(self) -> int:
+        return round((self.last - self.first) / self.step)
+
+    def centers(self, device: torch.device | str = "cpu") -> Tensor:
+        """[D] float32 depth of the middle of every bin [m]."""
+        return self.first + (torch.arange(len(self), device=device) + 0.5) * self.step
+
+    def index_of(self, depth: Tensor) -> Tensor:
+        """[...] depths [m] to [...] int64 bins, -1 outside of them all."""
+        index = torch.floor((depth - self.first) / self.step)
+        return torch.where((index >= 0) & (index < len(self)), index, -1).long()
+
+
+class LiftSplat(nn.Module):
+    """Camera features to a map in the shared grid (Philion and Fidler, "Lift, Splat, Shoot", 2020)."""
+
+    def __init__(self, bins: DepthBins, grid: BEVGrid, stride: int, channels: int) -> None:
+        super().__init__()
+        self.bins = bins
+        self.grid = grid
+        self.stride = stride
+        self.channels = channels
+        self.smooth = conv_block(channels, channels)
+
+    def forward(self, features: CameraFeatures, cameras: Cameras, num_samples: int) -> Tensor:
+        """Features of M images to [B, C, Y, X], zero for the samples without a camera."""
+        rows, sample_M = torch.unique(cameras.batch_index, return_inverse=True)
+        with torch.autocast(features.depth.device.type, enabled=False):
+            depth_MDHW = features.depth.float().softmax(1)
+            map_BCYX = self.splat(depth_MDHW, features.context.float(), cameras, sample_M, len(rows))
+        return spread_rows(self.smooth(map_BCYX), rows, num_samples)
+
+    def splat(
+        self, depth_MDHW: Tensor, context_MCHW: Tensor, cameras: Cameras, sample_M: Tensor, num_samples: int
+    ) -> Tensor:
+        """Sum, in every cell, depth probability times context over the frustum points that fall in it."""
+        rows, cols = self.grid.shape
+        xyz_MDHW3 = self.frustum(cameras, (depth_MDHW.shape[2], depth_MDHW.shape[3]))
+        cell_MDHW, inside_MDHW = self.grid.cell_of(xyz_MDHW3)
+        cell_MDHW = torch.where(inside_MDHW, cell_MDHW + sample_M[:, None, None, None] * (rows * cols), -1)
+        plan = ops.bev_pool_plan(cell_MDHW, num_samples * rows * cols)
+        return (
+            ops.bev_pool(depth_MDHW, context_MCHW, plan).view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
+        )
+
+    def frustum(self, cameras: Cameras, shape: tuple[int, int]) -> Tensor:
+        """[M, D, H, W, 3] float32: where in ego every feature cell would be at every depth bin's middle [m]."""
+        origin_M3, ray_MHW3 = pixel_rays(cameras.image_from_cam, cameras.ego_from_cam, shape, self.stride)
+        depth_D = self.bins.centers(ray_MHW3.device)
+        return origin_M3[:, None, None, None] + depth_D[:, None, None, None] * ray_MHW3[:, None]
+
+
+@dataclass(frozen=True)
+class DepthOutput:
+    """Depth logits of the images that were seen, with the cameras that they are about."""
+
+    logits: Tensor  # [M, D, H, W]
+    cameras: Cameras
+
+
+@torch.no_grad()
+def depth_targets(
+    cameras: Cameras, lidar: PointCloud, bins: DepthBins, shape: tuple[int, int], stride: int
+) -> Tensor:
+    """The depth bin of the nearest LiDAR point in every feature cell.
+
+    Only the key sweep's points are used: those of older sweeps on moving objects are elsewhere by now.
+
+    Args:
+        cameras: M images.
+        lidar: points of the same batch.
+        bins: depth bins.
+        shape: rows and columns of the feature map.
+        stride: pixels per feature cell.
+
+    Returns:
+        [M, H, W] int64, -1 where no point falls or the nearest one is outside of the bins.
+    """
+    rows, cols = shape
+    # A BEV augmentation may scale, so this is a true inverse; depth stays that of the camera's own metres.
+    cam_from_ego = torch.linalg.inv(cameras.ego_from_cam.double())
+    image_from_ego = (cameras.image_from_cam.double() @ cam_from_ego).float()
+    key_P = lidar.points[:, LIDAR_FIELDS.index("time")].abs() < _KEY_SWEEP
+    points_P3, sample_P = lidar.points[key_P, :3].float(), lidar.batch_index[key_P]
+    nearest = torch.full((len(cameras.channels) * rows * cols,), torch.inf, device=points_P3.device)
+    for sample in range(len(lidar.present)):
+        images = (cameras.batch_index == sample).nonzero()[:, 0]
+        xyz_P3 = points_P3[sample_P == sample]
+        x, y, z = xyz_P3.T[
+            :, None
+        ]  # each [1, P]; sums are written out to stay clear of reduced-precision products
+        u, v, depth = (
+            row[:, :1] * x + row[:, 1:2] * y + row[:, 2:3] * z + row[:, 3:4]
+            for row in image_from_ego[images, :3].unbind(1)
+        )
+        seen = depth > _NEAREST
+        col = torch.floor((u / depth + 0.5) / stride)
+        row = torch.floor((v / depth + 0.5) / stride)
+        seen &= (col >= 0) & (col < cols) & (row >= 0) & (row < rows)
+        cell = (images[:, None] * rows + row.nan_to_num()) * cols + col.nan_to_num()
+        nearest = nearest.scatter_reduce(0, cell[seen].long(), depth[seen], "amin")
+    return bins.index_of(nearest).view(-1, rows, cols)
+
+
+def depth_loss(output: DepthOutput, lidar: PointCloud | None, bins: DepthBins, stride: int) -> Tensor:
+    """Cross-entropy of the depth bins, mean over the feature cells that a LiDAR point falls in; 0 if there is none."""
+    logits_MDHW = output.logits.float()
+    if lidar is None:
+        return 0.0 * logits_MDHW.sum()
+    shape = (logits_MDHW.shape[2], logits_MDHW.shape[3])
+    target_MHW = depth_targets(output.cameras, lidar, bins, shape, stride)
+    total = F.cross_entropy(logits_MDHW, target_MHW, ignore_index=-1, reduction="sum")
+    return total / (target_MHW >= 0).sum().clamp(min=1)

@@ -1,0 +1,144 @@
+"""What the detection head should say, from ground-truth boxes; and what is known of each class beforehand.
+
+Letters: B samples, K boxes of all samples, Y X grid cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, BEVGrid, Boxes
+
+MIN_RADIUS = 2  # cells
+_MIN_OVERLAP = 0.1  # a centre moved by the radius still makes a box that overlaps the true one by this
+
+# Usual length, width, height [m]; the head regresses what differs from it.
+USUAL_SIZE = {
+    "car": (4.6, 1.95, 1.75),
+    "truck": (6.9, 2.5, 2.85),
+    "bus": (11.2, 2.95, 3.5),
+    "trailer": (12.3, 2.9, 3.9),
+    "construction_vehicle": (6.4, 2.85, 3.2),
+    "pedestrian": (0.73, 0.67, 1.77),
+    "motorcycle": (2.1, 0.77, 1.47),
+    "bicycle": (1.7, 0.6, 1.3),
+    "traffic_cone": (0.41, 0.41, 1.07),
+    "barrier": (0.5, 2.5, 0.98),
+}
+_FAMILY = {
+    "car": "vehicle.", "truck": "vehicle.", "bus": "vehicle.", "trailer": "vehicle.",
+    "construction_vehicle": "vehicle.", "pedestrian": "pedestrian.", "motorcycle": "cycle.", "bicycle": "cycle.",
+}  # fmt: skip
+
+
+def usual_sizes(device: torch.device | str = "cpu") -> Tensor:
+    """[10, 3] float32: usual length, width, height of every detection class [m]."""
+    return torch.tensor([USUAL_SIZE[name] for name in DETECTION_CLASSES], device=device)
+
+
+def allowed_attributes(device: torch.device | str = "cpu") -> Tensor:
+    """[10, 8] bool: which attributes nuScenes gives to which class (cones and barriers have none)."""
+    return torch.tensor(
+        [[name in _FAMILY and attribute.startswith(_FAMILY[name]) for attribute in ATTRIBUTES]
+         for name in DETECTION_CLASSES],
+        device=device,
+    )  # fmt: skip
+
+
+def gaussian_radius(length: Tensor, width: Tensor) -> Tensor:
+    """[K] sizes in cells to [K] radius of the heatmap's peak in cells, before rounding.
+
+    CornerNet's three cases as CenterPoint computes them, its well-known factor in the roots included, so that peaks
+    are as wide as in the published recipes.
+    """
+    total, area, overlap = length + width, length * width, _MIN_OVERLAP
+    both = (total + (total**2 - 4 * area * (1 - overlap) / (1 + overlap)).sqrt()) / 2
+    inner = (2 * total + (4 * total**2 - 16 * (1 - overlap) * area).sqrt()) / 2
+    outer = (
+        -2 * overlap * total + (4 * overlap**2 * total**2 + 16 * overlap * (1 - overlap) * area).sqrt()
+    ) / 2
+    return torch.minimum(torch.minimum(both, inner), outer)
+
+
+@dataclass(frozen=True)
+class DetectionTargets:
+    """Targets of B samples: a dense heatmap and, for each of K boxes, what its cell should say."""
+
+    heatmap: Tensor  # [B, 10, Y, X] in [0, 1], 1 at the cell of a centre
+    sample: Tensor  # [K] int64
+    cell: Tensor  # [K] int64, iy * X + ix
+    label: Tensor  # [K] int64
+    offset: Tensor  # [K, 2] centre - the cell's low corner [cells], in [0, 1)
+    height: Tensor  # [K, 1] z of the centre - half the class's usual height [m]
+    size: Tensor  # [K, 3] log(size / usual size)
+    yaw: Tensor  # [K, 2] sin, cos
+    velocity: Tensor  # [K, 2] [m/s], NaN where unknown
+    attribute: Tensor  # [K] int64, -1 unknown
+
+
+@torch.no_grad()
+def encode_boxes(boxes: tuple[Boxes, ...], grid: BEVGrid, min_points: int = 0) -> DetectionTargets:
+    """Detection targets of B samples. Boxes whose centre is outside of the grid are not asked for.
+
+    Args:
+        boxes: ground truth of every sample, on one device.
+        grid: the grid of the maps.
+        min_points: boxes known to hold fewer LiDAR + radar points than this are not asked for either.
+    """
+    device = boxes[0].center.device
+    sample = torch.cat([torch.full((len(b),), i, device=device) for i, b in enumerate(boxes)])
+    center, size, yaw, velocity, label, attribute, points = (
+        torch.cat([getattr(b, name) for b in boxes])
+        for name in ("center", "size", "yaw", "velocity", "label", "attribute", "num_points")
+    )
+    cell, keep = grid.cell_of(center)
+    keep &= (points < 0).any(1) | (points.sum(1) >= min_points)
+    sample, cell, center, size, yaw = sample[keep], cell[keep], center[keep], size[keep], yaw[keep]
+    label, velocity, attribute = label[keep], velocity[keep], attribute[keep]
+    usual = usual_sizes(device)[label]
+    low = center.new_tensor([grid.x[0], grid.y[0]])
+    position = (center[:, :2] - low) / grid.resolution
+    return DetectionTargets(
+        heatmap=draw_heatmap(len(boxes), sample, cell, label, size / grid.resolution, grid.shape),
+        sample=sample,
+        cell=cell,
+        label=label,
+        offset=position - position.floor(),
+        height=center[:, 2:] - usual[:, 2:] / 2,
+        size=(size.clamp(min=1e-3) / usual).log(),
+        yaw=torch.stack([yaw.sin(), yaw.cos()], dim=1),
+        velocity=velocity,
+        attribute=attribute,
+    )
+
+
+def draw_heatmap(
+    num_samples: int, sample: Tensor, cell: Tensor, label: Tensor, size: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    """[B, 10, Y, X] with a gaussian of sigma (2 r + 1) / 6 cells around every centre; the larger one counts.
+
+    Args:
+        num_samples: B.
+        sample, cell, label: [K] int64.
+        size: [K, 2+] length, width in cells.
+        shape: (Y, X).
+    """
+    rows, cols = shape
+    heatmap = torch.zeros(num_samples * len(DETECTION_CLASSES) * rows * cols, device=size.device)
+    if not len(cell):
+        return heatmap.view(num_samples, -1, rows, cols)
+    radius = gaussian_radius(size[:, 0], size[:, 1]).floor().clamp(min=MIN_RADIUS)
+    reach = int(radius.max())
+    step = torch.arange(-reach, reach + 1, device=size.device)
+    dy, dx = (part.flatten() for part in torch.meshgrid(step, step, indexing="ij"))
+    iy, ix = (cell // cols)[:, None] + dy, (cell % cols)[:, None] + dx
+    sigma = (2 * radius[:, None] + 1) / 6
+    value = torch.exp(-(dx**2 + dy**2) / (2 * sigma**2))
+    inside = (iy >= 0) & (iy < rows) & (ix >= 0) & (ix < cols)
+    inside &= torch.maximum(dx.abs(), dy.abs()) <= radius[:, None]
+    index = ((sample * len(DETECTION_CLASSES) + label)[:, None] * rows + iy) * cols + ix
+    heatmap = heatmap.scatter_reduce(0, index[inside], value[inside], "amax")
+    return heatmap.view(num_samples, -1, rows, cols)

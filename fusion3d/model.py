@@ -1,0 +1,165 @@
+"""Fusion3D: the page to read first.
+
+    sensor -> features in its own geometry -> the shared bird's-eye grid -> one map -> heads
+
+Any subset of sensors goes in: a branch whose sensor no sample has does not run, and the fusion knows sample by sample
+what is absent. Letters: B samples, C channels, Y X grid cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fusion3d.bev.fuse import ConcatFusion, WeightedFusion, make_fusion
+from fusion3d.bev.lift import DepthBins, DepthOutput, LiftSplat, depth_loss
+from fusion3d.bev.trunk import Trunk
+from fusion3d.config import Config
+from fusion3d.encoders.camera import CameraEncoder
+from fusion3d.encoders.lidar import LidarEncoder
+from fusion3d.encoders.radar import RadarEncoder
+from fusion3d.errors import ConfigError
+from fusion3d.heads.detection import DetectionHead
+from fusion3d.heads.planning import PlanningHead
+from fusion3d.types import Batch, Predictions
+
+
+class CameraBranch(nn.Module):
+    """Images to a bird's-eye map, and the depth it was lifted with."""
+
+    def __init__(self, encoder: CameraEncoder, lift: LiftSplat, depth_weight: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.lift = lift
+        self.depth_weight = depth_weight
+        self.channels = lift.channels
+
+    def forward(self, batch: Batch) -> tuple[Tensor | None, DepthOutput | None]:
+        """[B, C, Y, X] and the depth logits; None where the batch has no image."""
+        if batch.cameras is None or not len(batch.cameras.images):
+            return None, None
+        features = self.encoder(batch.cameras)
+        return self.lift(features, batch.cameras, len(batch)), DepthOutput(features.depth, batch.cameras)
+
+
+class Fusion3D(nn.Module):
+    """Cameras, LiDAR and radar, whichever are there, to objects and a plan.
+
+    A branch or an embedding that a batch does not need gets no gradient: wrap the model in
+    ``DistributedDataParallel`` with ``find_unused_parameters=True``. Losses keep every output in the graph.
+    """
+
+    def __init__(
+        self,
+        camera: CameraBranch | None,
+        lidar: LidarEncoder | None,
+        radar: RadarEncoder | None,
+        fuse: ConcatFusion | WeightedFusion,
+        trunk: Trunk,
+        detection: DetectionHead | None,
+        planning: PlanningHead | None,
+    ) -> None:
+        super().__init__()
+        self.camera = camera
+        self.lidar = lidar
+        self.radar = radar
+        self.fuse = fuse
+        self.trunk = trunk
+        self.detection = detection
+        self.planning = planning
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """Raw outputs: "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput), those there are."""
+        outputs: dict[str, Any] = {}
+        maps: dict[str, Tensor | None] = {}
+        if self.camera is not None:
+            maps["camera"], depth = self.camera(batch)
+            if depth is not None:
+                outputs["depth"] = depth
+        if self.lidar is not None:
+            maps["lidar"] = None if batch.lidar is None else self.lidar(batch.lidar)
+        if self.radar is not None:
+            maps["radar"] = None if batch.radar is None else self.radar(batch.radar)
+
+        fused_BCYX = self.fuse(list(maps.values()), [batch.present[name] for name in maps])
+        bev_BCYX = self.trunk(fused_BCYX)
+
+        if self.detection is not None:
+            outputs["detection"] = self.detection(bev_BCYX, batch)
+        if self.planning is not None:
+            outputs["planning"] = self.planning(bev_BCYX, batch)
+        return outputs
+
+    def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
+        """Weighted scalar loss terms; the loss is their sum.
+
+        Args:
+            outputs: of ``forward``, which may have seen fewer sensors than there are.
+            batch: with every sensor: LiDAR that the model did not see still supervises the images' depth.
+        """
+        terms: dict[str, Tensor] = {}
+        if self.detection is not None:
+            terms |= self.detection.losses(outputs["detection"], batch)
+        if self.planning is not None:
+            terms |= self.planning.losses(outputs["planning"], batch)
+        if self.camera is not None and "depth" in outputs:
+            lift = self.camera.lift
+            terms["depth"] = self.camera.depth_weight * depth_loss(
+                outputs["depth"], batch.lidar, lift.bins, lift.stride
+            )
+        return terms
+
+    def decode(self, outputs: dict[str, Any], batch: Batch) -> Predictions:
+        """Boxes and plan in the frame of the batch (ego, where the batch is not augmented)."""
+        return Predictions(
+            tokens=batch.tokens,
+            boxes=None if self.detection is None else self.detection.decode(outputs["detection"]),
+            plan=None if self.planning is None else self.planning.decode(outputs["planning"], batch),
+        )
+
+
+def build_model(config: Config) -> Fusion3D:
+    """The model that ``config`` describes, on the CPU, with random weights (but the backbone's, where given).
+
+    Raises:
+        ConfigError: parts that do not fit each other, or none at all.
+        CheckpointError: a backbone weight file that cannot be used.
+    """
+    grid, camera, lidar, radar = config.grid, None, None, None
+    if config.camera is not None:
+        if min(config.data.image_size) < 64:
+            raise ConfigError(
+                f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}"
+            )
+        bins = DepthBins(*config.camera.depth)
+        camera = CameraBranch(
+            CameraEncoder(config.camera, len(bins)),
+            LiftSplat(bins, grid, config.camera.stride, config.camera.channels),
+            config.camera.depth_loss,
+        )
+    if config.lidar is not None:
+        lidar = LidarEncoder(config.lidar, grid)
+    if config.radar is not None:
+        radar = RadarEncoder(config.radar, grid)
+    channels = [branch.channels for branch in (camera, lidar, radar) if branch is not None]
+    if not channels:
+        raise ConfigError("camera, lidar and radar are all null; expected at least one sensor's branch")
+    if config.detection is None and config.planning is None:
+        raise ConfigError("detection and planning are both null; expected at least one head")
+    inputs = config.trunk.out_channels
+    detection = planning = None
+    if config.detection is not None:
+        detection = DetectionHead(config.detection, inputs, grid, config.data.min_points)
+    if config.planning is not None:
+        planning = PlanningHead(config.planning, inputs, grid)
+    model = Fusion3D(
+        camera,
+        lidar,
+        radar,
+        make_fusion(config.fusion, channels, grid),
+        Trunk(config.trunk, config.fusion.channels),
+        detection,
+        planning,
+    )
+    return model
