@@ -77,13 +77,13 @@ def own_splits(tables: Tables) -> dict[str, list[str]]:
 def samples_of(tables: Tables, split: str) -> list[int]:
     """Sample rows of a split: scene after scene in the table's order, each in order of time.
 
-    A split of the data set's own ``splits.json`` goes before an official one of the same name. Scenes that
+    ``all`` is every scene that the data set has. A split of the data set's own ``splits.json`` goes before an official one of the same name. Scenes that
     the data set does not have (a partial download) are left out with a warning.
 
     Raises:
         DataError: no split has this name, or none of its scenes is in the data set.
     """
-    own = own_splits(tables)
+    own = {"all": [name.decode() for name in tables.scene_name.tolist()]} | own_splits(tables)
     if split not in own and split not in _OFFICIAL:
         raise DataError(
             f"no split {split!r} for {tables.root / tables.version}; known: {', '.join([*own, *_OFFICIAL])}"

@@ -1,0 +1,146 @@
+"""Checks of LiDAR clouds: against the ground, against the boxes, and against their own past."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fusion3d.data.doctor.finding import Finding
+from fusion3d.data.lidar import load_lidar
+from fusion3d.data.nuscenes import Tables
+from fusion3d.data.tables import REFERENCE_CHANNEL
+from fusion3d.geometry import apply, invert, points_in_box, rotation_from_quaternion, yaw_of
+
+_ENOUGH_BOXES = 20
+_AGREE = 0.9  # share of boxes whose points must be as many as annotated
+
+
+def _with_cloud(tables: Tables, samples: list[int]) -> list[int]:
+    return [sample for sample in samples if tables.key(sample, REFERENCE_CHANNEL) >= 0]
+
+
+def _cloud(tables: Tables, sample: int, sweeps: int = 1, min_distance: float = 0.0) -> torch.Tensor:
+    points = load_lidar(tables, sample, sweeps, min_distance)
+    assert points is not None  # the callers ask only for samples with a key cloud
+    return points
+
+
+def check_ground(tables: Tables, samples: list[int]) -> list[Finding]:
+    """Is the ground near the vehicle at z = 0 and level? (Height and tilt of the LiDAR.)"""
+    heights, tilts = [], []
+    for sample in _with_cloud(tables, samples):
+        points = _cloud(tables, sample, min_distance=2.0)[:, :3].numpy().astype(np.float64)
+        near = points[(np.hypot(points[:, 0], points[:, 1]) < 15) & (points[:, 2] < 1.0)]
+        if len(near) < 200:
+            continue
+        counts, edges = np.histogram(near[:, 2], bins=np.arange(-5, 1.01, 0.1))
+        level = edges[counts.argmax()] + 0.05
+        floor = near[np.abs(near[:, 2] - level) < 0.4]
+        slope, _, _, _ = np.linalg.lstsq(np.c_[floor[:, :2], np.ones(len(floor))], floor[:, 2], rcond=None)
+        heights.append(level)
+        tilts.append(np.degrees(np.arctan(np.hypot(slope[0], slope[1]))))
+    if not heights:
+        return [Finding("ground", REFERENCE_CHANNEL, None, "no cloud with ground near the vehicle")]
+    height, tilt = float(np.median(heights)), float(np.median(tilts))
+    detail = f"at z = {height:+.2f} m (limit 0.3), tilted by {tilt:.1f} deg (limit 3)"
+    return [Finding("ground", REFERENCE_CHANNEL, abs(height) < 0.3 and tilt < 3, detail)]
+
+
+def check_points_in_boxes(tables: Tables, samples: list[int]) -> list[Finding]:
+    """Do boxes hold as many LiDAR points as their annotation says? If not, what change would make them?"""
+    subject = "LIDAR_TOP in boxes"
+    cases = [_boxes_of(tables, sample) for sample in _with_cloud(tables, samples)]
+    annotated = sum(int((case["expected"] >= 5).sum()) for case in cases)
+    if annotated < _ENOUGH_BOXES:
+        return [Finding("boxes", subject, None, f"only {annotated} boxes with 5 points or more in the samples looked at")]
+    share = _agreement(cases, lambda case: case)
+    detail = f"{share:.0%} of {annotated} boxes hold their annotated number of points (limit {_AGREE:.0%})"
+    if share < _AGREE:
+        guesses = {text: _agreement(cases, change) for text, change in _SUSPECTS.items()}
+        text, best = max(guesses.items(), key=lambda item: item[1])
+        detail += f"; with {text} it would be {best:.0%}" if best > share + 0.2 else "; no simple change explains it"
+    return [Finding("boxes", subject, share >= _AGREE, detail)]
+
+
+def _boxes_of(tables: Tables, sample: int) -> dict[str, np.ndarray]:
+    """Key cloud and boxes of a sample, in the reference frame, and the LiDAR there."""
+    rows = slice(*tables.box_start[sample : sample + 2].tolist())
+    ego_from_global = invert(tables.global_from_ego(sample))
+    rotation = ego_from_global[:3, :3] @ rotation_from_quaternion(tables.box_rotation[rows])
+    return {
+        "points": _cloud(tables, sample)[:, :3].numpy(),
+        "center": apply(ego_from_global, tables.box_center[rows]),
+        "size": tables.box_size[rows],
+        "yaw": yaw_of(rotation),
+        "expected": tables.box_points[rows, 0],
+        "lidar": tables.reference_from_sensor(sample, [tables.key(sample, REFERENCE_CHANNEL)])[0],
+    }
+
+
+def _agreement(cases: list[dict[str, np.ndarray]], change) -> float:
+    """Share of the boxes with 5 annotated points or more whose counted points agree to 10 % (or 2)."""
+    good = total = 0
+    for case in cases:
+        case = change(case)
+        tensors = [torch.from_numpy(np.asarray(case[key], dtype=np.float32)) for key in ("points", "center", "size", "yaw")]
+        counted = points_in_box(*tensors).sum(1).numpy()
+        expected = case["expected"]
+        chosen = expected >= 5
+        good += int((np.abs(counted - expected)[chosen] <= np.maximum(2, 0.1 * expected[chosen])).sum())
+        total += int(chosen.sum())
+    return good / max(total, 1)
+
+
+def _mirror_sensor(axis: int):
+    """The cloud with one axis of the LiDAR's own frame mirrored."""
+
+    def change(case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sign = np.ones(3)
+        sign[axis] = -1
+        own = apply(invert(case["lidar"]), case["points"].astype(np.float64)) * sign
+        return case | {"points": apply(case["lidar"], own)}
+
+    return change
+
+
+_SUSPECTS = {
+    "the LiDAR's x axis mirrored": _mirror_sensor(0),
+    "the LiDAR's y axis mirrored": _mirror_sensor(1),
+    "the LiDAR's z axis mirrored": _mirror_sensor(2),
+    "length and width swapped": lambda case: case | {"size": case["size"][:, [1, 0, 2]]},
+    "the boxes' headings negated": lambda case: case | {"yaw": -case["yaw"]},
+    "centres taken as the middle of the boxes' bottoms": lambda case: case
+    | {"center": case["center"] + case["size"] * np.array([0, 0, 0.5])},
+}
+
+
+def check_sweeps(tables: Tables, samples: list[int]) -> list[Finding]:
+    """Do static things of past sweeps lie where they lie now, although the vehicle moved?"""
+    from scipy.spatial import cKDTree
+
+    distances, moved = [], []
+    for sample in _with_cloud(tables, samples):
+        rows = tables.sweeps(tables.key(sample, REFERENCE_CHANNEL), 10)
+        travelled = np.linalg.norm(
+            np.ptp(tables.pose_translation[tables.data_pose[np.array([rows[0], rows[-1]])]], axis=0)
+        )
+        if len(rows) < 2 or travelled < 0.5:
+            continue
+        cloud = _cloud(tables, sample, len(rows), min_distance=2.0)
+        reach = torch.linalg.vector_norm(cloud[:, :2], dim=1)
+        cloud = cloud[(reach > 4) & (reach < 30) & (cloud[:, 2] > 0.3)]  # what stands up; flat ground fits anywhere
+        case = _boxes_of(tables, sample)
+        boxes = [torch.from_numpy(case[key]).float() for key in ("center", "size", "yaw")]
+        if len(boxes[0]):
+            cloud = cloud[~points_in_box(cloud[:, :3], *boxes, margin=1.0).any(0)]
+        now, past = cloud[cloud[:, 4] == cloud[:, 4].min()], cloud[cloud[:, 4] == cloud[:, 4].max()]
+        if len(now) < 200 or len(past) < 200:
+            continue
+        distance, _ = cKDTree(now[:, :3].numpy()).query(past[:, :3].numpy())
+        distances.append(float(np.median(distance)))
+        moved.append(float(travelled))
+    if not distances:
+        return [Finding("sweeps", REFERENCE_CHANNEL, None, "no sample with past sweeps, motion and standing structure")]
+    median = float(np.median(distances))
+    detail = f"static points {median:.2f} m apart after {np.median(moved):.1f} m of driving (limit 0.35)"
+    return [Finding("sweeps", REFERENCE_CHANNEL, median < 0.35, detail)]
