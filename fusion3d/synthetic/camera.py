@@ -157,7 +157,7 @@ def _bounds(center, half, yaw, cam_from_global, intrinsic, height, width):
     rect, near = np.zeros((count, 4), np.int64), np.empty(count)
     corner = np.empty((8, 3))
     turn, shift = cam_from_global[:3, :3], cam_from_global[:3, 3]
-    home = -turn.T @ shift
+    home = -(turn[0] * shift[0] + turn[1] * shift[1] + turn[2] * shift[2])
     for s in range(count):
         cos, sin = np.cos(yaw[s]), np.sin(yaw[s])
         x, y = home[0] - center[s, 0], home[1] - center[s, 1]

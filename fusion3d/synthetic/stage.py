@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numba import njit
 
-from fusion3d.synthetic.rays import hit_box, seed_of
+from fusion3d.synthetic.rays import MISS, hit_box, hit_cylinder, seed_of
 from fusion3d.synthetic.scene import CYLINDER, SIM_STEP, RoadMap, Scene, Solids
 
 GRASS, ASPHALT, PAINT, WALKWAY = 0, 1, 2, 3  # what the ground is made of
@@ -184,15 +184,13 @@ def cast_shadows(ground, corner, cell, kind, center, size, yaw, sun):
     Args:
         ground: [rows, columns] uint8, changed in place.
         corner, cell: where its first cell begins [m], and the side of a cell [m].
-        kind, center, size, yaw: columns of solids in global; a cylinder casts the shadow of its inscribed octagon's box.
+        kind, center, size, yaw: columns of solids in global.
         sun: [3] unit vector to the sun, above the horizon.
     """
     slope_x, slope_y = sun[0] / sun[2], sun[1] / sun[2]
     rows, columns = ground.shape
     for s in range(len(kind)):
         hx, hy, hz = size[s, 0] / 2, size[s, 1] / 2, size[s, 2] / 2
-        if kind[s] == CYLINDER:
-            hx, hy = 0.92 * hx, 0.92 * hy
         top, bottom = center[s, 2] + hz, max(center[s, 2] - hz, 0.0)
         if top < 0.3:
             continue
@@ -210,6 +208,9 @@ def cast_shadows(ground, corner, cell, kind, center, size, yaw, sun):
                 x = corner[0] + (column + 0.5) * cell - center[s, 0]
                 y = corner[1] + (row + 0.5) * cell - center[s, 1]
                 lx, ly = cos * x + sin * y, cos * y - sin * x
-                under = abs(lx) <= hx and abs(ly) <= hy
-                if under or hit_box(lx, ly, -center[s, 2], dx, dy, sun[2], hx, hy, hz)[0] < 1e29:
+                if kind[s] == CYLINDER:
+                    hidden = hit_cylinder(lx, ly, -center[s, 2], dx, dy, sun[2], hx, hz)[0] < MISS
+                else:
+                    hidden = hit_box(lx, ly, -center[s, 2], dx, dy, sun[2], hx, hy, hz)[0] < MISS
+                if hidden or (bottom < 0.3 and abs(lx) <= hx and abs(ly) <= hy):
                     ground[row, column] |= np.uint8(SHADOW)
