@@ -22,7 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-
 @pytest.fixture(scope="session")
 def real_root() -> Path:
     """Dataroot of real nuScenes bytes (scene-0061, version v1.0-mini, split real_0061), where it is at hand."""
@@ -35,7 +34,7 @@ def real_root() -> Path:
 @pytest.fixture(scope="session")
 def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Dataroot of a tiny synthetic data set: version v1.0-synthetic, 2 train scenes and 1 val scene of 6 keyframes,
-    images of 99 x 176 px, 2 sweeps before each keyframe. Made once a session, for all its processes. Do not write into it.
+    images of 99 x 176 px, 2 sweeps before each keyframe. Made once a session, for all its processes. Not to be changed.
     """
     from fusion3d.synthetic.writer import make_dataset
 
@@ -53,7 +52,14 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             time.sleep(0.2)
     try:  # a second process finds the set finished and gets it at once
         return make_dataset(
-            shared / "synthetic", scenes=3, keyframes=6, image_size=(99, 176), sweeps=2, val_scenes=1, workers=1, quiet=True
+            shared / "synthetic",
+            scenes=3,
+            keyframes=6,
+            image_size=(99, 176),
+            sweeps=2,
+            val_scenes=1,
+            workers=1,
+            quiet=True,
         )
     finally:
         lock.rmdir()

@@ -1,8 +1,8 @@
 """One synthetic scene driven and recorded: every sensor file, and the scene's part of the tables.
 
-Times: a scene is simulated from t = 0 and its first keyframe is at ``LEAD``, so that past sweeps exist. Keyframes follow
-every 0.5 s, at LIDAR_TOP's time; the other sensors fire at their own offset to it. A timestamp is ``BASE`` plus the
-scene's hour plus t, in whole microseconds, and sensors are simulated at exactly the time that is written.
+Times: a scene is simulated from t = 0 and its first keyframe is at ``LEAD``, so that past sweeps exist. Keyframes
+follow every 0.5 s, at LIDAR_TOP's time; the other sensors fire at their own offset to it. A timestamp is ``BASE`` plus
+the scene's hour plus t, in whole microseconds, and sensors are simulated at exactly the time that is written.
 
 Frames: the simulation's global frame is moved by whole metres so that no coordinate on the map is negative.
 """
@@ -225,9 +225,7 @@ class Recorder:
         self.poses.append(pose)
         return record, pose
 
-    def _annotate(
-        self, sample: str, time: float, lidar: np.ndarray, radar: np.ndarray, visible: np.ndarray
-    ) -> None:
+    def _annotate(self, sample: str, time: float, lidar: np.ndarray, radar: np.ndarray, visible: np.ndarray) -> None:
         """Annotate what is in range at ``time`` with the points (global, m) and the visibility found there.
 
         LiDAR points are counted inside the box, radar returns of all five radars, unfiltered, inside its footprint.

@@ -10,9 +10,9 @@ What ends up in the dataroot::
 ``splits.json`` has ``train`` and ``val``, and the same lists as ``synthetic_train`` and ``synthetic_val``: the official
 ``DetectionEval`` takes only names that are not official splits for custom ones.
 
-Until all is done the tables lie in ``.<version>.part/``, one file a scene, so that an interrupted run goes on where it
-stopped; ``<version>/`` then appears complete, by one rename. The bytes depend on the parameters alone, not on the number
-of workers or on interruptions.
+Until all is done the tables lie in ``.<version>.part/``, one file a scene, so that an interrupted run goes on where
+it stopped; ``<version>/`` then appears complete, by one rename. The bytes depend on the parameters alone, not on the
+number of workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,12 @@ def make_dataset(
     recipe = Recipe(version, scenes, keyframes, (image_size[0], image_size[1]), sweeps, seed, val_scenes)
     _check(recipe, workers)
     tables = root / version
+    files = Files(root, root / f".{version}.part")
     if _same_recipe(tables, recipe):
+        shutil.rmtree(files.part, ignore_errors=True)  # of a run that ended between its last two steps
         return root
     if tables.exists():
         raise ConfigError(f"{tables} is there but was not made here (no {MANIFEST}); choose another folder or version")
-    files = Files(root, root / f".{version}.part")
     if not _same_recipe(files.part, recipe):
         files.write(f"{files.part.name}/{MANIFEST}", _to_json(_manifest(recipe)))
     todo = [index for index in range(scenes) if not files.fragment(index).exists()]
@@ -128,10 +130,11 @@ class Files:
             temporary.write_bytes(content)
             os.replace(temporary, target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise DataError(
-                f"{target}: cannot be written ({error.strerror or error}); make room or choose another folder, then run "
-                "the same command again: finished scenes are kept"
+                f"{target}: cannot be written ({error.strerror or error}); make room or choose another folder, then "
+                "run the same command again: finished scenes are kept"
             ) from error
 
     def fragment(self, index: int) -> Path:
@@ -154,7 +157,12 @@ def _check(recipe: Recipe, workers: int) -> None:
         if not low <= value <= high:
             raise ConfigError(f"{name}: found {value}, expected {low} to {high}")
     version = recipe.version
-    if not version or version.startswith(".") or Path(version).name != version or version in ("samples", "sweeps", "maps"):
+    if (
+        not version
+        or version.startswith(".")
+        or Path(version).name != version
+        or version in ("samples", "sweeps", "maps")
+    ):
         raise ConfigError(f"version: found {version!r}, expected a plain folder name such as v1.0-synthetic")
 
 
@@ -174,8 +182,8 @@ def _same_recipe(folder: Path, recipe: Recipe) -> bool:
     for key, value in wanted.items():
         if found.get(key) != value:
             raise ConfigError(
-                f"{folder.parent} holds a synthetic data set with {key} {found.get(key)!r}, asked for {value!r}; choose "
-                f"another folder, or remove {folder}, samples, sweeps and maps to make it anew"
+                f"{folder.parent} holds a synthetic data set with {key} {found.get(key)!r}, asked for {value!r}; "
+                f"choose another folder, or remove {folder}, samples, sweeps and maps to make it anew"
             )
     return True
 
@@ -192,9 +200,7 @@ def _make_scene(index: int, recipe: Recipe, files: Files, progress: Callable[[],
     files.write(f"{files.part.name}/{files.fragment(index).name}", _to_json(records))
 
 
-def _make_scenes(
-    todo: list[int], recipe: Recipe, files: Files, workers: int, progress: Callable[[], None]
-) -> None:
+def _make_scenes(todo: list[int], recipe: Recipe, files: Files, workers: int, progress: Callable[[], None]) -> None:
     """Make scenes in worker processes. On an error or an interruption the scenes under way are finished first."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch and numba
     ticks = context.SimpleQueue()
@@ -226,7 +232,7 @@ _tick: Callable[[], None] | None = None  # of a worker process: reports a keyfra
 def _start_worker(ticks: Any) -> None:
     """Leave interruptions to the parent, and end when it is gone, however it went."""
     global _tick
-    _tick = lambda: ticks.put(None)  # noqa: E731
+    _tick = partial(ticks.put, None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -250,7 +256,11 @@ def _progress(recipe: Recipe, done: int, quiet: bool) -> Iterator[Callable[[], N
 
     frames = recipe.keyframes
     with tqdm(total=recipe.scenes * frames, initial=done * frames, unit=" keyframes", disable=quiet) as bar:
-        yield lambda: bar.update() and None
+
+        def tick() -> None:
+            bar.update()
+
+        yield tick
 
 
 def _write_tables(recipe: Recipe, files: Files) -> None:

@@ -20,7 +20,7 @@ from fusion3d.types import CAMERAS, RADARS
 VERSION = "v1.0-synthetic"
 RECIPE = Recipe(VERSION, scenes=3, keyframes=6, image_size=(99, 176), sweeps=2, seed=0, val_scenes=1)
 EGO_SIZE, EGO_CENTER = (4.084, 1.730), 1.2  # [m] length and width; from the rear axle to the middle, along x
-CENTERLESS = ("vehicle.bicycle", "vehicle.motorcycle")
+CYCLES = ("vehicle.bicycle", "vehicle.motorcycle")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,9 @@ def test_sensor_chains(nusc, synthetic_root: Path):
                 assert (record["height"], record["width"]) == (RECIPE.image_size if channel in CAMERAS else (0, 0))
                 files.add(name)
     assert walked == len(nusc.sample_data)
-    stored = {str(p.relative_to(synthetic_root)) for top in ("samples", "sweeps") for p in (synthetic_root / top).rglob("*.*")}
+    stored = {
+        str(p.relative_to(synthetic_root)) for top in ("samples", "sweeps") for p in (synthetic_root / top).rglob("*.*")
+    }
     assert stored == files
 
 
@@ -284,7 +286,9 @@ def test_no_two_boxes_overlap_and_the_ego_hits_nothing(nusc):
         return Polygon(corners @ np.array([[cos, sin], [-sin, cos]]) + center)
 
     for sample in nusc.sample:
-        pose = transform_from(*(nusc.get("ego_pose", sample["data"]["LIDAR_TOP"])[k] for k in ("translation", "rotation")))
+        pose = transform_from(
+            *(nusc.get("ego_pose", sample["data"]["LIDAR_TOP"])[k] for k in ("translation", "rotation"))
+        )
         shapes = [footprint((pose @ [EGO_CENTER, 0, 0, 1])[:2], np.arctan2(pose[1, 0], pose[0, 0]), *EGO_SIZE)]
         names = ["ego"]
         for token in sample["anns"]:
@@ -366,7 +370,7 @@ def test_moving_vehicles_in_radar(nusc):
             ray /= np.linalg.norm(ray, axis=1, keepdims=True)
             for box in movers:
                 record = nusc.get("sample_annotation", box)
-                if not record["category_name"].startswith("vehicle") or record["category_name"] in CENTERLESS:
+                if not record["category_name"].startswith("vehicle") or record["category_name"] in CYCLES:
                     continue
                 inside = (np.abs(in_box_frame(xyz, record)) <= half_size(record))[:, :2].all(1)
                 expected = ray[inside] @ np.nan_to_num(nusc.box_velocity(box))
@@ -407,7 +411,6 @@ def test_map(nusc, synthetic_root: Path):
 def test_official_evaluation_of_the_truth(nusc, tmp_path: Path):
     """``DetectionEval`` on the custom split: the annotations as a submission reach AP 1 for every class in range."""
     from nuscenes.eval.common.config import config_factory
-    from nuscenes.eval.common.utils import quaternion_yaw  # noqa: F401  (the evaluation's own import chain)
     from nuscenes.eval.detection.evaluate import DetectionEval
     from nuscenes.eval.detection.utils import category_to_detection_name
 
@@ -433,7 +436,9 @@ def test_official_evaluation_of_the_truth(nusc, tmp_path: Path):
     config = config_factory("detection_cvpr_2019")
     evaluation = DetectionEval(nusc, config, str(path), "synthetic_val", str(tmp_path), verbose=False)
     metrics, _ = evaluation.evaluate()
-    present = {box.detection_name for sample in evaluation.gt_boxes.sample_tokens for box in evaluation.gt_boxes[sample]}
+    present = {
+        box.detection_name for sample in evaluation.gt_boxes.sample_tokens for box in evaluation.gt_boxes[sample]
+    }
     assert {"car", "pedestrian"} <= present
     for name, value in metrics.mean_dist_aps.items():
         assert value == pytest.approx(1.0 if name in present else 0.0), name
