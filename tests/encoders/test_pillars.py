@@ -1,0 +1,124 @@
+"""Pillars: what a point is told about its pillar, and clouds that are empty, tiny or absent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fusion3d.config import LidarConfig, RadarConfig
+from fusion3d.encoders import radar as radar_encoder
+from fusion3d.encoders.lidar import LidarEncoder
+from fusion3d.encoders.pillars import PillarNet
+from fusion3d.encoders.radar import RadarEncoder
+from fusion3d.errors import ConfigError
+from fusion3d.types import RADAR_FIELDS, BEVGrid, PointCloud
+
+GRID = BEVGrid(x=(-8.0, 8.0), y=(-4.0, 4.0), z=(-5.0, 3.0), resolution=1.0)
+
+
+def cloud(points: torch.Tensor, sample: list[int], present: list[bool]) -> PointCloud:
+    return PointCloud(points, torch.tensor(sample, dtype=torch.int64), torch.tensor(present))
+
+
+def test_description_of_two_points_in_a_pillar_by_hand():
+    net = PillarNet(GRID, 1, 4)
+    xyz = torch.tensor([[2.2, -1.4, 0.5], [2.6, -1.8, 1.5], [-3.5, 0.5, 0.0]])
+    told = net.describe(xyz, torch.tensor([[0.1], [0.2], [0.3]]), torch.tensor([0, 0, 1]), 2)
+    expected = torch.tensor(
+        [
+            [0.1, 0.22, -0.14, 0.05, -0.2, 0.2, -0.5, -0.3, 0.1],
+            [0.2, 0.26, -0.18, 0.15, 0.2, -0.2, 0.5, 0.1, -0.3],
+            [0.3, -0.35, 0.05, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        ]
+    )
+    torch.testing.assert_close(told, expected, atol=1e-5, rtol=0)
+
+
+def test_map_is_maximum_and_mean_of_the_points_in_each_cell():
+    torch.manual_seed(0)
+    net = PillarNet(GRID, 1, 8)
+    xyz = torch.rand(300, 3) * torch.tensor([18.0, 10.0, 1.0]) - torch.tensor([9.0, 5.0, 0.0])  # some are outside
+    features, sample = torch.rand(300, 1), torch.arange(300) % 2
+    result = net(xyz, features, sample, 2)
+    assert result.shape == (2, 8, 8, 16)
+    seen = 0
+    for b in range(2):
+        for iy in range(8):
+            for ix in range(16):
+                low = torch.tensor([ix - 8.0, iy - 4.0])
+                mine = ((xyz[:, :2] >= low) & (xyz[:, :2] < low + 1)).all(1) & (sample == b)
+                if not mine.any():
+                    assert (result[b, :, iy, ix] == 0).all()
+                    continue
+                seen += int(mine.sum())
+                told = net.describe(xyz[mine], features[mine], torch.zeros(int(mine.sum()), dtype=torch.int64), 1)
+                values = net.net(told)
+                expected = torch.cat([values.amax(0), values.mean(0)])
+                torch.testing.assert_close(result[b, :, iy, ix], expected, atol=1e-5, rtol=1e-5)
+    assert 200 < seen < 300
+
+
+def test_gradient_of_the_reductions():
+    net = PillarNet(GRID, 1, 4).double()
+    xyz = torch.tensor([[2.2, -1.4, 0.5], [2.6, -1.8, 1.5], [-3.5, 0.5, 0.0]]).double()
+    features = torch.rand(3, 1, dtype=torch.float64, requires_grad=True)
+    net.net[0].weight.data.normal_(generator=torch.Generator().manual_seed(1))
+
+    def reduced(features):
+        told = net.describe(xyz, features, torch.tensor([0, 0, 1]), 2)
+        largest = torch.segment_reduce(net.net[0](told), "max", lengths=torch.tensor([2, 1]), unsafe=True)
+        return largest
+
+    assert torch.autograd.gradcheck(reduced, (features,))
+
+
+def test_order_of_points_does_not_matter():
+    torch.manual_seed(0)
+    encoder = LidarEncoder(LidarConfig(channels=8, pillar=0.5), GRID).eval()
+    points = torch.rand(500, 5) * torch.tensor([16.0, 8.0, 2.0, 1.0, 0.5]) - torch.tensor([8.0, 4.0, 1.0, 0.0, 0.0])
+    shuffled = points[torch.randperm(500)]
+    a, b = (encoder(cloud(p, [0] * 500, [True])) for p in (points, shuffled))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_clouds_of_no_or_one_point_train(count):
+    lidar = LidarEncoder(LidarConfig(channels=8, pillar=0.5), GRID)
+    result = lidar(cloud(torch.full((count, 5), 0.3), [0] * count, [True]))
+    assert result.shape == (1, 8, 8, 16) and result.isfinite().all()
+    result.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in lidar.parameters())
+    radar = RadarEncoder(RadarConfig(channels=8), GRID)
+    result = radar(cloud(torch.full((count, len(RADAR_FIELDS)), 0.3), [0] * count, [True]))
+    result.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in radar.parameters())
+
+
+def test_absent_samples_do_not_touch_the_others_even_in_training():
+    torch.manual_seed(0)
+    encoder = LidarEncoder(LidarConfig(channels=8, pillar=0.5), GRID).train()
+    points = torch.rand(100, 5) * 3
+    alone = encoder(cloud(points, [0] * 100, [True]))
+    among = encoder(cloud(points, [1] * 100, [False, True, False]))
+    torch.testing.assert_close(among[1:2], alone)
+    assert (among[[0, 2]] == 0).all()
+    assert encoder(cloud(points[:0], [], [False, False])) is None
+
+
+def test_pillars_that_do_not_divide_the_grid():
+    with pytest.raises(ConfigError, match="power of two"):
+        LidarEncoder(LidarConfig(pillar=0.3), GRID)
+
+
+def test_radar_states_become_bits():
+    points = torch.zeros(3, len(RADAR_FIELDS))
+    points[:, RADAR_FIELDS.index("rcs")] = torch.tensor([10.0, -5.0, 0.0])
+    points[:, RADAR_FIELDS.index("vx")] = 20.0
+    points[:, RADAR_FIELDS.index("invalid_state")] = torch.tensor([0.0, 4.0, 0.0])
+    points[:, RADAR_FIELDS.index("ambig_state")] = torch.tensor([3.0, 3.0, 1.0])
+    points[:, RADAR_FIELDS.index("dyn_prop")] = torch.tensor([0.0, 7.0, -1.0])
+    told = radar_encoder.describe(points)
+    assert told.shape == (3, 14)
+    assert told[:, 0].tolist() == [1.0, -0.5, 0.0] and told[:, 1].tolist() == [2.0] * 3
+    assert told[:, 4].tolist() == [1, 0, 1] and told[:, 5].tolist() == [1, 1, 0]
+    assert told[:, 6:].sum(1).tolist() == [1, 1, 0] and told[0, 6] == 1 and told[1, 13] == 1
