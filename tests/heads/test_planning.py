@@ -1,0 +1,134 @@
+"""Planning: masks, unknown inputs and the frame of the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from fusion3d.config import Config, PlanningConfig
+from fusion3d.engine.benchmark_model import random_batch
+from fusion3d.heads.planning import PlanningHead
+from fusion3d.types import Batch, BEVGrid, EgoStatus, Trajectory
+
+GRID = BEVGrid(x=(-16.0, 16.0), y=(-16.0, 16.0), resolution=0.8)
+
+
+def make_batch(size: int = 3) -> Batch:
+    return random_batch(dataclasses.replace(Config(), grid=GRID), size, 0, 0, 1)
+
+
+def make_head(**settings) -> PlanningHead:
+    torch.manual_seed(0)
+    return PlanningHead(PlanningConfig(channels=16, **settings), 4, GRID)
+
+
+def test_loss_counts_only_known_steps():
+    head, batch = make_head(loss_weight=2.0), make_batch(2)
+    position = torch.zeros(2, 6, 2)
+    mask = torch.zeros(2, 6, dtype=torch.bool)
+    mask[0, :2] = True
+    position[~mask] = torch.nan
+    batch = dataclasses.replace(batch, future=Trajectory(position, torch.zeros(2, 6), mask))
+    plan = torch.full((2, 6, 2), 3.0, requires_grad=True)
+    loss = head.losses(plan, batch)["planning"]
+    torch.testing.assert_close(loss, torch.tensor(2 * 2 * (3.0 - 0.25)))  # |error| - beta / 2 in x and in y, weight 2
+    loss.backward()
+    assert plan.grad is not None and (plan.grad[0, :2] != 0).all() and plan.grad.count_nonzero() == 4
+
+
+def test_no_future_is_a_zero_in_the_graph():
+    head, batch = make_head(), make_batch()
+    assert batch.future is not None
+    unknown = dataclasses.replace(batch.future, mask=torch.zeros_like(batch.future.mask))
+    for future in (None, unknown):
+        without = dataclasses.replace(batch, future=future)
+        loss = head.losses(head(torch.rand(3, 4, *GRID.shape), without), without)["planning"]
+        assert loss == 0
+        head.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and (p.grad == 0).all() for p in head.parameters())
+
+
+def test_command_matters_and_unknown_is_one_of_its_values():
+    head, batch = make_head().eval(), make_batch(4)
+    bev = torch.rand(1, 4, *GRID.shape).repeat(4, 1, 1, 1)
+    plan = head(bev, dataclasses.replace(batch, command=torch.tensor([0, 1, -1, -1])))
+    assert (plan[0] - plan[1]).abs().amax() > 1e-4 and (plan[0] - plan[2]).abs().amax() > 1e-4
+    torch.testing.assert_close(plan[2], plan[3])
+
+
+def test_command_dropout_only_while_training():
+    head, batch = make_head(command_dropout=1.0), make_batch(2)
+    bev = torch.rand(1, 4, *GRID.shape).repeat(2, 1, 1, 1)
+    batch = dataclasses.replace(batch, command=torch.tensor([0, -1]))
+    plan = head.train()(bev, batch)
+    torch.testing.assert_close(plan[0], plan[1])
+    plan = head.eval()(bev, batch)
+    assert (plan[0] - plan[1]).abs().amax() > 1e-4
+
+
+@pytest.mark.parametrize("status", ["none", "measured"])
+def test_status_is_read_only_where_configured_and_may_be_unknown(status):
+    head, batch = make_head(ego_status=status).eval(), make_batch(3)
+    bev = torch.rand(1, 4, *GRID.shape).repeat(3, 1, 1, 1)
+    measured = EgoStatus(
+        torch.tensor([[5.0, 0.0], [torch.nan, torch.nan], [torch.nan, torch.nan]]),
+        torch.tensor([[1.0, 0.0], [torch.nan, torch.nan], [torch.nan, torch.nan]]),
+        torch.tensor([0.1, torch.nan, torch.nan]),
+    )
+    batch = dataclasses.replace(batch, command=torch.tensor([2, 2, 2]), status=measured)
+    plan = head(bev, batch)
+    assert plan.isfinite().all()
+    torch.testing.assert_close(plan[1], plan[2])
+    assert ((plan[0] - plan[1]).abs().amax() > 1e-4) == (status == "measured")
+    without = head(bev, dataclasses.replace(batch, status=None))
+    assert without.isfinite().all()
+    torch.testing.assert_close(without[1], plan[1])
+
+
+def test_plan_turns_with_the_heading_of_an_augmented_vehicle():
+    """With the same map tokens at the same places seen from the vehicle, the path is the same seen from it."""
+    head, batch = make_head(ego_status="measured").eval(), make_batch(2)
+    bev = torch.rand(1, 4, 40, 40)
+    turned = torch.eye(4)
+    turned[:2, :2] = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    velocity = torch.tensor([[4.0, 1.0], [-1.0, 4.0]])
+    status = EgoStatus(velocity, torch.zeros(2, 2), torch.zeros(2))
+    batch = dataclasses.replace(
+        batch, aug_from_ego=torch.stack([torch.eye(4), turned]), command=torch.tensor([1, 1]), status=status
+    )
+    # Turn what the convolutions made, not what they read: they are not equivariant themselves.
+    tokens = head.shrink(bev)
+    both = torch.cat([tokens, tokens.rot90(-1, (2, 3))])
+    head.shrink = torch.nn.Identity()
+    plan = head(both, batch)
+    torch.testing.assert_close(plan[1], torch.stack([-plan[0, :, 1], plan[0, :, 0]], dim=1), atol=1e-4, rtol=1e-4)
+
+
+def test_heading_of_the_plan():
+    head, batch = make_head(), make_batch(2)
+    path = torch.tensor([[1.0, 0.0], [2.0, 1.0], [2.0, 1.0], [2.0, 3.0], [2.01, 3.0], [1.0, 3.0]])
+    standing = torch.full((6, 2), 0.001)
+    decoded = head.decode(torch.stack([path, standing]), batch)
+    quarter = math.pi / 4
+    expected = torch.tensor([0.0, quarter, quarter, 2 * quarter, 2 * quarter, 4 * quarter])
+    torch.testing.assert_close(decoded.yaw, torch.stack([expected, torch.zeros(6)]))
+    assert decoded.mask.all()
+
+
+def test_it_learns_a_path():
+    head, batch = make_head(command_dropout=0.0), make_batch(2)
+    assert batch.future is not None
+    bev = torch.rand(2, 4, *GRID.shape)
+    optimizer = torch.optim.Adam(head.parameters(), 3e-3)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = head.losses(head(bev, batch), batch)["planning"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
