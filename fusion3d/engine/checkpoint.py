@@ -128,9 +128,7 @@ def load_config_of(checkpoint: str | Path) -> Config:
     return from_dict(_read_json(path), source=str(path))
 
 
-def load_model(
-    checkpoint: str | Path, ema: bool = True, config: Config | None = None
-) -> tuple[Fusion3D, Config]:
+def load_model(checkpoint: str | Path, ema: bool = True, config: Config | None = None) -> tuple[Fusion3D, Config]:
     """The model of a checkpoint folder, or of a run's newest one, in evaluation mode on the CPU.
 
     Args:
@@ -195,9 +193,7 @@ def check_same_config(config: Config, folder: Path) -> None:
     Raises:
         CheckpointError: a setting that changes what is learned differs; all of them are named.
     """
-    different = set(differences(config, load_config_of(folder))) | set(
-        differences(load_config_of(folder), config)
-    )
+    different = set(differences(config, load_config_of(folder))) | set(differences(load_config_of(folder), config))
     if not different <= set(FREE_KEYS):
         raise CheckpointError(
             f"{folder} cannot be resumed. {_settings_that_differ(config, folder)}; "
@@ -229,9 +225,7 @@ def _settings_that_differ(config: Config, folder: Path) -> str:
     except Fusion3DError as error:
         return f"Its configuration cannot be read ({error})"
     new, old = differences(config, theirs), differences(theirs, config)
-    told = [
-        f"{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} here" for key in sorted({*new, *old})
-    ]
+    told = [f"{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} here" for key in sorted({*new, *old})]
     return f"Settings that differ: {'; '.join(told) or 'none'}"
 
 
@@ -239,9 +233,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"cannot read {path}: {error}; the checkpoint is incomplete or damaged"
-        ) from error
+        raise CheckpointError(f"cannot read {path}: {error}; the checkpoint is incomplete or damaged") from error
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

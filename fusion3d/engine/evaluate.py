@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from fusion3d.config import Config, override
-from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.ground_truth import detection_truth, obstacles
 from fusion3d.engine.inference import SplitOutput, choose_subsets, run_split
 from fusion3d.engine.seed import set_deterministic
+from fusion3d.engine.split import open_split
 from fusion3d.engine.submission import write_submission
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
@@ -61,12 +61,10 @@ def evaluate(
     chosen = choose_subsets(config, subsets)
     tables = Tables.open(config.data.root, config.data.version)
     if not tables.annotated:
-        raise DataError(
-            f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict"
-        )
+        raise DataError(f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict")
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
-    dataset = NuScenesDataset(config.data, config.data.split, config.grid, None, config.seed)
+    dataset = open_split(config, config.data.split, training=False)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     output = run_split(model, dataset, chosen, config.train.batch_size, config.data.workers, where)
 
@@ -106,9 +104,7 @@ def score_plans(output: SplitOutput, tables: Tables) -> dict[str, dict[str, floa
     """
     tokens = [token for token in output.poses if token in output.futures and token in output.pasts]
     if not tokens:
-        raise DataError(
-            "no sample of the split has a driven path; planning needs the ego poses of following keyframes"
-        )
+        raise DataError("no sample of the split has a driven path; planning needs the ego poses of following keyframes")
     future, known, past, past_known = (
         np.stack([getattr(paths[token], name).numpy() for token in tokens])
         for paths in (output.futures, output.pasts)
@@ -134,9 +130,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     lines = []
     detection = {name: row for name, row in metrics["subsets"].items() if "NDS" in row}
     if detection:
-        lines += [_row("sensors", COLUMNS)] + [
-            _row(name, [row[c] for c in COLUMNS]) for name, row in detection.items()
-        ]
+        lines += [_row("sensors", COLUMNS)] + [_row(name, [row[c] for c in COLUMNS]) for name, row in detection.items()]
     if "planning" in metrics:
         plans = metrics["planning"]
         lines += ["", _row("planning", PLAN_COLUMNS)]
@@ -154,9 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     ``evaluate.py --checkpoint X --out DIR [--subsets camera camera+radar ...] [--data.root R --data.version V
     ...]``
     """
-    parser = argparse.ArgumentParser(
-        "evaluate", description="Score a checkpoint under every subset of its sensors."
-    )
+    parser = argparse.ArgumentParser("evaluate", description="Score a checkpoint under every subset of its sensors.")
     parser.allow_abbrev = False
     add_checkpoint_options(parser)
     parser.add_argument(
@@ -164,9 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options, overrides = parser.parse_known_args(argv)
     config = override(load_config_of(options.checkpoint), overrides)
-    metrics = evaluate(
-        options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema
-    )
+    metrics = evaluate(options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema)
     print(format_table(metrics))
     print(f"written: {Path(options.out, 'metrics.json')}")
     return 0
@@ -176,9 +166,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """The options that evaluation and prediction share."""
     parser.add_argument("--checkpoint", required=True, help="checkpoint or run folder")
     parser.add_argument("--out", required=True, help="folder for the results")
-    parser.add_argument(
-        "--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)"
-    )
+    parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
     parser.add_argument("--no-ema", action="store_true", help="use the last weights instead of their average")
     parser.epilog = (
         "The configuration is the checkpoint's; every setting can be overridden, e.g. --data.root PATH "

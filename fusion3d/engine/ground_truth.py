@@ -18,18 +18,20 @@ OBSTACLES = (
 )  # prefixes of the categories that a plan must not hit: all that move by themselves
 
 
+def category_names(tables: Tables) -> list[str]:
+    """The category names by row."""
+    return [name.decode() for name in tables.category_name.tolist()]
+
+
 def detection_truth(tables: Tables, token: str) -> Truth:
     """The annotations of a sample as the devkit's evaluation reads them."""
+    names = category_names(tables)
     sample = tables.row_of(token)
     rows = range(tables.box_start[sample], tables.box_start[sample + 1])
     return Truth(
         boxes=[_record(tables, row, token) for row in rows if tables.box_class[row] >= 0],
         ego=tuple(tables.global_from_ego(sample)[:3, 3].tolist()),
-        bicycle_racks=[
-            _placed(tables, row)
-            for row in rows
-            if tables.category_name[tables.box_category[row]].decode() == BICYCLE_RACK
-        ],
+        bicycle_racks=[_placed(tables, row) for row in rows if names[tables.box_category[row]] == BICYCLE_RACK],
     )
 
 
@@ -44,7 +46,7 @@ def obstacles(tables: Tables, token: str, num_steps: int) -> list[np.ndarray]:
     Returns:
         For each step, [K, 5] float64 x, y, length, width, yaw; none after the end of the scene.
     """
-    names = [name.decode() for name in tables.category_name.tolist()]
+    names = category_names(tables)
     counts = np.array([name.startswith(OBSTACLES) for name in names], dtype=bool)
     sample = tables.row_of(token)
     ego_from_global = invert(tables.global_from_ego(sample))

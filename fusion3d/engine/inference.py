@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fusion3d.config import Config
-from fusion3d.data.collate import collate
+from fusion3d.data.loader import make_loader
 from fusion3d.data.subset import select_sensors
 from fusion3d.engine.submission import to_records
 from fusion3d.errors import ConfigError
@@ -67,8 +67,7 @@ def choose_subsets(config: Config, names: Sequence[str] | None) -> dict[str, tup
         key = "+".join(sorted(name.split("+"), key=lambda s: SENSORS.index(s) if s in SENSORS else -1))
         if key not in possible:
             raise ConfigError(
-                f"no sensor subset {name!r} for this checkpoint and data.sensors; possible: "
-                f"{', '.join(possible)}"
+                f"no sensor subset {name!r} for this checkpoint and data.sensors; possible: {', '.join(possible)}"
             )
         chosen[key] = possible[key]
     return chosen
@@ -93,9 +92,7 @@ def run_split(
         workers: loader processes.
         device: where the model runs.
     """
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size, num_workers=workers, collate_fn=collate, generator=torch.Generator()
-    )
+    loader = make_loader(dataset, batch_size, workers=workers)
     model = model.to(device)
     output = SplitOutput({name: SubsetOutput(sensors) for name, sensors in subsets.items()})
     start = last_told = tick = time.perf_counter()
@@ -134,6 +131,4 @@ def _note_paths(output: SplitOutput, batch: Batch) -> None:
 
 
 def _split(tokens: Sequence[str], paths: Trajectory) -> dict[str, Trajectory]:
-    return {
-        token: Trajectory(paths.position[i], paths.yaw[i], paths.mask[i]) for i, token in enumerate(tokens)
-    }
+    return {token: Trajectory(paths.position[i], paths.yaw[i], paths.mask[i]) for i, token in enumerate(tokens)}

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from fusion3d.config import Config, override
-from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.evaluate import add_checkpoint_options
 from fusion3d.engine.inference import run_split, sensor_subsets
 from fusion3d.engine.seed import set_deterministic
+from fusion3d.engine.split import open_split
 from fusion3d.engine.submission import write_submission
 from fusion3d.errors import ConfigError
 from fusion3d.files import write_json
@@ -52,12 +52,10 @@ def predict(
         raise ConfigError(f"the checkpoint has no branch for any of data.sensors = {config.data.sensors}")
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
-    dataset = NuScenesDataset(config.data, config.data.split, config.grid, None, config.seed)
+    dataset = open_split(config, config.data.split, training=False)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = list(possible)[-1]
-    output = run_split(
-        model, dataset, {name: possible[name]}, config.train.batch_size, config.data.workers, where
-    )
+    output = run_split(model, dataset, {name: possible[name]}, config.train.batch_size, config.data.workers, where)
     found = output.subsets[name]
     if config.detection is not None:
         write_submission(Path(out_dir, "results_nusc.json"), found.records(output.poses), found.used)
@@ -78,9 +76,7 @@ def predict(
 
 def main(argv: list[str] | None = None) -> int:
     """``predict.py --checkpoint X --out DIR [--data.root R --data.version V --data.split S ...]``."""
-    parser = argparse.ArgumentParser(
-        "predict", description="Boxes and plans for a data set without annotations."
-    )
+    parser = argparse.ArgumentParser("predict", description="Boxes and plans for a data set without annotations.")
     parser.allow_abbrev = False
     add_checkpoint_options(parser)
     options, overrides = parser.parse_known_args(argv)

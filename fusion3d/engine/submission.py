@@ -54,13 +54,9 @@ def to_records(boxes: Boxes, global_from_ego: np.ndarray, token: str) -> list[di
             "velocity": over_ground[k, :2].tolist(),
             "detection_name": DETECTION_CLASSES[label],
             "detection_score": float(score[k]),
-            "attribute_name": attribute_name(
-                DETECTION_CLASSES[label], attribute, float(np.hypot(*velocity[k, :2]))
-            ),
+            "attribute_name": attribute_name(DETECTION_CLASSES[label], attribute, float(np.hypot(*velocity[k, :2]))),
         }
-        for k, (label, attribute) in enumerate(
-            zip(boxes.label.tolist(), boxes.attribute.tolist(), strict=True)
-        )
+        for k, (label, attribute) in enumerate(zip(boxes.label.tolist(), boxes.attribute.tolist(), strict=True))
     ]
 
 

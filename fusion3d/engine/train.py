@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusion3d.config import Config, TrainConfig, differences, load_config
-from fusion3d.data.collate import collate
-from fusion3d.data.dataset import NuScenesDataset
+from fusion3d.data.loader import make_loader
 from fusion3d.data.subset import drop_sensors
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.checkpoint import (
@@ -32,12 +31,13 @@ from fusion3d.engine.checkpoint import (
     read_weights,
     save_checkpoint,
 )
-from fusion3d.engine.distributed import EpochBatches, Processes, processes
+from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.log import Clock, RunLog
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
+from fusion3d.engine.split import open_split
 from fusion3d.errors import CheckpointError, TrainingError
 from fusion3d.model import build_model
-from fusion3d.types import Batch, Sample
+from fusion3d.types import Batch
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -88,18 +88,14 @@ class Trainer:
     Args:
         config: everything about the run.
         model: with ``forward(batch)`` and ``losses(outputs, batch)``.
-        dataset: ``dataset[i] -> Sample`` with ``set_epoch(n)``, deterministic in (seed, epoch, index).
+        dataset: ``dataset[epoch, index] -> Sample``, deterministic in these and its seed.
         run_dir: gets ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``.
         where: this process among those that train together.
     """
 
-    def __init__(
-        self, config: Config, model: nn.Module, dataset: Any, run_dir: Path, where: Processes
-    ) -> None:
+    def __init__(self, config: Config, model: nn.Module, dataset: Any, run_dir: Path, where: Processes) -> None:
         if len(dataset) == 0:
-            raise TrainingError(
-                f"split {config.data.train_split!r} of {config.data.root} has no sample to train on"
-            )
+            raise TrainingError(f"split {config.data.train_split!r} of {config.data.root} has no sample to train on")
         self.config, self.run_dir, self.where, self.dataset = config, run_dir, where, dataset
         self.model = model.to(where.device).train()
         self.objective: nn.Module = Objective(self.model)
@@ -110,10 +106,17 @@ class Trainer:
         self.average = Average(self.model, config.train.ema) if config.train.ema > 0 else None
         half_on_gpu = config.train.precision == "float16" and where.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(where.device.type, enabled=half_on_gpu)
-        self.batches = EpochBatches(
-            len(dataset), config.train.batch_size, config.train.epochs, where.rank, where.world, config.seed
+        self.loader = make_loader(
+            dataset,
+            config.train.batch_size,
+            shuffle=True,
+            seed=config.seed,
+            workers=config.data.workers,
+            rank=where.rank,
+            world=where.world,
         )
-        self.total_steps = math.ceil(self.batches.per_epoch / config.train.accumulate) * config.train.epochs
+        self.batches_per_epoch = len(self.loader)
+        self.total_steps = math.ceil(self.batches_per_epoch / config.train.accumulate) * config.train.epochs
         self.position = Position()
 
     def run(self, log: RunLog) -> Path:
@@ -142,16 +145,15 @@ class Trainer:
 
     def groups(self) -> Iterator[list[Batch]]:
         """The batches still to come, in groups that share one step; none spans two epochs."""
-        group: list[Batch] = []
-        number = self.position.batch
-        self.batches.start = (self.position.epoch, number)
-        for batch in make_loader(self.dataset, self.batches, self.config.data.workers):
-            group.append(batch)
-            number += 1
-            if len(group) == self.config.train.accumulate or number == self.batches.per_epoch:
-                yield group
-                group = []
-            number %= self.batches.per_epoch
+        for epoch in range(self.position.epoch, self.config.train.epochs):
+            start = self.position.batch  # 0, but for the epoch in which training was stopped
+            self.loader.batch_sampler.set_epoch(epoch, start)  # type: ignore[union-attr]
+            group: list[Batch] = []
+            for number, batch in enumerate(self.loader, start + 1):
+                group.append(batch)
+                if len(group) == self.config.train.accumulate or number == self.batches_per_epoch:
+                    yield group
+                    group = []
 
     def set_learning_rate(self, step: int) -> None:
         """The rate for step number ``step``, counted from 1."""
@@ -181,9 +183,7 @@ class Trainer:
                 self.check_finite(total, losses, batch, step)
                 self.scaler.scale(total / len(group)).backward()
             for name, value in losses.items():
-                sums[name] = sums.get(
-                    name, torch.zeros((), device=total.device)
-                ) + value.detach().float() / len(group)
+                sums[name] = sums.get(name, torch.zeros((), device=total.device)) + value.detach().float() / len(group)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
@@ -198,7 +198,8 @@ class Trainer:
     def check_finite(self, total: Tensor, losses: dict[str, Tensor], batch: Batch, step: int) -> None:
         """Stop before a loss that is not a number reaches any weight."""
         if not torch.isfinite(total):
-            parts = ", ".join(f"{name} = {float(v)}" for name, v in losses.items() if not torch.isfinite(v))
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            parts = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
             raise TrainingError(
                 f"step {step}: the loss is not finite ({parts or 'only the sum'}) for the samples "
                 f"{_tokens([batch])}. "
@@ -209,7 +210,7 @@ class Trainer:
     def advance(self, step: int, num_batches: int) -> None:
         """Note that a step is done."""
         batch = self.position.batch + num_batches
-        over = batch == self.batches.per_epoch
+        over = batch == self.batches_per_epoch
         self.position = Position(step, self.position.epoch + over, 0 if over else batch)
 
     def report(self, log: RunLog, clock: Clock, losses: dict[str, float], norm: float, rate: float) -> None:
@@ -252,29 +253,6 @@ class Trainer:
             raise CheckpointError(f"{folder}: the optimiser's state does not fit: {error}") from error
 
 
-class OfEpoch(torch.utils.data.Dataset):
-    """A data set asked by (epoch, index): the epoch travels with the index into the loader's processes."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        self.dataset.set_epoch(epoch)
-        return self.dataset[index]
-
-
-def make_loader(dataset: Any, batches: EpochBatches, workers: int) -> Iterable[Batch]:
-    """Collated batches in the sampler's order, read by ``workers`` processes (0: by this one)."""
-    return torch.utils.data.DataLoader(
-        OfEpoch(dataset),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        generator=torch.Generator(),  # so that starting the workers draws nothing from the global generator
-    )
-
-
 def train(config: Config, run_dir: str | Path, resume: bool = True, device: str | None = None) -> Path:
     """Train a model and return its last checkpoint folder.
 
@@ -294,23 +272,19 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
     with processes(device) as where:
         set_deterministic(config.deterministic)
         seed_all(config.seed)
-        dataset = NuScenesDataset(
-            config.data, config.data.train_split, config.grid, config.augment, config.seed
-        )
+        dataset = open_split(config, config.data.train_split, training=True)
         trainer = Trainer(config, build_model(config), dataset, run_dir, where)
         found = list_checkpoints(run_dir)
         if found and not resume:
             raise CheckpointError(
-                f"{run_dir} holds a run already (up to {found[-1].name}); resume it, remove it, or choose "
-                f"another --run"
+                f"{run_dir} holds a run already (up to {found[-1].name}); resume it, remove it, or choose another --run"
             )
         if found:
             trainer.resume(found[-1])
         with RunLog(run_dir, trainer.position.step, active=where.first) as log:
             count = sum(p.numel() for p in trainer.model.parameters())
             log.say(
-                f"{len(dataset)} samples, {count / 1e6:.2f} M parameters, {trainer.total_steps} steps on "
-                f"{where.device}"
+                f"{len(dataset)} samples, {count / 1e6:.2f} M parameters, {trainer.total_steps} steps on {where.device}"
             )
             if found:
                 log.say(f"resumed from {found[-1]}")
@@ -327,18 +301,10 @@ def main(argv: list[str] | None = None) -> int:
     """``train.py CONFIG [--run DIR] [--no-resume] [--device NAME] [--a.b value ...]``."""
     parser = argparse.ArgumentParser("train", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("config", help="YAML file, e.g. configs/demo.yaml")
-    parser.add_argument(
-        "--run", help="folder of the run (default: runs/<name of the file>); resumed if it holds one"
-    )
-    parser.add_argument(
-        "--no-resume", action="store_true", help="refuse to go on from a run that is already there"
-    )
-    parser.add_argument(
-        "--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)"
-    )
-    parser.epilog = (
-        "Every setting can be overridden, e.g. --train.epochs 3 --data.root PATH: fusion3d/config.py."
-    )
+    parser.add_argument("--run", help="folder of the run (default: runs/<name of the file>); resumed if it holds one")
+    parser.add_argument("--no-resume", action="store_true", help="refuse to go on from a run that is already there")
+    parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
+    parser.epilog = "Every setting can be overridden, e.g. --train.epochs 3 --data.root PATH: fusion3d/config.py."
     options, overrides = parser.parse_known_args(argv)
     config = load_config(options.config, overrides)
     if os.environ.get("RANK", "0") == "0":

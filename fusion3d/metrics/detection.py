@@ -109,9 +109,7 @@ def score_detections(truths: Mapping[str, Truth], results: Mapping[str, Sequence
             name: {TP_NAMES[error]: float(metrics.get_label_tp(name, error)) for error in devkit.TP_METRICS}
             for name in config.class_names
         },
-        "num_truth": {
-            name: sum(box.detection_name == name for box in truth.all) for name in config.class_names
-        },
+        "num_truth": {name: sum(box.detection_name == name for box in truth.all) for name in config.class_names},
     }
 
 

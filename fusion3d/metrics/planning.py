@@ -21,8 +21,9 @@ SURE_MOTION = 0.5  # [m] displacement over two steps below which it says nothing
 HORIZONS = (1, 2, 3)  # [s]
 
 PROTOCOL = (
-    "L2@t: distance [m] between the planned and the driven rear axle at t (not averaged over 0..t), mean over "
-    "the samples whose driven path is known at t. collision@t: fraction of the samples whose driven path is "
+    "L2@t: distance [m] between the planned and the driven rear axle at t, i.e. at the keyframe 2t ahead (not "
+    "averaged over 0..t), mean over the samples whose driven path is known at t. collision@t: fraction of the "
+    "samples whose driven path is "
     f"known up to t where the ego's box ({EGO_LENGTH} x {EGO_WIDTH} m, centred {EGO_CENTER} m ahead of the "
     "rear axle) overlaps, exactly as oriented rectangles, any annotated vehicle, cycle or pedestrian at any "
     "future keyframe up to t; annotations are taken at that keyframe, whatever their points or visibility; "
@@ -30,7 +31,8 @@ PROTOCOL = (
     "step is the direction of the path over its two neighbouring steps (one at the end); below "
     f"{SURE_MOTION} m of displacement the heading before is kept, and a change of more than 90 degrees is "
     "driving backwards. All rows are over the same samples: those whose pose one keyframe earlier is known, "
-    "which the constant-velocity baseline needs."
+    "which the constant-velocity baseline needs. The model's command (left, right, straight) is the side on "
+    "which the driven path ends, as in the systems it is compared with."
 )
 
 

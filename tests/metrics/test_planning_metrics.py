@@ -22,9 +22,7 @@ from fusion3d.metrics.planning import (
 
 
 def polygon(x, y, length, width, yaw):
-    shape = affinity.rotate(
-        shapely_box(-length / 2, -width / 2, length / 2, width / 2), yaw, (0, 0), use_radians=True
-    )
+    shape = affinity.rotate(shapely_box(-length / 2, -width / 2, length / 2, width / 2), yaw, (0, 0), use_radians=True)
     return affinity.translate(shape, x, y)
 
 
@@ -89,9 +87,7 @@ def test_l2_is_at_the_time_and_over_known_samples():
     scores = score_plan(plan, future, known, NOTHING * 2)
     assert scores["L2@1s"] == pytest.approx((2 + 0) / 2)
     assert scores["L2@2s"] == pytest.approx((4 + 0) / 2)
-    assert scores["L2@3s"] == pytest.approx(6), (
-        "only the first sample is known there: not diluted by the second"
-    )
+    assert scores["L2@3s"] == pytest.approx(6), "only the first sample is known there: not diluted by the second"
 
 
 def test_collision_is_any_step_up_to_the_time_and_needs_the_whole_future():
@@ -120,9 +116,7 @@ def test_baselines_and_rows_share_their_samples():
     assert table["constant_velocity"]["L2@3s"] == pytest.approx(0, abs=1e-12)
     assert table["driven"]["L2@1s"] == 0
     assert table["model"]["L2@2s"] == pytest.approx(1)
-    assert table["stationary"]["L2@3s"] == pytest.approx((6 + 15) / 2), (
-        "the sample without a past is in no row"
-    )
+    assert table["stationary"]["L2@3s"] == pytest.approx((6 + 15) / 2), "the sample without a past is in no row"
 
 
 def test_nothing_known_is_not_a_number_and_a_broken_plan_is_an_error():

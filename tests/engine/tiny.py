@@ -1,0 +1,72 @@
+"""A data set and a model with the real faces that train in milliseconds, for tests of the engine alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion3d.config import Config, DataConfig, TrainConfig
+from fusion3d.types import Batch, BEVGrid, Sample, Trajectory
+
+
+def tiny_config(**train: Any) -> Config:
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 2, "learning_rate": 0.01, "drop_sensor": 0.3}
+    settings |= {"checkpoint_every": 2, "log_every": 1}
+    return Config(data=DataConfig(workers=0), train=TrainConfig(**(settings | train)), grid=BEVGrid())
+
+
+class TinyData:
+    """Samples with LiDAR and radar points that depend on (epoch, index) alone; the target is their mean."""
+
+    def __init__(self, size: int = 7, broken: int | None = None) -> None:
+        self.size, self.broken = size, broken
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        draw = torch.Generator().manual_seed(1000 * epoch + index)
+        points = torch.randn(5, 5, generator=draw)
+        if index == self.broken:
+            points[2, 1] = torch.nan
+        target = points[:, :2].mean(0, keepdim=True)
+        return Sample(
+            token=f"sample-{index}",
+            scene="scene-0001",
+            timestamp=index,
+            global_from_ego=torch.eye(4, dtype=torch.float64),
+            aug_from_ego=torch.eye(4),
+            lidar=points,
+            radar=torch.randn(3, 11, generator=draw).abs().clamp(max=1).floor(),
+            future=Trajectory(target, torch.zeros(1), torch.ones(1, dtype=torch.bool)),
+        )
+
+
+class TinyModel(nn.Module):
+    """Two branches of which either may be absent, batch norm (buffers) and dropout (randomness)."""
+
+    def __init__(self, norm: bool = True, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.lidar = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8) if norm else nn.Identity(), nn.ReLU())
+        self.radar = nn.Linear(11, 8)
+        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(8, 2))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        features = torch.zeros(len(batch), 8, device=batch.command.device)
+        for cloud, branch in ((batch.lidar, self.lidar), (batch.radar, self.radar)):
+            if cloud is not None and len(cloud.points) > 1:
+                features = features.index_add(0, cloud.batch_index, branch(cloud.points).float())
+        return {"planning": self.out(features)}
+
+    def losses(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        assert batch.future is not None
+        error = outputs["planning"] - batch.future.position[:, 0]
+        return {"plan": error.pow(2).mean(), "size": 0.01 * outputs["planning"].pow(2).mean()}
+
+
+def with_train(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
