@@ -276,7 +276,7 @@ def junction(name: str, quarters: tuple[int, ...], lanes: int, reach: float, rin
     parts = [leg.surfaces() for leg in legs]
     parts.append(_ring_surfaces(quarters, half) if ring else _junction_surfaces(quarters, half, edge))
     inner = [route.path for route in routes]
-    inside = [path.points[np.linalg.norm(path.points, axis=1) < edge + 0.5] for path in inner]
+    inside = [path.points[np.abs(path.points).max(axis=1) < edge + 1.0] for path in inner]
     parts.append({"lanes": [band(line, LANE / 2, -LANE / 2) for line in inside], "lane_centers": inside})
     for leg, angle in zip(legs, angles, strict=True):
         stop = np.array([[edge + STOP_SETBACK, 0.0], [edge + STOP_SETBACK, leg.lanes * LANE]])

@@ -18,11 +18,11 @@ from fusion3d.synthetic.traffic import ever_overlap
 
 KERB = CYCLE_LANE + STRIP  # [m] from the lanes to the walkway
 FURNITURE, FILES, STANDING = KERB + 0.5, (KERB + 1.5, KERB + 2.5), KERB + 3.2  # [m] zones of the walkway
-POPULATED = 44.0  # [m] from the ego's way: farther off there is no annotated roadside
+POPULATED = 38.0  # [m] from the ego's way: farther off there is no annotated roadside
 BUILT = 75.0  # [m] from the ego's way: farther off there are no buildings
 # What is parked, in turn on whichever side lags behind: each class comes round every 50 m of road.
-DECK = ("works", "car", "truck", "rack", "bus", "car", "trailer", "works", "construction", "car", "rack", "car")
-ROOM = {"works": 10.0, "rack": 5.4}  # [m] of strip; vehicles take their length
+DECK = ("works", "truck", "rack", "bus", "car", "trailer", "gap", "works", "construction", "car", "rack", "gap", "car")
+ROOM = {"works": 10.0, "rack": 2.8, "gap": 5.0}  # [m] of strip; vehicles take their length
 FACADES = ((168, 92, 70), (190, 178, 160), (140, 140, 146), (206, 196, 170), (120, 82, 66), (176, 184, 192))
 LEAVES = ((52, 92, 40), (70, 110, 44), (40, 76, 44), (96, 112, 50))
 
@@ -84,14 +84,15 @@ def cross_road(
 
 
 def walk(duration: float, phases: list[tuple[float, float]]) -> np.ndarray:
-    """[T] distance walked; from each (time, speed) on that speed is taken up within half a second."""
-    time = np.arange(round(duration / SIM_STEP) + 1) * SIM_STEP
+    """[T] distance walked; from each (time, speed) on, which may lie before 0, that speed is taken up within 0.5 s."""
+    before = max(0, int(np.ceil(-phases[0][0] / SIM_STEP)))
+    time = (np.arange(round(duration / SIM_STEP) + 1 + before) - before) * SIM_STEP
     speed = np.zeros_like(time)
     last = 0.0
     for start, value in phases:
         speed += (value - last) * np.clip((time - start) / 0.5, 0.0, 1.0)
         last = value
-    return np.r_[0.0, np.cumsum((speed[1:] + speed[:-1]) / 2 * SIM_STEP)]
+    return np.r_[0.0, np.cumsum((speed[1:] + speed[:-1]) / 2 * SIM_STEP)][before:]
 
 
 def place(side: Side, s: float, d: float, size: np.ndarray, turn: float = 0.0) -> np.ndarray:
@@ -111,7 +112,9 @@ class Roadside:
     def _put(self, category: str, side: Side, s: float, d: float, turn: float = 0.0, margin: float = 0.12, **what) -> bool:
         size = what.pop("size", None)
         size = sample_size(category, self.rng) if size is None else size
-        boxes = place(side, s, d, size, turn)
+        return self._put_box(category, size, place(side, s, d, size, turn), margin, **what)
+
+    def _put_box(self, category: str, size: np.ndarray, boxes: np.ndarray, margin: float, **what) -> bool:
         if not self.ground.claim(boxes, margin):
             return False
         self.drafts.append(Draft(category, size, boxes, **what))
@@ -130,7 +133,7 @@ class Roadside:
         """Deal the deck out along the strips, always on the side that lags behind on the ego's way."""
         lanes = []  # [side, position, last, direction]
         for side in self.layout.sides:
-            near = self._near(side, KERB - STRIP / 2, POPULATED)
+            near = self._near(side, KERB - STRIP / 2, POPULATED + 8.0 * (self.layout.name == "roundabout"))
             for first, last in side.strips:
                 usable = near[(near > first) & (near < last)]
                 if len(usable) < 4:
@@ -139,6 +142,8 @@ class Roadside:
                 forward = ends[0] <= ends[1]
                 lo, hi = float(usable[0]), float(usable[-1])
                 lanes.append([side, lo if forward else hi, hi if forward else lo, 1.0 if forward else -1.0])
+        if self.layout.name == "roundabout":
+            self._island()
         card = int(self.rng.integers(len(DECK)))
         while lanes:
             progress = [float(self.ego.nearest(side.path.at(at, KERB))[0]) for side, at, _, _ in lanes]
@@ -149,7 +154,7 @@ class Roadside:
             size = sample_size(category, self.rng) if category else np.array([ROOM[kind], 0.0, 0.0])
             room = ROOM.get(kind, float(size[0]) + 0.9)
             if sign * (last - at) < room:
-                if sign * (last - at) > 5.6 and kind not in ("car", "rack"):
+                if sign * (last - at) > 5.6 and category is not None:
                     self._vehicle("car", side, at + sign * 2.8, sample_size("vehicle.car", self.rng))
                 lanes.remove(lane)
                 continue
@@ -159,7 +164,7 @@ class Roadside:
                 self._works(side, middle)
             elif kind == "rack":
                 self._rack(side, middle)
-            else:
+            elif kind != "gap":
                 self._vehicle(kind, side, middle, size)
             lane[1] = at + sign * (room + self.rng.uniform(0.2, 1.0))
 
@@ -176,20 +181,28 @@ class Roadside:
 
     def _rack(self, side: Side, s: float) -> None:
         """Motorcycles and bicycles, parked across the strip."""
-        for i, kind in enumerate(("motorcycle", "bicycle", "motorcycle", "bicycle")):
+        for i, kind in enumerate(("motorcycle", "bicycle")):
             turn = np.pi / 2 * (1 if self.rng.random() < 0.5 else -1) + self.rng.normal(0.0, 0.06)
-            self._put(f"vehicle.{kind}", side, s - 1.95 + 1.3 * i, KERB - 1.5, turn, parked=True)
+            self._put(f"vehicle.{kind}", side, s - 0.65 + 1.3 * i, KERB - 1.5, turn, parked=True)
 
     def _works(self, side: Side, s: float) -> None:
         """Cones towards the traffic, barriers towards the walkway and at one end, workers between."""
-        for x in np.arange(-4.4, 4.5, 2.2):
+        for x in np.arange(-4.2, 4.3, 2.8):
             self._put("movable_object.trafficcone", side, s + x, CYCLE_LANE + 0.35 + self.rng.uniform(0, 0.12))
-        for x in (-3.0, 0.0, 3.0):
+        for x in (-2.0, 2.0):
             self._put("movable_object.barrier", side, s + x, KERB - 0.5, np.pi / 2 + self.rng.normal(0.0, 0.03))
         self._put("movable_object.barrier", side, s - 4.5, KERB - 1.3 - 0.4, self.rng.normal(0.0, 0.03))
-        for x in self.rng.uniform(-2.5, 2.5, int(self.rng.integers(1, 3))):
+        for x in self.rng.uniform(-3.5, 3.5, int(self.rng.integers(0, 3))):
             turn = self.rng.uniform(-np.pi, np.pi)
             self._put("human.pedestrian.construction_worker", side, s + x, KERB - 1.7, turn)
+
+    def _island(self) -> None:
+        """Works on the island of a roundabout: barriers and cones by turns around it."""
+        for i, angle in enumerate(np.arange(12) * np.pi / 6 + self.rng.uniform(0.0, 0.5)):
+            category = ("movable_object.barrier", "movable_object.trafficcone")[i % 2]
+            size = sample_size(category, self.rng)
+            xy = (RING_EDGES[0] - 1.0) * np.array([np.cos(angle), np.sin(angle)])
+            self._put_box(category, size, np.array([[*xy, size[0], size[1], angle]]), 0.12)
 
     # ---- the walkway -------------------------------------------------------------------------------------------
     def furnish(self, parts: Parts) -> None:
@@ -197,7 +210,7 @@ class Roadside:
         for side in self.layout.sides:
             near = self._near(side, FURNITURE, POPULATED)
             for s in near[:: int(self.rng.integers(7, 10))]:
-                kind = self.rng.choice(["pole", "bicycle", "planter", "cones", "barrier"], p=[0.3, 0.28, 0.16, 0.14, 0.12])
+                kind = self.rng.choice(["pole", "bicycle", "planter", "cones", "barrier"], p=[0.5, 0.08, 0.3, 0.05, 0.07])
                 if kind == "pole":
                     self._post(parts, side.path.at(s, FURNITURE - 0.15))
                 elif kind == "planter":
@@ -207,7 +220,7 @@ class Roadside:
                 elif kind == "barrier":
                     self._put("movable_object.barrier", side, s, FURNITURE, np.pi / 2)
                 else:
-                    for x in range(int(self.rng.integers(1, 4))):
+                    for x in range(int(self.rng.integers(1, 3))):
                         self._put("movable_object.trafficcone", side, s + 0.9 * x, FURNITURE)
 
     def walkers(self, duration: float) -> None:
@@ -216,7 +229,7 @@ class Roadside:
             if not side.strips:
                 continue
             for file, d in enumerate(FILES):
-                near = self._near(side, d, POPULATED - 6)
+                near = self._near(side, d, POPULATED - 8)
                 if not len(near):
                     continue
                 line = shift(side.path.points, -d)
@@ -226,8 +239,8 @@ class Roadside:
                 pace = self.rng.uniform(1.1, 1.5)
                 while s < last:
                     self._walker(path, s, pace, duration)
-                    s += self.rng.uniform(7.0, 26.0)
-            for s in self._near(side, STANDING, POPULATED - 4)[:: int(self.rng.integers(10, 15))]:
+                    s += self.rng.uniform(22.0, 75.0)
+            for s in self._near(side, STANDING, POPULATED - 8)[4 :: int(self.rng.integers(28, 42))]:
                 kind = self.rng.choice(["adult", "child", "police_officer", "sitting"], p=[0.62, 0.12, 0.08, 0.18])
                 category = f"human.pedestrian.{'adult' if kind == 'sitting' else kind}"
                 size, turn = sample_size(category, self.rng), self.rng.uniform(-np.pi, np.pi)
@@ -237,11 +250,14 @@ class Roadside:
                 self._put(category, side, s, STANDING, turn, size=size, variant=variant)
 
     def _walker(self, path: Path, s: float, pace: float, duration: float) -> None:
-        phases = [(-1.0, pace)]
-        if self.rng.random() < 0.15:  # stops to look at something, and goes on
-            pause = self.rng.uniform(0.2, 0.7) * duration
+        phases, end = [(-1.0, pace)], (path.length - 1.0 - s) / pace - 1.0
+        pause = self.rng.uniform(0.2, 0.7) * duration
+        if self.rng.random() < 0.15 and pause + 1.0 < end:  # stops to look at something, and goes on
             phases += [(pause, 0.0), (pause + 3.0, pace)]
-        s_t = np.minimum(s + walk(duration, phases), path.length)
+            end += 3.0
+        s_t = s + walk(duration, [*phases, (end, 0.0)])
+        if end < 1.0:
+            return
         category = "human.pedestrian.child" if self.rng.random() < 0.12 else "human.pedestrian.adult"
         size = sample_size(category, self.rng)
         box = np.tile([size[0], size[1]], (len(s_t), 1))

@@ -140,10 +140,10 @@ def simulate(movers: list[Mover], duration: float) -> Motion:
     s, speed = np.zeros((len(movers), steps)), np.zeros((len(movers), steps))
     now = np.array([m.s for m in movers])
     v = crowd.limit_at(now)
-    for _ in range(3):  # nobody may start faster than it can stop behind, or follow, what is ahead
+    for _ in range(5):  # nobody may start faster than it can stop behind, or follow, what is ahead
         gaps, others = crowd.obstacles(now, 0 * v, 0.0)
-        others[:, 0] = np.where(gaps[:, 0] < 12.0, 0.0, v.min() if len(v) else 0.0)
-        safe = np.sqrt(others**2 + 2 * 1.2 * np.maximum(gaps - STANDSTILL - 0.5 * v[:, None], 0.0)).min(axis=1)
+        others[:, 0] = crowd.obstacles(now, v, 0.0)[1][:, 0]
+        safe = np.sqrt(others**2 + 2 * 1.6 * np.maximum(gaps - STANDSTILL - 0.5 * v[:, None], 0.0)).min(axis=1)
         v = np.minimum(v, safe)
     given = np.array([np.nan if m.start_speed is None else m.start_speed for m in movers])
     v = np.where(np.isnan(given), v, np.minimum(v, given))

@@ -116,7 +116,7 @@ def _traffic(
     routes = [r for r in layout.routes if r.start == 0 and r.turn == turn and not r.cycles]
     route = routes[int(rng.integers(len(routes)))]
     cruise = float(rng.uniform(8.5, 11.5))
-    approach = {"go": np.clip(1.9 * duration, 9.0, 42.0), "wait": 1.0, "arrive": np.clip(2.6 * duration, 14.0, 48.0)}
+    approach = {"go": np.clip(1.9 * duration, 9.0, 42.0), "wait": 1.0, "arrive": np.clip(3.2 * duration, 14.0, 55.0)}
     ego = Mover(route.path, "ego", EGO_SIZE, 0.0, cruise, EGO_BACK, (), 0.0 if mode == "wait" else None)
     ego = replace(ego, s=route.anchor - ego.front - float(approach[mode]))
     red = _lights(layout, mode, duration, rng)
@@ -126,7 +126,7 @@ def _traffic(
     wanted = [(route, ego.s + rng.uniform(17.0, 27.0))] if mode != "wait" and rng.random() < 0.6 else []
     wanted += [(route, ego.s - rng.uniform(13.0, 22.0))] if rng.random() < 0.7 else []
     for other in (layout.routes[i] for i in rng.permutation(len(layout.routes))):
-        places = np.cumsum(rng.uniform(13.0, 30.0, 40)) if not other.cycles else np.cumsum(rng.uniform(18.0, 45.0, 30))
+        places = np.cumsum(rng.uniform(13.0, 30.0, 40)) if not other.cycles else np.cumsum(rng.uniform(30.0, 90.0, 30))
         wanted += [(other, s) for s in places]
     for other, s in wanted:
         mover = _sampled(other, float(s), layout, rng)
@@ -202,7 +202,9 @@ def _crossers(layout: Layout, ego: Mover, mode: str, duration: float, rng: np.ra
     drafts: list[Draft] = []
     for i, crossing in enumerate(layout.crossings):
         met = crossing.meets(ego.path)
-        for k in range(int(rng.integers(2, 4))):
+        if met is not None and layout.num_legs > 2 and (crossing.leg == 0 or rng.random() < 0.5):
+            continue  # the ego's way through a junction stays mostly free, or short scenes would only wait
+        for k in range(int(rng.integers(1, 3)) + (layout.name == "straight")):
             speed, forward = float(rng.uniform(1.25, 1.6)), bool(rng.random() < 0.5)
             start = float(rng.uniform(-4.0, 0.85 * duration))
             if met is not None and k == 0 and layout.name == "straight":
@@ -239,11 +241,12 @@ def _run(
         motion = simulate(movers, duration)
         boxes = [footprints(mover, s) for mover, s in zip(movers, motion.s, strict=True)]
         stack = np.stack(boxes)
-        hit = [bool(ever_overlap(walk.boxes, stack, 0.35).any()) for walk in walks]
-        out: set[int] = set()
+        met = [ever_overlap(walk.boxes, stack, 0.35) for walk in walks]
+        hit = [bool(with_whom[0]) for with_whom in met]  # by the ego: the pedestrian goes; else the other vehicle
+        out = {int(i) for with_whom in met if not with_whom[0] for i in np.flatnonzero(with_whom)}
         for i in range(1, len(movers)):
             kept = [j for j in range(i) if j not in out]
-            if ever_overlap(boxes[i], stack[kept], 0.25).any():
+            if i not in out and ever_overlap(boxes[i], stack[kept], 0.25).any():
                 out.add(i)
         walks = [walk for walk, bad in zip(walks, hit, strict=True) if not bad]
         movers = [mover for i, mover in enumerate(movers) if i not in out]
