@@ -246,6 +246,10 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
 
     values: dict[str, Any] = {}
     if path is not None:
+        if not Path(path).exists():  # called from another folder: `configs/demo.yaml` is the shipped one
+            package = Path(__file__).parent
+            shipped = (folder / "configs" / Path(path).name for folder in (package, package.parent))
+            path = next((candidate for candidate in shipped if candidate.is_file()), path)
         try:
             loaded = yaml.safe_load(Path(path).read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,0 +1,42 @@
+# fusion3d. `make demo` shows what it does, `make test` that it works. Both set up .venv first, the first time.
+#   PYTHON=python3.12         which Python the environment is made with (3.11 or newer)
+#   FUSION3D_CUDA_ARCHS="90"  GPU architectures to compile for, where nvcc is (see setup.py)
+
+PY := .venv/bin/python
+FUSION3D_CUDA_ARCHS ?= 90
+export FUSION3D_CUDA_ARCHS
+
+.PHONY: help demo test test-all lint setup gpu-check clean
+
+help:
+	@echo "make demo       synthetic data, training, evaluation, report: runs/demo/report.html"
+	@echo "make test       lint, types and the quick tests"
+	@echo "make test-all   the slow tests too"
+	@echo "make gpu-check  on a machine with an NVIDIA GPU: build, CUDA tests, a short training"
+	@echo "make setup      .venv and the compiled kernels, nothing more"
+	@echo "make lint       ruff and pyright"
+	@echo "make clean      remove what was built (not .venv, data or runs)"
+
+setup:
+	@sh tools/setup.sh
+
+demo: setup
+	@$(PY) tools/demo.py
+
+lint: setup
+	@sh tools/lint.sh
+
+test: lint
+	@$(PY) -m pytest -q -n 2 -m "not slow and not gpu"
+	@echo "make test: passed"
+
+test-all: lint
+	@$(PY) -m pytest -q -n 2 -m "not gpu"
+	@echo "make test-all: passed"
+
+gpu-check:
+	@sh tools/gpu_check.sh
+
+clean:
+	rm -rf build dist *.egg-info fusion3d/*.so .venv/build.stamp .pytest_cache .ruff_cache .hypothesis
+	find fusion3d tests tools -name __pycache__ -type d -exec rm -rf {} +
