@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,27 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     except OSError as error:
         raise Fusion3DError(_cannot_write(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be what could not be made
+            temporary.unlink(missing_ok=True)
     return path
 
 
-def write_json(path: str | Path, value: Any) -> Path:
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     """Write plain values as JSON, whole or not at all; a float that is not finite becomes null.
+
+    Args:
+        path: file.
+        value: dicts, lists, strings and numbers.
+        indent: None writes one line, ten times faster: for what no person reads.
 
     Raises:
         Fusion3DError: as in ``write_whole``.
     """
-    return write_whole(path, (json.dumps(_finite(value), indent=1, allow_nan=False) + "\n").encode())
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:  # rare, and looking for the numbers takes long
+        text = json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return write_whole(path, f"{text}\n".encode())
 
 
 @contextmanager

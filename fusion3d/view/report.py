@@ -1,0 +1,298 @@
+"""One HTML page about a run, in one file: no script, nothing fetched, pictures and charts inside."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fusion3d.errors import Fusion3DError
+from fusion3d.files import write_whole
+from fusion3d.types import DETECTION_CLASSES, SENSORS
+from fusion3d.view.charts import line_chart
+from fusion3d.view.stylesheet import STYLESHEET
+
+# Column, what it is, and whether more of it is better.
+DETECTION_COLUMNS = (
+    ("NDS", "nuScenes score", True),
+    ("mAP", "precision", True),
+    ("mATE", "position [m]", False),
+    ("mASE", "size [1-IoU]", False),
+    ("mAOE", "heading [rad]", False),
+    ("mAVE", "velocity [m/s]", False),
+    ("mAAE", "attribute [1-acc]", False),
+)
+PLANNING_COLUMNS = tuple(
+    (f"{what}@{t}s", unit, False) for what, unit in (("L2", "[m]"), ("collision", "[% of samples]")) for t in (1, 2, 3)
+)
+_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+
+
+def write_report(
+    path: str | Path,
+    metrics: Mapping[str, Any],
+    curves: Sequence[Mapping[str, Any]] = (),
+    pictures: Sequence[tuple[str, str | Path]] = (),
+    config_text: str = "",
+    environment: Mapping[str, Any] | None = None,
+    title: str = "fusion3d report",
+    summary: str = "",
+) -> Path:
+    """Write the report of a run.
+
+    Args:
+        path: the ``.html`` file; its folder is made, it appears whole.
+        metrics: as ``evaluate`` writes them: ``subsets.<name>.{NDS, mAP, ..., AP.<class>}``,
+            ``planning.<planner>.{L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
+            ``seconds.<stage>``; each may be absent, and a number that is absent or not finite is shown as a dash.
+        curves: the lines of ``log.jsonl``: ``step``, ``loss`` and ``loss/<part>``.
+        pictures: (caption, PNG or JPEG file).
+        config_text: how the configuration differs from the defaults, as text.
+        environment: name and value of whatever says where and with what it ran.
+        title: heading of the page.
+        summary: a sentence or two under it.
+
+    Returns:
+        The path.
+
+    Raises:
+        Fusion3DError: a picture cannot be read, or the file cannot be written.
+    """
+    sections = [
+        ("sensors", "Detection by sensors", _subsets(metrics)),
+        ("planning", "Planning", _planning(metrics)),
+        ("classes", "Average precision by class", _classes(metrics)),
+        ("pictures", "Pictures", "".join(_picture(*picture) for picture in pictures)),
+        ("training", "Training", _curves(curves)),
+        ("time", "Time", _seconds(metrics.get("seconds") or {})),
+        ("setup", "Configuration and environment", _setup(config_text, environment or {})),
+    ]
+    there = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in there)
+    body = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{escape(heading)}</h2>{content}</section>\n'
+        for name, heading, content in there
+    )
+    html = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{STYLESHEET}</style>\n</head>\n<body>\n"
+        f'<header><h1>{escape(title)}</h1><p class="soft">{escape(summary)}</p>'
+        f'<nav aria-label="Sections">{links}</nav></header>\n'
+        f"<main>\n{_headline(metrics)}\n{body}</main>\n</body>\n</html>\n"
+    )
+    return write_whole(path, html.encode())
+
+
+def _number(row: Mapping[str, Any], key: str) -> float | None:
+    """A finite number of a row, or None."""
+    value = row.get(key)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _show(value: float | None, key: str) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    return f"{100 * value:.2f}" if key.startswith("collision") else f"{value:.3f}"
+
+
+def _subset_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {name: row for name, row in (metrics.get("subsets") or {}).items() if "NDS" in row or "mAP" in row}
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    """The few figures that are looked at first."""
+    figures: list[tuple[str, str, str]] = []
+    scores = {name: score for name, row in _subset_rows(metrics).items() if (score := _number(row, "NDS")) is not None}
+    if scores:
+        full = max(scores, key=lambda name: (name.count("+"), scores[name]))
+        figures.append((f"NDS with {full.replace('+', ' + ')}", f"{scores[full]:.3f}", "nuScenes detection score"))
+        singles = {name: score for name, score in scores.items() if "+" not in name}
+        if singles and "+" in full:
+            best = max(singles, key=lambda name: singles[name])
+            gain = scores[full] - singles[best]
+            figures.append(("NDS gained by fusion", f"{gain:+.3f}", f"over {best} alone ({singles[best]:.3f})"))
+    plans = metrics.get("planning") or {}
+    ours = _number(plans.get("model") or {}, "L2@3s")
+    if ours is not None:
+        usual = _number(plans.get("constant_velocity") or {}, "L2@3s")
+        beside = "" if usual is None else f"constant velocity: {usual:.2f} m"
+        figures.append(("Plan off the driven path after 3 s", f"{ours:.2f} m", beside))
+    total = _number(metrics.get("seconds") or {}, "total")
+    if total is not None:
+        figures.append(("Time", _duration(total), "all stages below"))
+    tiles = (
+        f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(value)}</dd><dd>{escape(note)}</dd></div>'
+        for name, value, note in figures
+    )
+    return f'<dl class="headline">{"".join(tiles)}</dl>' if figures else ""
+
+
+def _table(
+    rows: Mapping[str, Mapping[str, Any]],
+    columns: Sequence[tuple[str, str, bool]],
+    first: str,
+    label: Any = escape,
+    contest: Sequence[str] | None = None,
+) -> str:
+    """Rows of numbers; the best of each column (among ``contest``, or all rows) is marked."""
+    head = "".join(f'<th scope="col">{escape(name)}<small>{escape(what)}</small></th>' for name, what, _ in columns)
+    best: dict[str, float] = {}
+    contest = list(rows) if contest is None else contest
+    for key, _, more in columns:
+        values = [value for name in contest if (value := _number(rows[name], key)) is not None]
+        if len(values) > 1:
+            best[key] = max(values) if more else min(values)
+    lines = []
+    for name, row in rows.items():
+        cells = []
+        for key, _, _ in columns:
+            value = _number(row, key)
+            # Equal as shown is equal: nobody can see why one 0.431 would be marked and another not.
+            marked = key in best and name in contest and _show(value, key) == _show(best[key], key)
+            cells.append(
+                f'<td class="best">{_show(value, key)}<span class="hidden"> best</span></td>'
+                if marked
+                else f"<td>{_show(value, key)}</td>"
+            )
+        lines.append(f'<tr><th scope="row">{label(name)}</th>{"".join(cells)}</tr>')
+    return (
+        f'<div class="wide"><table><thead><tr><th scope="col">{escape(first)}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _sensor_label(name: str) -> str:
+    """The name of a subset behind three dots that say which sensors are in it."""
+    parts = name.split("+")
+    if not set(parts) <= set(SENSORS):
+        return escape(name)
+    dots = "".join(f'<i class="{"on" if sensor in parts else "off"}"></i>' for sensor in SENSORS)
+    return f'<span class="dots" aria-hidden="true">{dots}</span>{escape(" + ".join(parts))}'
+
+
+def _subsets(metrics: Mapping[str, Any]) -> str:
+    rows = _subset_rows(metrics)
+    if not rows:
+        return ""
+    count = metrics.get("num_samples")
+    over = f" Scored on {count} samples." if count else ""
+    return (
+        "<p>One checkpoint, given any of its sensors; what is not given is absent, not zero. "
+        f"Official nuScenes metrics.{over}</p>"
+        + _table(rows, DETECTION_COLUMNS, "sensors", _sensor_label)
+        + '<p class="note">Best of each column marked. NDS and mAP: more is better; errors: less is better.</p>'
+    )
+
+
+def _planning(metrics: Mapping[str, Any]) -> str:
+    rows = metrics.get("planning") or {}
+    if not rows:
+        return ""
+    planned = {name.replace("_", " "): row for name, row in rows.items()}
+    contest = [name for name in planned if name != "driven"]  # the driven path is the yardstick, not a planner
+    protocol = metrics.get("planning_protocol") or metrics.get("protocol") or ""
+    return (
+        _table(planned, PLANNING_COLUMNS, "planner", contest=contest)
+        + '<p class="note">Less is better; best planner of each column marked.</p>'
+        + (f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else "")
+    )
+
+
+def _classes(metrics: Mapping[str, Any]) -> str:
+    """A row a subset, a column a class, shaded by the value."""
+    rows = {name: row["AP"] for name, row in _subset_rows(metrics).items() if row.get("AP")}
+    if not rows:
+        return ""
+    known = [name for name in DETECTION_CLASSES if any(name in row for row in rows.values())]
+    others = sorted({name for row in rows.values() for name in row} - set(known))
+    names = known + others
+    head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in names)
+    lines = []
+    for subset, row in rows.items():
+        cells = []
+        for name in names:
+            value = _number(row, name)
+            shade = 0.0 if value is None else min(max(value, 0.0), 1.0)
+            cells.append(f'<td class="heat" style="--v:{shade:.3f}">{_show(value, name)}</td>')
+        lines.append(f'<tr><th scope="row">{_sensor_label(subset)}</th>{"".join(cells)}</tr>')
+    return (
+        '<p class="note">Mean over the four nuScenes centre distances, 0.5, 1, 2 and 4 m.</p>'
+        f'<div class="wide"><table class="heatmap"><thead><tr><th scope="col">sensors</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _picture(caption: str, path: str | Path) -> str:
+    path = Path(path)
+    kind = _TYPES.get(path.suffix.lower())
+    if kind is None:
+        raise Fusion3DError(f"cannot put {path} into the report: expected one of {', '.join(_TYPES)}")
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise Fusion3DError(f"cannot read the picture {path}: {error.strerror}; draw it before the report") from error
+    text = escape(caption)
+    return (
+        f'<figure class="picture"><img alt="{text}" src="data:{kind};base64,{data}">'
+        f"<figcaption>{text}</figcaption></figure>\n"
+    )
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> str:
+    """A chart for the loss and one for each of its parts."""
+    names = [key for record in records for key in record if key == "loss" or key.startswith("loss/")]
+    charts = []
+    for name in dict.fromkeys(names):
+        known = [(float(r["step"]), v) for r in records if "step" in r and (v := _number(r, name)) is not None]
+        if not known:
+            continue
+        steps, values = zip(*known, strict=True)
+        heading = escape("whole loss" if name == "loss" else name.removeprefix("loss/").replace("_", " "))
+        charts.append(
+            f"<figure><figcaption><b>{heading}</b><span>{values[0]:.3g} → {values[-1]:.3g}</span></figcaption>"
+            f"{line_chart(steps, values, heading)}</figure>"
+        )
+    if not charts:
+        return ""
+    note = '<p class="note">Weighted terms by step; the strong line is a running mean.</p>'
+    return f'{note}<div class="charts">{"".join(charts)}</div>'
+
+
+def _duration(seconds: float) -> str:
+    """123.4 → "2 min 03 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _seconds(seconds: Mapping[str, Any]) -> str:
+    known = {name: value for name in seconds if (value := _number(seconds, name)) is not None}
+    if not known:
+        return ""
+    longest = max(known.values()) or 1.0
+    lines = "".join(
+        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th><td>{_duration(value)}</td>'
+        f'<td class="bar"><span style="width:{100 * max(value, 0) / longest:.1f}%"></span></td></tr>'
+        for name, value in known.items()
+    )
+    return (
+        '<div class="wide"><table><thead><tr><th scope="col">stage</th><th scope="col">time</th>'
+        f'<th scope="col"><span class="hidden">share</span></th></tr></thead><tbody>{lines}</tbody></table></div>'
+    )
+
+
+def _setup(config_text: str, environment: Mapping[str, Any]) -> str:
+    facts = "".join(
+        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>'
+        for name, value in environment.items()
+    )
+    table = f'<div class="wide"><table class="facts"><tbody>{facts}</tbody></table></div>' if facts else ""
+    text = config_text.strip()
+    config = f"<p>What is not default:</p><pre>{escape(text)}</pre>" if text else ""
+    return config + table

@@ -1,0 +1,154 @@
+"""Pictures of samples, whatever is absent: read back and checked by their pixels."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusion3d.errors import Fusion3DError
+from fusion3d.types import BEVGrid, Boxes
+from fusion3d.view import colors
+from fusion3d.view.birdseye import box_alpha, rasterise, to_page
+from fusion3d.view.pictures import compose, draw_sample, sensors_line
+
+GRID = BEVGrid()
+
+
+def near(image: np.ndarray, color: str, tolerance: float = 0.06) -> np.ndarray:
+    """[H, W] bool: pixels of about this colour."""
+    return (np.abs(image[..., :3] - np.array(colors.rgb(color))) < tolerance).all(-1)
+
+
+def rendered(sample, predictions=None, plan=None) -> tuple[np.ndarray, dict]:
+    """The page as an image, and the pixel frame of every axes: (left, top, right, bottom), in drawing order."""
+    figure = compose(sample, predictions, plan, GRID)
+    figure.canvas.draw()
+    image = np.asarray(figure.canvas.buffer_rgba()) / 255
+    height = image.shape[0]
+    frames = [axes.get_window_extent() for axes in figure.axes]
+    return image, [(round(f.x0), round(height - f.y1), round(f.x1), round(height - f.y0)) for f in frames]
+
+
+def crop(image: np.ndarray, frame: tuple[int, int, int, int]) -> np.ndarray:
+    left, top, right, bottom = frame
+    return image[top:bottom, left:right]
+
+
+def test_a_picture_is_a_whole_png_and_quick(sample, predicted, tmp_path):
+    draw_sample(sample, *predicted, tmp_path / "warm.png")
+    start = time.perf_counter()
+    path = draw_sample(sample, *predicted, tmp_path / "new" / "one.png", caption="camera + LiDAR + radar")
+    assert time.perf_counter() - start < 3 * 3  # 3 s on an idle core; the machine may be busy
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.width > 2000 and image.height > 800
+    assert [p.name for p in path.parent.iterdir()] == ["one.png"]  # no temporary file stays
+
+
+@pytest.mark.parametrize("channels", [None, ("CAM_FRONT",), ("CAM_BACK", "CAM_FRONT_LEFT")])
+@pytest.mark.parametrize("sensors", [True, False])
+@pytest.mark.parametrize("truth", [True, False])
+def test_anything_may_be_absent(sample_with, tmp_path, channels, sensors, truth):
+    path = draw_sample(sample_with(channels, sensors, truth), None, None, tmp_path / "a.png")
+    assert path.stat().st_size > 20_000
+
+
+def test_a_sensor_that_saw_nothing_and_no_prediction_are_drawn(sample, tmp_path):
+    empty = dataclasses.replace(
+        sample, lidar=sample.lidar[:0], radar=sample.radar[:0], boxes=Boxes.empty(), map_mask=None, past=None
+    )
+    assert draw_sample(empty, Boxes.empty(), None, tmp_path / "a.png").is_file()
+    assert "LiDAR 0 points" in sensors_line(empty) and "no LiDAR" not in sensors_line(empty)
+
+
+def test_cameras_stand_where_they_look(sample_with):
+    """Each camera's tile holds its own image: give one a colour of its own and look for it."""
+    order = ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]
+    for k, channel in enumerate(order):
+        sample = sample_with((channel,), sensors=False, truth=False)
+        green = torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 198, 352)[None]
+        sample = dataclasses.replace(sample, cameras=dataclasses.replace(sample.cameras, images=green))
+        image, frames = rendered(sample)
+        shares = [near(crop(image, frame), "#00ff00").mean() for frame in frames[1:7]]
+        assert shares[k] > 0.9 and sum(shares) - shares[k] == 0
+
+
+def test_truth_and_prediction_look_different(sample, predicted):
+    """In the front camera: class colour for the truth alone; white beside the class colour with a prediction."""
+    alone = dataclasses.replace(sample, boxes=sample.boxes[torch.tensor([0])])  # the car ahead
+    boxes = predicted[0][torch.tensor([0])]
+    boxes = dataclasses.replace(boxes, center=boxes.center + torch.tensor([0.0, -3.0, 0.0]))
+    car = colors.CLASS_COLORS["car"]
+
+    def counts(predictions: Boxes | None) -> tuple[int, int]:
+        image, frames = rendered(alone, predictions)
+        front = crop(image, frames[2])
+        return int(near(front, car, 0.12).sum()), int(near(front, colors.TRUTH, 0.15)[40:].sum())
+
+    (blue_alone, white_alone), (blue, white) = counts(None), counts(boxes)
+    assert blue_alone > 100 and white_alone < 20
+    assert blue > 100 and white > 100
+
+
+def test_predictions_below_the_score_are_left_out(sample, predicted, tmp_path):
+    """With a threshold above every score, the picture is that of no box."""
+    boxes, plan = predicted
+    high = draw_sample(sample, boxes, plan, tmp_path / "high.png", min_score=0.99)
+    none = draw_sample(sample, Boxes.empty(), plan, tmp_path / "none.png", min_score=0.99)
+    low = draw_sample(sample, boxes, plan, tmp_path / "low.png", min_score=0.5)
+    assert high.read_bytes() == none.read_bytes() != low.read_bytes()
+
+
+def test_opacity_says_score_and_whether_truth_was_seen():
+    boxes = Boxes.of(torch.zeros(3, 3), torch.ones(3, 3), torch.zeros(3), score=torch.tensor([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(box_alpha(boxes, truth=False), [0.25, 0.625, 1.0])
+    seen = dataclasses.replace(boxes, num_points=torch.tensor([[0, 0], [0, 1], [-1, -1]]))
+    np.testing.assert_allclose(box_alpha(seen, truth=True), [0.35, 1.0, 1.0])
+
+
+def test_above_is_forward_up_and_left_left(sample):
+    """Points and drivable cells at known places of ego land on the pixels that the axes give them."""
+    height = 540  # 0.2 m a pixel
+    mask = torch.zeros(1, *GRID.shape, dtype=torch.bool)
+    mask[0, 150, 30] = True  # the cell at y = 36.0 .. 36.6, x = -36.0 .. -35.4
+    points = torch.tensor([[40.1, 20.1, 5.0, 0, 0], [40.1, 20.1, 0.0, 0, 0.5]])  # high in the key, low in a sweep
+    image = rasterise(dataclasses.replace(sample, lidar=points, map_mask=mask), GRID, height)
+    assert image.shape == (540, 540, 3)
+    row, col = int((54 - 40.1) / 0.2), int((54 - 20.1) / 0.2)
+    np.testing.assert_allclose(image[row, col], colors.height_rgb(np.array([5.0]))[0])  # the keyframe lies on top
+    rows, cols = np.nonzero(near(image, colors.DRIVABLE, 0.01))
+    assert (rows.min(), rows.max()) == (447, 449)  # 54 + 35.4 m and 54 + 36 m down the page
+    assert (cols.min(), cols.max()) == (87, 89)  # 54 - 36.6 m and 54 - 36 m from the left
+    np.testing.assert_allclose(to_page(torch.tensor([[3.0, 2.0]])), [[-2.0, 3.0]])
+
+
+def test_the_plan_is_drawn_along_its_positions(sample, predicted):
+    bare = dataclasses.replace(sample, lidar=None, radar=None, boxes=None, future=None, past=None)
+    _, plan = predicted
+    image, frames = rendered(bare, None, plan)
+    above = crop(image, frames[7])
+    per_metre = above.shape[0] / 108
+    yellow = near(above, colors.PLAN, 0.15)
+    for x, y in plan.position.tolist():
+        row, col = int((54 - x) * per_metre), int((54 - y) * per_metre)
+        assert yellow[row - 6 : row + 7, col - 6 : col + 7].sum() > 10
+    assert yellow[: int(20 * per_metre)].sum() == 0  # nothing beyond the last position
+
+
+def test_the_title_says_which_sensors_are_there(sample, sample_with):
+    assert sensors_line(sample).split("   ·   ") == [
+        "6 of 6 cameras",
+        "LiDAR 20,000 points, 3 sweeps",
+        "radar 60 returns of 5 of 5 units",
+    ]
+    assert sensors_line(sample_with(None, sensors=False)).split("   ·   ") == ["no camera", "no LiDAR", "no radar"]
+
+
+def test_a_bad_path_is_named(sample, tmp_path):
+    with pytest.raises(Fusion3DError, match=r"a\.jpg.*\.png"):
+        draw_sample(sample, None, None, tmp_path / "a.jpg")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Fusion3DError, match="cannot write"):
+        draw_sample(sample, None, None, tmp_path / "file" / "a.png")

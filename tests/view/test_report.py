@@ -1,0 +1,188 @@
+"""The report: well-formed, self-contained, escaped, and with the numbers in their places."""
+
+import itertools
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from fusion3d.errors import Fusion3DError
+from fusion3d.types import DETECTION_CLASSES
+from fusion3d.view.charts import line_chart, round_ticks, running_mean
+from fusion3d.view.report import write_report
+
+SUBSETS = ("camera", "lidar", "radar", "camera+lidar", "camera+radar", "lidar+radar", "camera+lidar+radar")
+DASH = "\N{EN DASH}"
+VOID = {"meta", "img", "br", "line"}  # <line/> closes itself
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects text, attributes and the cells of tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.rows: list[list[tuple[str, str]]] = []  # (class, text) of every cell
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append((dict(attrs).get("class", ""), ""))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+        if "td" in self.open or "th" in self.open:
+            kind, text = self.rows[-1][-1]
+            self.rows[-1][-1] = (kind, text + data)
+
+    def row(self, name: str, nth: int = 0) -> list[tuple[str, str]]:
+        return [row for row in self.rows if row and row[0][1] == name][nth]
+
+
+def numbers() -> dict:
+    columns = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+    rows = {
+        name: {c: 0.1 * (i + 1) + 0.01 * j for j, c in enumerate(columns)}
+        | {"AP": {c: 0.05 * (i + k % 3) for k, c in enumerate(DETECTION_CLASSES)}}
+        for i, name in enumerate(SUBSETS)
+    }
+    plans = {
+        name: {f"L2@{t}s": t * far for t in (1, 2, 3)} | {f"collision@{t}s": 0.0123 * t * far for t in (1, 2, 3)}
+        for name, far in (("model", 0.4), ("constant_velocity", 0.6), ("stationary", 3.0), ("driven", 0.0))
+    }
+    return {
+        "subsets": rows,
+        "planning": plans,
+        "seconds": {"train": 321.4, "total": 3725.0},
+        "protocol": "L2 at t, 1 < 2 & exact",
+        "num_samples": 32,
+    }
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "one.png"
+    Image.new("RGB", (4, 3), "red").save(path)
+    return path
+
+
+def page_of(path, **options) -> tuple[str, Page]:
+    html = write_report(path / "report.html", **options).read_text()
+    return html, Page(html)
+
+
+def test_every_number_stands_in_its_row(tmp_path, picture):
+    curves = [{"step": i, "loss": 5.0 - i / 10, "loss/heatmap": 2.0, "lr": 1.0} for i in range(40)]
+    _, page = page_of(
+        tmp_path, metrics=numbers(), curves=curves, pictures=[("first <scene>", picture)],
+        config_text="train.epochs: 3", environment={"torch": "2.13"}, title="A & B", summary="one < two",
+    )  # fmt: skip
+    metrics = numbers()
+    for name in SUBSETS:
+        shown = [text.removesuffix(" best") for _, text in page.row(name.replace("+", " + "))]
+        assert shown[1:] == [f"{metrics['subsets'][name][c]:.3f}" for c in list(metrics["subsets"][name])[:7]]
+        heat = [text for _, text in page.row(name.replace("+", " + "), 1)]
+        assert heat[1:] == [f"{v:.3f}" for v in metrics["subsets"][name]["AP"].values()]
+    assert [text for _, text in page.row("model")][1:4] == ["0.400 best", "0.800 best", "1.200 best"]
+    assert [text for _, text in page.row("model")][4] == "0.49 best"  # a rate of 0.00492 in per cent
+    for said in ("A & B", "one < two", "1 < 2 & exact", "first <scene>", "train.epochs: 3", "2.13", "1 h 02 min"):
+        assert said in page.text
+    assert "5 → 1.1" in page.text and "heatmap" in page.text
+    assert "+0.400" in page.text  # NDS 0.7 of all over 0.3 of radar, the best single one
+
+
+def test_the_best_of_each_column_is_marked_in_its_direction(tmp_path):
+    _, page = page_of(tmp_path, metrics=numbers())
+    marked = {
+        name: [i for i, (kind, _) in enumerate(page.row(name.replace("+", " + "))) if kind == "best"]
+        for name in SUBSETS
+    }
+    assert marked["camera+lidar+radar"] == [1, 2]  # scores: most
+    assert marked["camera"] == [3, 4, 5, 6, 7]  # errors: least
+    assert sum(map(len, marked.values())) == 7
+    assert all(kind != "best" for kind, _ in page.row("driven"))  # the yardstick does not compete
+
+
+def test_nothing_is_fetched_or_run(tmp_path, picture):
+    html, page = page_of(tmp_path, metrics=numbers(), pictures=[("p", picture)], curves=[{"step": 0, "loss": 1.0}])
+    tags = {tag for tag, _, _ in page.attributes}
+    assert not tags & {"script", "link", "iframe", "object", "embed"} and "<script" not in html
+    for _tag, name, value in page.attributes:
+        if name in ("src", "href"):
+            assert value.startswith(("data:image/png;base64,", "#"))
+        assert not name.startswith("on")
+    assert not re.search(r"https?:|@import|url\(", html)
+
+
+def test_values_are_escaped(tmp_path, picture):
+    evil = '"><script>alert(1)</script>'
+    metrics = numbers()
+    metrics["subsets"][evil] = metrics["subsets"]["camera"]
+    metrics["subsets"]["camera"]["AP"][evil] = 0.5
+    metrics["planning"][evil] = metrics["planning"]["model"]
+    metrics["seconds"][evil] = 1.0
+    metrics["protocol"] = evil
+    html, page = page_of(
+        tmp_path, metrics=metrics, curves=[{"step": 1, f"loss/{evil}": 1.0}], pictures=[(evil, picture)],
+        config_text=evil, environment={evil: evil}, title=evil, summary=evil,
+    )  # fmt: skip
+    assert "<script" not in html
+    assert page.text.count("alert(1)") >= 9
+    assert ("img", "alt", evil) in page.attributes
+
+
+def test_what_is_absent_leaves_no_empty_section(tmp_path):
+    _, page = page_of(tmp_path, metrics={})
+    assert "h2" not in {tag for tag, _, _ in page.attributes} and page.rows == []
+    metrics = {"subsets": {"lidar": {"NDS": 0.5, "mAP": math.nan}}, "planning": {"model": {"L2@1s": None}}}
+    _, page = page_of(tmp_path, metrics=metrics)
+    assert [text for _, text in page.row("lidar")][1:4] == ["0.500", DASH, DASH]
+    assert {text for _, text in page.row("model")[1:]} == {DASH}
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    with pytest.raises(Fusion3DError, match=r"nowhere\.png"):
+        write_report(tmp_path / "r.html", {}, pictures=[("x", tmp_path / "nowhere.png")])
+    with pytest.raises(Fusion3DError, match=r"\.png, \.jpg"):
+        write_report(tmp_path / "r.html", {}, pictures=[("x", tmp_path / "film.gif")])
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_running_mean_against_its_definition():
+    values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0]
+    expected = [sum(v) / len(v) for i in range(6) if (v := values[max(0, i - 2) : i + 3])]
+    assert running_mean(values, 2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 7.3), (-2.2, 0.4), (0, 1e-4), (3, 3), (0, 0), (0, 123456)])
+def test_ticks_are_round_and_enclose(low, high):
+    ticks = round_ticks(low, high)
+    assert 2 <= len(ticks) <= 7 and ticks[0] <= low and ticks[-1] >= high
+    steps = {round(b - a, 9) for a, b in itertools.pairwise(ticks)}
+    assert len(steps) == 1 and f"{steps.pop():e}"[0] in "125"
+
+
+def test_a_curve_goes_down_the_page_as_the_loss_falls():
+    svg = line_chart(range(1000), [10 - i / 100 for i in range(1000)], "loss")
+    points = re.search(r'class="line" points="([^"]*)"', svg).group(1).split()
+    y = [float(p.split(",")[1]) for p in points]
+    assert len(points) <= 302 and y == sorted(y) and y[-1] > y[0] + 100
+    assert "no values" in line_chart([0], [math.nan], "loss")
