@@ -87,7 +87,7 @@ def write_submission(
     """
     used = set(sensors)
     meta = {f"use_{sensor}": sensor in used for sensor in SENSORS} | {"use_map": False, "use_external": False}
-    return write_json(path, {"meta": meta, "results": dict(results)})
+    return write_json(path, {"meta": meta, "results": dict(results)}, indent=None)
 
 
 def _array(tensor: Any) -> np.ndarray:

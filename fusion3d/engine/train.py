@@ -161,8 +161,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.train.learning_rate * one_cycle(progress, self.config.train.warmup)
 
-    def take_step(self, step: int, group: list[Batch]) -> tuple[dict[str, float], float]:
-        """One optimiser step over a group of batches: mean loss parts and the gradient's norm, unclipped."""
+    def take_step(self, step: int, group: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimiser step over a group of batches: mean loss parts and the gradient's norm, unclipped.
+
+        Both stay on the device, so that a GPU is not waited for when nothing is logged.
+        """
         settings = self.config.train
         sums: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
@@ -193,7 +196,7 @@ class Trainer:
             )
         self.scaler.step(self.optimizer)  # with fp16 on a GPU, skips the step when a gradient overflowed
         self.scaler.update()
-        return {name: float(value) for name, value in sums.items()}, float(norm)
+        return sums, norm
 
     def check_finite(self, total: Tensor, losses: dict[str, Tensor], batch: Batch, step: int) -> None:
         """Stop before a loss that is not a number reaches any weight."""
@@ -201,10 +204,8 @@ class Trainer:
             values = {name: float(value.detach()) for name, value in losses.items()}
             parts = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
             raise TrainingError(
-                f"step {step}: the loss is not finite ({parts or 'only the sum'}) for the samples "
-                f"{_tokens([batch])}. "
-                "No weight was changed; look at these samples with check_dataset, or lower "
-                "train.learning_rate"
+                f"step {step}: the loss is not finite ({parts or 'only the sum'}) for the samples {_tokens([batch])}. "
+                "No weight was changed; look at these samples with check_dataset, or lower train.learning_rate"
             )
 
     def advance(self, step: int, num_batches: int) -> None:
@@ -213,8 +214,9 @@ class Trainer:
         over = batch == self.batches_per_epoch
         self.position = Position(step, self.position.epoch + over, 0 if over else batch)
 
-    def report(self, log: RunLog, clock: Clock, losses: dict[str, float], norm: float, rate: float) -> None:
+    def report(self, log: RunLog, clock: Clock, terms: dict[str, Tensor], norm: Tensor, rate: float) -> None:
         """One line to the person and one to the log."""
+        losses = {name: float(value) for name, value in terms.items()}
         step, lr, total = self.position.step, self.optimizer.param_groups[0]["lr"], sum(losses.values())
         parts = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
         log.say(
@@ -222,7 +224,7 @@ class Trainer:
             f"{rate:.1f} samples/s  {clock.left(step)} left"
         )
         values = {f"loss/{name}": value for name, value in losses.items()}
-        log.write(step, {"loss": total, **values, "grad_norm": norm, "lr": lr, "samples_per_second": rate})
+        log.write(step, {"loss": total, **values, "grad_norm": float(norm), "lr": lr, "samples_per_second": rate})
 
     def save(self) -> Path:
         """Write a checkpoint (the first process does) and return its folder."""

@@ -1,0 +1,192 @@
+"""The real model on the synthetic set: killed and resumed, evaluated under every subset, used without annotations."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fusion3d.config import load_config
+from fusion3d.engine.checkpoint import list_checkpoints, load_model
+from fusion3d.engine.evaluate import COLUMNS, PLAN_COLUMNS, evaluate, format_table
+from fusion3d.engine.evaluate import main as evaluate_main
+from fusion3d.engine.inference import choose_subsets, sensor_subsets
+from fusion3d.engine.log import read_log
+from fusion3d.engine.predict import main as predict_main
+from fusion3d.engine.train import train
+from fusion3d.errors import CheckpointError, ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+SMALL = """
+data: {{root: {root}, version: v1.0-synthetic, train_split: synthetic_train, split: synthetic_val,
+  image_size: [64, 128], lidar_sweeps: 2, radar_sweeps: 2, workers: {workers}}}
+grid: {{x: [-51.2, 51.2], y: [-51.2, 51.2], resolution: 1.6}}
+camera: {{backbone: {{depth: 18, width: 8}}, fpn_channels: 16, channels: 8, depth: [1.0, 51.0, 5.0]}}
+lidar: {{channels: 16, pillar: 0.8}}
+radar: {{channels: 8}}
+fusion: {{channels: 16}}
+trunk: {{channels: 16, blocks: [1, 1, 1], out_channels: 16}}
+detection: {{channels: 16, max_boxes: 50, score_threshold: 0.01}}
+planning: {{channels: 32, steps: 4}}
+train: {{epochs: 2, batch_size: 2, learning_rate: 0.003, checkpoint_every: 2, log_every: 1, ema: 0.99}}
+"""
+SUBSETS = ("camera", "lidar", "radar", "camera+lidar", "camera+radar", "lidar+radar", "camera+lidar+radar")
+
+
+@pytest.fixture(scope="module")
+def config_file(synthetic_root, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(SMALL.format(root=synthetic_root, workers=1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole_run(config_file, tmp_path_factory) -> Path:
+    """A run that nobody stopped."""
+    run = tmp_path_factory.mktemp("whole")
+    start(config_file, run).wait(timeout=300)
+    assert list_checkpoints(run)[-1].name == "step-00000012"
+    return run
+
+
+def start(config: Path, run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fusion3d.engine.train", str(config), "--run", str(run), "--device", "cpu"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # Its own session, so that its loader processes can be killed with it.
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def test_killed_and_resumed_is_bit_identical(whole_run, config_file, tmp_path):
+    """SIGKILL in the middle of a step, between checkpoints and inside the second epoch; then the same command again."""
+    for steps in (3, 9):
+        training = start(config_file, tmp_path)
+        patience = time.monotonic() + 120
+        while len(read_log(tmp_path / "log.jsonl")) < steps and training.poll() is None:
+            assert time.monotonic() < patience, "training does not come to this step"
+            time.sleep(0.02)
+        os.killpg(training.pid, signal.SIGKILL)
+        assert training.wait(timeout=30) == -signal.SIGKILL
+        assert list_checkpoints(tmp_path)[-1].name < "step-00000012", "killed too late to test anything"
+    last = start(config_file, tmp_path)
+    told = last.communicate(timeout=300)[0]
+    assert last.returncode == 0 and "resumed from" in told, told
+    first, second = list_checkpoints(whole_run)[-1], list_checkpoints(tmp_path)[-1]
+    for name in ("model.safetensors", "ema.safetensors"):
+        expected, found = load_file(first / name), load_file(second / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected), name
+    lines = [
+        [{k: v for k, v in line.items() if k != "samples_per_second"} for line in read_log(run / "log.jsonl")]
+        for run in (whole_run, tmp_path)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_finished_run_is_left_as_it_is(whole_run, config_file):
+    last = list_checkpoints(whole_run)[-1]
+    before = (last / "model.safetensors").stat().st_mtime_ns
+    assert train(load_config(config_file), whole_run) == last
+    assert (last / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        train(load_config(config_file), whole_run, resume=False)
+
+
+def test_every_subset_from_one_checkpoint(whole_run, tmp_path, capsys):
+    assert evaluate_main(["--checkpoint", str(whole_run), "--out", str(tmp_path), "--data.workers", "0"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert tuple(metrics["subsets"]) == SUBSETS
+    assert metrics["num_samples"] == 6
+    for name in SUBSETS:
+        row = metrics["subsets"][name]
+        assert all(0 <= row[column] for column in COLUMNS)
+        assert set(row["AP"]) == set(row["num_truth"]) and len(row["AP"]) == 10
+        meta = json.loads((tmp_path / name / "results_nusc.json").read_text())["meta"]
+        assert {sensor for sensor in ("camera", "lidar", "radar") if meta[f"use_{sensor}"]} == set(name.split("+"))
+    results = {n: (tmp_path / n / "results_nusc.json").read_text() for n in SUBSETS}
+    assert len(set(results.values())) == len(SUBSETS), "two subsets say the same: a sensor is not read"
+    plans = metrics["planning"]
+    assert list(plans) == ["model", "constant_velocity", "stationary", "driven"]
+    for name, row in plans.items():
+        assert tuple(row) == PLAN_COLUMNS
+        assert row["L2@3s"] is None, "the model plans 2 s"
+        assert row["L2@1s"] == 0 if name == "driven" else row["L2@1s"] > 0
+    assert metrics["planning"]["model"] == metrics["subsets"]["camera+lidar+radar"]["planning"]
+    assert "oriented rectangles" in metrics["planning_protocol"]
+    assert metrics["seconds"]["total"] > 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in SUBSETS)
+
+
+def test_the_same_numbers_again_and_by_name(whole_run, tmp_path):
+    config = load_model(whole_run)[1]
+    first = evaluate(whole_run, config, tmp_path / "a", ["radar+camera"])
+    second = evaluate(whole_run, config, tmp_path / "b", ["camera+radar"])
+    assert list(first["subsets"]) == ["camera+radar"]
+    np.testing.assert_equal(first["subsets"], second["subsets"])
+    assert format_table(first).startswith("sensors")
+
+
+def test_subsets_of_what_the_checkpoint_has(config_file):
+    config = load_config(config_file)
+    assert tuple(sensor_subsets(config)) == SUBSETS
+    no_radar = load_config(config_file, ["--data.sensors", "camera", "lidar"])
+    assert tuple(sensor_subsets(no_radar)) == ("camera", "lidar", "camera+lidar")
+    with pytest.raises(ConfigError, match=r"no sensor subset 'radar'.*possible: camera, lidar, camera\+lidar"):
+        choose_subsets(no_radar, ["radar"])
+    with pytest.raises(ConfigError, match="no sensor subset 'sonar'"):
+        choose_subsets(config, ["sonar"])
+
+
+def strip_annotations(root: Path, copy: Path) -> Path:
+    """The data set without boxes, and without any radar or back camera."""
+    version = "v1.0-synthetic"
+    shutil.copytree(root / version, copy / version)
+    for folder in ("samples", "sweeps", "maps"):
+        if (root / folder).is_dir():
+            (copy / folder).symlink_to(root / folder)
+    for table in ("sample_annotation", "instance"):
+        (copy / version / f"{table}.json").write_text("[]")
+    path = copy / version / "sample_data.json"
+    rows = [
+        row
+        for row in json.loads(path.read_text())
+        if "RADAR" not in row["filename"] and "CAM_BACK" not in row["filename"]
+    ]
+    path.write_text(json.dumps(rows))
+    return copy
+
+
+def test_prediction_without_annotations_and_with_sensors_missing(whole_run, synthetic_root, tmp_path):
+    root = strip_annotations(synthetic_root, tmp_path / "bare")
+    overrides = ["--data.root", str(root), "--data.workers", "0"]
+    assert predict_main(["--checkpoint", str(whole_run), "--out", str(tmp_path / "out"), *overrides]) == 0
+    submission = json.loads((tmp_path / "out" / "results_nusc.json").read_text())
+    assert len(submission["results"]) == 6 and any(submission["results"].values())
+    assert submission["meta"]["use_lidar"] and submission["meta"]["use_camera"] and not submission["meta"]["use_radar"]
+    plans = json.loads((tmp_path / "out" / "plans.json").read_text())
+    assert plans["time_step"] == 0.5 and set(plans["plans"]) == set(submission["results"])
+    plan = next(iter(plans["plans"].values()))
+    assert np.shape(plan["position"]) == np.shape(plan["position_global"]) == (4, 2)
+    steps = [np.linalg.norm(np.diff(plan[key], axis=0), axis=-1) for key in ("position", "position_global")]
+    np.testing.assert_allclose(steps[0], steps[1], atol=0.02)  # the same path in another frame
+    with pytest.raises(DataError, match="no annotations to score against; use predict"):
+        evaluate_main(["--checkpoint", str(whole_run), "--out", str(tmp_path / "no"), *overrides])
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(whole_run, tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"belongs to another model: .*fusion.channels: 16 in the checkpoint, 24 here"
+    ):
+        predict_main(["--checkpoint", str(whole_run), "--out", str(tmp_path), "--fusion.channels", "24"])
