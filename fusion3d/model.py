@@ -129,9 +129,7 @@ def build_model(config: Config) -> Fusion3D:
     grid, camera, lidar, radar = config.grid, None, None, None
     if config.camera is not None:
         if min(config.data.image_size) < 64:
-            raise ConfigError(
-                f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}"
-            )
+            raise ConfigError(f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}")
         bins = DepthBins(*config.camera.depth)
         camera = CameraBranch(
             CameraEncoder(config.camera, len(bins)),
@@ -150,7 +148,7 @@ def build_model(config: Config) -> Fusion3D:
     inputs = config.trunk.out_channels
     detection = planning = None
     if config.detection is not None:
-        detection = DetectionHead(config.detection, inputs, grid, config.data.min_points)
+        detection = DetectionHead(config.detection, inputs, grid)
     if config.planning is not None:
         planning = PlanningHead(config.planning, inputs, grid)
     model = Fusion3D(

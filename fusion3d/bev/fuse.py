@@ -32,9 +32,7 @@ class ConcatFusion(nn.Module):
         for map_BCYX, present_B, absent_C in zip(maps, present, self.absent, strict=True):
             absent_BCYX = absent_C[:, None, None].expand(len(present_B), -1, *self.shape)
             if map_BCYX is not None:
-                absent_BCYX = torch.where(
-                    present_B[:, None, None, None], map_BCYX, absent_BCYX.to(map_BCYX.dtype)
-                )
+                absent_BCYX = torch.where(present_B[:, None, None, None], map_BCYX, absent_BCYX.to(map_BCYX.dtype))
             filled.append(absent_BCYX)
         return self.mix(torch.cat(filled, dim=1).contiguous(memory_format=torch.channels_last))
 
@@ -56,9 +54,7 @@ class WeightedFusion(nn.Module):
         """Maps [B, C_i, Y, X] and [B] bool each, to [B, channels, Y, X]."""
         fused = self.weight.new_zeros(len(present[0]), self.weight.shape[1], *self.shape)
         weight_SBC = self.weights(present)
-        for map_BCYX, present_B, weight_BC, project in zip(
-            maps, present, weight_SBC, self.project, strict=True
-        ):
+        for map_BCYX, present_B, weight_BC, project in zip(maps, present, weight_SBC, self.project, strict=True):
             if map_BCYX is not None:
                 projected_BCYX = project(map_BCYX).masked_fill(~present_B[:, None, None, None], 0)
                 fused = fused + weight_BC[:, :, None, None] * projected_BCYX
@@ -73,6 +69,4 @@ class WeightedFusion(nn.Module):
 
 def make_fusion(config: FusionConfig, inputs: Sequence[int], grid: BEVGrid) -> ConcatFusion | WeightedFusion:
     """The operator that the configuration names, for sensors with ``inputs`` channels."""
-    return {"concat": ConcatFusion, "weighted": WeightedFusion}[config.operator](
-        inputs, config.channels, grid
-    )
+    return {"concat": ConcatFusion, "weighted": WeightedFusion}[config.operator](inputs, config.channels, grid)

@@ -80,9 +80,7 @@ class LiftSplat(nn.Module):
         cell_MDHW, inside_MDHW = self.grid.cell_of(xyz_MDHW3)
         cell_MDHW = torch.where(inside_MDHW, cell_MDHW + sample_M[:, None, None, None] * (rows * cols), -1)
         plan = ops.bev_pool_plan(cell_MDHW, num_samples * rows * cols)
-        return (
-            ops.bev_pool(depth_MDHW, context_MCHW, plan).view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
-        )
+        return ops.bev_pool(depth_MDHW, context_MCHW, plan).view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
 
     def frustum(self, cameras: Cameras, shape: tuple[int, int]) -> Tensor:
         """[M, D, H, W, 3] float32: where in ego every feature cell would be at every depth bin's middle [m]."""
@@ -100,9 +98,7 @@ class DepthOutput:
 
 
 @torch.no_grad()
-def depth_targets(
-    cameras: Cameras, lidar: PointCloud, bins: DepthBins, shape: tuple[int, int], stride: int
-) -> Tensor:
+def depth_targets(cameras: Cameras, lidar: PointCloud, bins: DepthBins, shape: tuple[int, int], stride: int) -> Tensor:
     """The depth bin of the nearest LiDAR point in every feature cell.
 
     Only the key sweep's points are used: those of older sweeps on moving objects are elsewhere by now.
@@ -127,9 +123,7 @@ def depth_targets(
     for sample in range(len(lidar.present)):
         images = (cameras.batch_index == sample).nonzero()[:, 0]
         xyz_P3 = points_P3[sample_P == sample]
-        x, y, z = xyz_P3.T[
-            :, None
-        ]  # each [1, P]; sums are written out to stay clear of reduced-precision products
+        x, y, z = xyz_P3.T[:, None]  # each [1, P]; sums are written out to stay clear of reduced-precision products
         u, v, depth = (
             row[:, :1] * x + row[:, 1:2] * y + row[:, 2:3] * z + row[:, 3:4]
             for row in image_from_ego[images, :3].unbind(1)

@@ -16,16 +16,12 @@ class Trunk(nn.Module):
     def __init__(self, config: TrunkConfig, inputs: int) -> None:
         super().__init__()
         if not config.blocks:
-            raise ConfigError(
-                "trunk.blocks: found none; expected the number of residual blocks of at least one scale"
-            )
+            raise ConfigError("trunk.blocks: found none; expected the number of residual blocks of at least one scale")
         self.stages = nn.ModuleList()
         widths = [config.channels * 2**scale for scale in range(len(config.blocks))]
         for scale, (count, width) in enumerate(zip(config.blocks, widths, strict=True)):
             if count < 1:
-                raise ConfigError(
-                    f"trunk.blocks: found {config.blocks}; expected at least one block at each scale"
-                )
+                raise ConfigError(f"trunk.blocks: found {config.blocks}; expected at least one block at each scale")
             first = ResidualBlock(inputs, width, stride=2 if scale else 1, norm="group")
             rest = [ResidualBlock(width, width, norm="group") for _ in range(count - 1)]
             self.stages.append(nn.Sequential(first, *rest))

@@ -19,9 +19,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(math.gcd(channels, 8), channels)
 
 
-def conv_block(
-    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm: Norm = "batch"
-) -> nn.Sequential:
+def conv_block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm: Norm = "batch") -> nn.Sequential:
     """Convolution, normalisation, ReLU; the size shrinks by ``stride`` (rounded up)."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),

@@ -54,6 +54,8 @@ class CameraEncoder(nn.Module):
 
     def __init__(self, config: CameraConfig, num_bins: int) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
         self.stride = config.stride
         self.channels = config.channels
         self.max_depth = config.depth[1]
@@ -78,12 +80,8 @@ class CameraEncoder(nn.Module):
         images_M3HW = images_M3HW.contiguous(memory_format=torch.channels_last)
         x_MCHW = self.neck(self.backbone(images_M3HW)[self.first :])
         x_MCHW = x_MCHW * (2 * torch.sigmoid(self.lens(self._lens_of(cameras))))[..., None, None]
-        x_MCHW = self.mix(
-            torch.cat([x_MCHW, self._rays_of(cameras, x_MCHW.shape[-2:]).to(x_MCHW.dtype)], dim=1)
-        )
-        depth_MDHW, context_MCHW = self.out(x_MCHW).tensor_split(
-            [self.out.out_channels - self.channels], dim=1
-        )
+        x_MCHW = self.mix(torch.cat([x_MCHW, self._rays_of(cameras, x_MCHW.shape[-2:]).to(x_MCHW.dtype)], dim=1))
+        depth_MDHW, context_MCHW = self.out(x_MCHW).tensor_split([self.out.out_channels - self.channels], dim=1)
         return CameraFeatures(context_MCHW, depth_MDHW)
 
     def _lens_of(self, cameras: Cameras) -> Tensor:

@@ -14,7 +14,9 @@ from fusion3d.encoders.blocks import ResidualBlock, conv_block
 from fusion3d.encoders.pillars import PillarNet, rows_of, spread_rows
 from fusion3d.types import RADAR_FIELDS, BEVGrid, PointCloud
 
-_NUM_DYN_PROP = 8  # moving, stationary, oncoming, stationary candidate, unknown, crossing stationary, crossing moving, stopped
+_NUM_DYN_PROP = (
+    8  # moving, stationary, oncoming, stationary candidate, unknown, crossing stationary, crossing moving, stopped
+)
 
 
 class RadarEncoder(nn.Module):

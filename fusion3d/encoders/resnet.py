@@ -147,7 +147,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # the readers raise many kinds; all mean the same to the user
-        raise CheckpointError(
-            f"backbone weights {path}: cannot be read ({error}); give a weight file"
-        ) from error
+        raise CheckpointError(f"backbone weights {path}: cannot be read ({error}); give a weight file") from error
     raise CheckpointError(f"backbone weights {path}: expected a .pt, .pth or .safetensors file")

@@ -9,7 +9,6 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +138,7 @@ def _random_points(config: Config, boxes: Boxes, count: int, generator: torch.Ge
     xyz = torch.stack([radius * angle.cos(), radius * angle.sin(), torch.zeros(count)], dim=1)
     on_box = count // 4 if len(boxes) else 0
     owner = torch.randint(0, max(len(boxes), 1), (on_box,), generator=generator)
-    xyz[:on_box] = (
-        boxes.center[owner] + (torch.rand(on_box, 3, generator=generator) - 0.5) * boxes.size[owner] * 0.7
-    )
+    xyz[:on_box] = boxes.center[owner] + (torch.rand(on_box, 3, generator=generator) - 0.5) * boxes.size[owner] * 0.7
     intensity = torch.rand(count, 1, generator=generator)
     sweep = torch.randint(0, max(config.data.lidar_sweeps, 1), (count, 1), generator=generator) * 0.05
     return torch.cat([xyz, intensity, sweep], dim=1)
@@ -182,7 +179,7 @@ def measure(config: Config, batch: Batch, repeats: int = 3, train: bool = False)
         train: measure a training step (forward, losses, backward) instead of inference and decoding.
     """
     device = batch.command.device
-    model = build_model(config).to(device, memory_format=torch.channels_last).train(train)  # type: ignore[call-overload]
+    model = build_model(config).to(device).train(train)
     clock = _Clock(device)
     for name, module in _parts(model).items():
         clock.watch(name, module)
@@ -202,9 +199,7 @@ def measure(config: Config, batch: Batch, repeats: int = 3, train: bool = False)
                     model.decode(outputs, batch)
     return {
         "milliseconds": {name: statistics.median(times) for name, times in clock.times.items()},
-        "parameters": {
-            name: sum(p.numel() for p in module.parameters()) for name, module in _parts(model).items()
-        }
+        "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in _parts(model).items()}
         | {"whole": sum(p.numel() for p in model.parameters())},
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -298,9 +293,7 @@ def main(argv: list[str]) -> int:
         parser.error("--samples and --repeats must be at least 1, --points and --returns at least 0")
     config = load_config(known.config, overrides)
     torch.manual_seed(config.seed)
-    batch = random_batch(config, known.samples, known.points, known.returns, seed=config.seed).to(
-        known.device
-    )
+    batch = random_batch(config, known.samples, known.points, known.returns, seed=config.seed).to(known.device)
     result = measure(config, batch, known.repeats, known.train)
     print(format_table(result))
     if known.out is not None:

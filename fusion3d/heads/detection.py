@@ -49,11 +49,10 @@ class DetectionMaps:
 class DetectionHead(nn.Module):
     """BEV map to detection maps; ``losses`` and ``decode`` say what they mean."""
 
-    def __init__(self, config: DetectionConfig, inputs: int, grid: BEVGrid, min_points: int = 0) -> None:
+    def __init__(self, config: DetectionConfig, inputs: int, grid: BEVGrid) -> None:
         super().__init__()
         self.config = config
         self.grid = grid
-        self.min_points = min_points
         self.heatmap = nn.Sequential(
             conv_block(inputs, config.channels, norm="group"),
             nn.Conv2d(config.channels, len(DETECTION_CLASSES), 1),
@@ -74,14 +73,12 @@ class DetectionHead(nn.Module):
         maps = DetectionMaps(*(getattr(maps, f.name).float() for f in dataclasses.fields(maps)))
         if batch.boxes is None:
             zero = 0.0 * (maps.heatmap.sum() + sum(getattr(maps, name).sum() for name in _BOX_CHANNELS))
-            return {"heatmap": zero} | {name: zero for name in _BOX_CHANNELS}
-        targets = encode_boxes(batch.boxes, self.grid, self.min_points)
+            return {"heatmap": zero} | dict.fromkeys(_BOX_CHANNELS, zero)
+        targets = encode_boxes(batch.boxes, self.grid)
         terms = box_losses(maps, targets)
         terms["velocity"] = terms["velocity"] * self.config.velocity_weight
         terms = {name: value * self.config.regression_weight for name, value in terms.items()}
-        annotated_B = (
-            batch.annotated if len(batch.annotated) else batch.command.new_ones(len(batch), dtype=torch.bool)
-        )
+        annotated_B = batch.annotated if len(batch.annotated) else batch.command.new_ones(len(batch), dtype=torch.bool)
         terms = {"heatmap": heatmap_loss(maps.heatmap, targets, annotated_B)} | terms
         return {name: value * self.config.loss_weight for name, value in terms.items()}
 
@@ -95,9 +92,7 @@ class DetectionHead(nn.Module):
         rows, cols = self.grid.shape
         heatmap = maps.heatmap[sample]
         peak = heatmap == F.max_pool2d(heatmap, 3, stride=1, padding=1)
-        score, index = (
-            torch.where(peak, heatmap.sigmoid(), 0).flatten().topk(min(_NUM_PEAKS, heatmap.numel()))
-        )
+        score, index = torch.where(peak, heatmap.sigmoid(), 0).flatten().topk(min(_NUM_PEAKS, heatmap.numel()))
         index = index[score > self.config.score_threshold]
         score = score[: len(index)]
         label, cell = index // (rows * cols), index % (rows * cols)
@@ -156,14 +151,10 @@ def box_losses(maps: DetectionMaps, targets: DetectionTargets) -> dict[str, Tens
     compared up to half a turn and the cone's not at all.
     """
     said = {
-        name: getattr(maps, name).flatten(2).transpose(1, 2)[targets.sample, targets.cell]
-        for name in _BOX_CHANNELS
+        name: getattr(maps, name).flatten(2).transpose(1, 2)[targets.sample, targets.cell] for name in _BOX_CHANNELS
     }
     count = max(len(targets.cell), 1)
-    terms = {
-        name: (said[name] - getattr(targets, name)).abs().sum() / count
-        for name in ("offset", "height", "size")
-    }
+    terms = {name: (said[name] - getattr(targets, name)).abs().sum() / count for name in ("offset", "height", "size")}
     barrier, cone = (targets.label == DETECTION_CLASSES.index(name) for name in ("barrier", "traffic_cone"))
     straight, turned = ((said["yaw"] - sign * targets.yaw).abs().sum(1) for sign in (1, -1))
     yaw = torch.where(barrier, torch.minimum(straight, turned), straight)

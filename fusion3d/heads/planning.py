@@ -100,9 +100,7 @@ class PlanningHead(nn.Module):
         yaw_B = torch.atan2(*_heading_of(batch)[:, :, 0].flip(1).unbind(1))
         yaws = []
         for step_B2 in step_BT2.unbind(1):
-            yaw_B = torch.where(
-                step_B2.norm(dim=1) < _TURNING, yaw_B, torch.atan2(step_B2[:, 1], step_B2[:, 0])
-            )
+            yaw_B = torch.where(step_B2.norm(dim=1) < _TURNING, yaw_B, torch.atan2(step_B2[:, 1], step_B2[:, 0]))
             yaws.append(yaw_B)
         mask = torch.ones(plan_BT2.shape[:2], dtype=torch.bool, device=plan_BT2.device)
         return Trajectory(plan_BT2, torch.stack(yaws, dim=1), mask)
@@ -117,15 +115,11 @@ class _ReadLayer(nn.Module):
             raise ValueError(f"planning.channels: expected a multiple of {_NUM_HEADS}, found {channels}")
         self.norm_query, self.norm_keys, self.norm_inner = (nn.LayerNorm(channels) for _ in range(3))
         self.attention = nn.MultiheadAttention(channels, _NUM_HEADS, batch_first=True)
-        self.inner = nn.Sequential(
-            nn.Linear(channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, channels)
-        )
+        self.inner = nn.Sequential(nn.Linear(channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, channels))
 
     def forward(self, query_B1C: Tensor, keys_BNC: Tensor, values_BNC: Tensor) -> Tensor:
         asked_B1C = self.norm_query(query_B1C)
-        query_B1C = (
-            query_B1C + self.attention(asked_B1C, self.norm_keys(keys_BNC), values_BNC, need_weights=False)[0]
-        )
+        query_B1C = query_B1C + self.attention(asked_B1C, self.norm_keys(keys_BNC), values_BNC, need_weights=False)[0]
         return query_B1C + self.inner(self.norm_inner(query_B1C))
 
 
@@ -145,9 +139,7 @@ def _describe_status(status: EgoStatus | None, heading_B22: Tensor) -> Tensor:
     """[B, 10] velocity, acceleration (heading frame) and yaw rate, scaled to order one, and which of them are known."""
     if status is None:
         return heading_B22.new_zeros(len(heading_B22), 2 * _NUM_STATUS)
-    turned = _turn(
-        torch.stack([status.velocity / 10, status.acceleration / 3], dim=1).float(), heading_B22.mT
-    )
+    turned = _turn(torch.stack([status.velocity / 10, status.acceleration / 3], dim=1).float(), heading_B22.mT)
     numbers_B5 = torch.cat([turned.flatten(1), status.yaw_rate.float()[:, None] * 3], dim=1)
     known_B5 = numbers_B5.isfinite()
     return torch.cat([torch.where(known_B5, numbers_B5, 0), known_B5.to(numbers_B5.dtype)], dim=1)

@@ -57,9 +57,7 @@ def gaussian_radius(length: Tensor, width: Tensor) -> Tensor:
     total, area, overlap = length + width, length * width, _MIN_OVERLAP
     both = (total + (total**2 - 4 * area * (1 - overlap) / (1 + overlap)).sqrt()) / 2
     inner = (2 * total + (4 * total**2 - 16 * (1 - overlap) * area).sqrt()) / 2
-    outer = (
-        -2 * overlap * total + (4 * overlap**2 * total**2 + 16 * overlap * (1 - overlap) * area).sqrt()
-    ) / 2
+    outer = (-2 * overlap * total + (4 * overlap**2 * total**2 + 16 * overlap * (1 - overlap) * area).sqrt()) / 2
     return torch.minimum(torch.minimum(both, inner), outer)
 
 
@@ -80,22 +78,20 @@ class DetectionTargets:
 
 
 @torch.no_grad()
-def encode_boxes(boxes: tuple[Boxes, ...], grid: BEVGrid, min_points: int = 0) -> DetectionTargets:
+def encode_boxes(boxes: tuple[Boxes, ...], grid: BEVGrid) -> DetectionTargets:
     """Detection targets of B samples. Boxes whose centre is outside of the grid are not asked for.
 
     Args:
         boxes: ground truth of every sample, on one device.
         grid: the grid of the maps.
-        min_points: boxes known to hold fewer LiDAR + radar points than this are not asked for either.
     """
     device = boxes[0].center.device
     sample = torch.cat([torch.full((len(b),), i, device=device) for i, b in enumerate(boxes)])
-    center, size, yaw, velocity, label, attribute, points = (
+    center, size, yaw, velocity, label, attribute = (
         torch.cat([getattr(b, name) for b in boxes])
-        for name in ("center", "size", "yaw", "velocity", "label", "attribute", "num_points")
+        for name in ("center", "size", "yaw", "velocity", "label", "attribute")
     )
     cell, keep = grid.cell_of(center)
-    keep &= (points < 0).any(1) | (points.sum(1) >= min_points)
     sample, cell, center, size, yaw = sample[keep], cell[keep], center[keep], size[keep], yaw[keep]
     label, velocity, attribute = label[keep], velocity[keep], attribute[keep]
     usual = usual_sizes(device)[label]

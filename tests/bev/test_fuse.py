@@ -87,7 +87,7 @@ def test_trunk_keeps_any_size(blocks):
 
 
 def test_trunk_refuses_no_blocks():
-    with pytest.raises(ConfigError, match="trunk.blocks"):
+    with pytest.raises(ConfigError, match=r"trunk\.blocks"):
         Trunk(TrunkConfig(blocks=()), 6)
-    with pytest.raises(ConfigError, match="trunk.blocks"):
+    with pytest.raises(ConfigError, match=r"trunk\.blocks"):
         Trunk(TrunkConfig(blocks=(1, 0)), 6)

@@ -62,7 +62,11 @@ def test_frustum_projects_back_onto_its_pixels_through_any_augmentation():
     image = torch.eye(4)
     image[:2, :3] = torch.tensor([[-0.9, 0.1, 40.0], [0.1, 0.9, -3.0]])
     augmented = Cameras(
-        cameras.images, image @ cameras.image_from_cam, world @ cameras.ego_from_cam, cameras.batch_index, cameras.channels
+        cameras.images,
+        image @ cameras.image_from_cam,
+        world @ cameras.ego_from_cam,
+        cameras.batch_index,
+        cameras.channels,
     )
     xyz = LiftSplat(BINS, GRID, STRIDE, 2).frustum(augmented, SHAPE)
     homogeneous = torch.cat([xyz, torch.ones(*xyz.shape[:-1], 1)], dim=-1).double()
@@ -92,6 +96,7 @@ def test_splat_equals_a_loop_and_its_gradient_is_the_adjoint():
     torch.testing.assert_close(result, expected)
     seed = torch.rand_like(result)
     result.backward(seed)
+    assert depth.grad is not None and context.grad is not None
     # Linear in each input, so <seed, result> is <gradient, input> for both.
     torch.testing.assert_close((depth.grad * depth).sum(), (seed * result).sum())
     torch.testing.assert_close((context.grad * context).sum(), (seed * result).sum())
@@ -154,5 +159,5 @@ def test_depth_bins():
     inside = BINS.index_of(BINS.centers())
     assert torch.equal(inside, torch.arange(24))
     assert BINS.index_of(torch.tensor([0.99, 13.0, torch.inf])).tolist() == [-1, -1, -1]
-    with pytest.raises(ConfigError, match="camera.depth"):
+    with pytest.raises(ConfigError, match=r"camera\.depth"):
         DepthBins(5.0, 2.0, 0.5)

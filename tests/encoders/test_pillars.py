@@ -62,7 +62,7 @@ def test_gradient_of_the_reductions():
     net = PillarNet(GRID, 1, 4).double()
     xyz = torch.tensor([[2.2, -1.4, 0.5], [2.6, -1.8, 1.5], [-3.5, 0.5, 0.0]]).double()
     features = torch.rand(3, 1, dtype=torch.float64, requires_grad=True)
-    net.net[0].weight.data.normal_(generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(net.net[0].weight, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
 
     def reduced(features):
         told = net.describe(xyz, features, torch.tensor([0, 0, 1]), 2)

@@ -66,7 +66,9 @@ def test_weight_file_round_trip(tmp_path, suffix):
     else:
         torch.save(state, path)
     load_weights(target, path)
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
 
 
 def test_unfitting_weight_files_are_refused(tmp_path):

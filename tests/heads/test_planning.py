@@ -103,7 +103,7 @@ def test_plan_turns_with_the_heading_of_an_augmented_vehicle():
     # Turn what the convolutions made, not what they read: they are not equivariant themselves.
     tokens = head.shrink(bev)
     both = torch.cat([tokens, tokens.rot90(-1, (2, 3))])
-    head.shrink = torch.nn.Identity()
+    head.shrink = torch.nn.Sequential()
     plan = head(both, batch)
     torch.testing.assert_close(plan[1], torch.stack([-plan[0, :, 1], plan[0, :, 0]], dim=1), atol=1e-4, rtol=1e-4)
 

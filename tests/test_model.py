@@ -1,0 +1,299 @@
+"""The whole model: every subset of sensors, every gap in the data, every shipped configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusion3d.config import (
+    CameraConfig,
+    Config,
+    FusionConfig,
+    LidarConfig,
+    PlanningConfig,
+    RadarConfig,
+    ResNetConfig,
+    TrunkConfig,
+    load_config,
+)
+from fusion3d.data.subset import drop_sensors, select_sensors
+from fusion3d.engine.benchmark_model import main, random_batch
+from fusion3d.errors import ConfigError
+from fusion3d.model import Fusion3D, build_model
+from fusion3d.types import SENSORS, Batch, BEVGrid, Boxes, PointCloud
+
+SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(SENSORS, n)]
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+TINY = Config(
+    data=dataclasses.replace(Config().data, image_size=(64, 96)),
+    grid=BEVGrid(x=(-16.0, 16.0), y=(-12.8, 12.8), resolution=0.8),
+    camera=CameraConfig(ResNetConfig(18, width=8), fpn_channels=16, stride=8, channels=8, depth=(1.0, 20.0, 1.0)),
+    lidar=LidarConfig(channels=8, pillar=0.4),
+    radar=RadarConfig(channels=8),
+    fusion=FusionConfig(channels=16),
+    trunk=TrunkConfig(channels=16, blocks=(1, 1), out_channels=16),
+    detection=dataclasses.replace(Config().detection, channels=16),  # type: ignore[type-var]
+    planning=PlanningConfig(channels=16),
+)
+
+
+def make_model(config: Config = TINY, seed: int = 0) -> Fusion3D:
+    torch.manual_seed(seed)
+    return build_model(config)
+
+
+def make_batch(size: int = 2, seed: int = 0) -> Batch:
+    return random_batch(TINY, size, 400, 40, 6, seed)
+
+
+def run(model: Fusion3D, seen: Batch, full: Batch) -> dict[str, torch.Tensor]:
+    """Forward, losses, backward and decode; every value must be finite."""
+    outputs = model(seen)
+    losses = model.losses(outputs, full)
+    assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
+    model.zero_grad()
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    predictions = model.decode(outputs, seen)
+    assert predictions.boxes is not None and predictions.plan is not None
+    assert len(predictions.boxes) == len(seen) and predictions.tokens == seen.tokens
+    assert predictions.plan.position.shape == (len(seen), 6, 2) and predictions.plan.position.isfinite().all()
+    for boxes in predictions.boxes:
+        assert all(getattr(boxes, name).isfinite().all() for name in ("center", "size", "yaw", "velocity", "score"))
+    return losses
+
+
+@pytest.mark.parametrize("operator", ["concat", "weighted"])
+@pytest.mark.parametrize("sensors", SUBSETS, ids="+".join)
+def test_every_subset_trains_and_decodes(sensors, operator):
+    model = make_model(dataclasses.replace(TINY, fusion=FusionConfig(operator, channels=16)))
+    full = make_batch()
+    losses = run(model, select_sensors(full, sensors), full)
+    assert set(losses) >= {"heatmap", "offset", "height", "size", "yaw", "velocity", "attribute", "planning"}
+    assert ("depth" in losses) == ("camera" in sensors)
+    for name in SENSORS:  # the branches of absent sensors have no part in it
+        branch = getattr(model, name)
+        touched = [p.grad is not None and bool(p.grad.any()) for p in branch.parameters()]
+        assert any(touched) if name in sensors else not any(touched)
+
+
+def test_no_sensor_at_all():
+    full = make_batch()
+    run(make_model(), select_sensors(full, []), full)
+
+
+def test_sensors_absent_in_some_samples_only():
+    """Camera in the first sample, LiDAR in the second, nothing in the third."""
+    full = make_batch(3)
+    assert full.cameras is not None and full.lidar is not None
+    first, second = full.cameras.batch_index == 0, full.lidar.batch_index == 1
+    cameras = dataclasses.replace(
+        full.cameras,
+        images=full.cameras.images[first],
+        image_from_cam=full.cameras.image_from_cam[first],
+        ego_from_cam=full.cameras.ego_from_cam[first],
+        batch_index=full.cameras.batch_index[first],
+        channels=full.cameras.channels[:6],
+    )
+    lidar = PointCloud(full.lidar.points[second], full.lidar.batch_index[second], torch.tensor([False, True, False]))
+    seen = dataclasses.replace(full, cameras=cameras, lidar=lidar, radar=None)
+    run(make_model(), seen, full)
+    model = make_model().eval()
+    together = model(seen)
+    alone = model(dataclasses.replace(make_batch(1), cameras=cameras, lidar=None, radar=None))
+    torch.testing.assert_close(together["detection"].heatmap[:1], alone["detection"].heatmap, atol=1e-4, rtol=1e-4)
+
+
+def test_absent_is_not_the_same_as_empty_and_absent_is_the_same_however_it_is_said():
+    model, full = make_model().eval(), make_batch()
+    assert full.lidar is not None
+    none = dataclasses.replace(full, lidar=None)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    said, empty = (
+        dataclasses.replace(full, lidar=PointCloud(full.lidar.points[:0], nothing, torch.tensor([there, there])))
+        for there in (False, True)
+    )
+    a, b, c = (model(batch)["detection"].heatmap for batch in (none, said, empty))
+    assert torch.equal(a, b) and not torch.allclose(a, c)
+
+
+@pytest.mark.parametrize("cloud", ["lidar", "radar"])
+def test_empty_cloud(cloud):
+    full = make_batch()
+    before = getattr(full, cloud)
+    empty = dataclasses.replace(before, points=before.points[:0], batch_index=before.batch_index[:0])
+    batch = dataclasses.replace(full, **{cloud: empty})
+    run(make_model(), batch, batch)
+    run(make_model(), select_sensors(batch, [cloud]), batch)
+
+
+def test_no_object_no_annotation_no_future():
+    full = make_batch()
+    assert full.future is not None and full.boxes is not None
+    one_empty = dataclasses.replace(full, boxes=(Boxes.empty(), full.boxes[1]))
+    run(make_model(), one_empty, one_empty)
+    nothing = dataclasses.replace(full, boxes=(Boxes.empty(),) * 2)
+    losses = run(make_model(), nothing, nothing)
+    assert losses["heatmap"] > 0 and losses["size"] == 0
+    unknown = dataclasses.replace(
+        full, boxes=None, future=None, past=None, status=None, annotated=torch.zeros(2, dtype=torch.bool)
+    )
+    losses = run(make_model(), unknown, unknown)
+    assert losses["heatmap"] == 0 and losses["planning"] == 0 and losses["depth"] > 0
+
+
+def test_a_sample_does_not_depend_on_its_neighbours():
+    model = make_model().eval()
+    both, one = make_batch(2), select_sensors(make_batch(2), SENSORS)
+    assert both.cameras is not None and both.lidar is not None and both.radar is not None
+    lidar = dataclasses.replace(both.lidar, points=both.lidar.points.clone())
+    lidar.points[both.lidar.batch_index == 1] += 1.0
+    a, b = model(both), model(dataclasses.replace(one, lidar=lidar))
+    torch.testing.assert_close(a["detection"].heatmap[0], b["detection"].heatmap[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(a["detection"].heatmap[1], b["detection"].heatmap[1], atol=1e-3)
+
+
+def test_order_of_samples_does_not_matter():
+    model, a, b = make_model().eval(), make_batch(1, seed=1), make_batch(1, seed=2)
+
+    def join(first: Batch, second: Batch) -> Batch:
+        fields = {}
+        for name in ("lidar", "radar"):
+            x, y = getattr(first, name), getattr(second, name)
+            index = torch.cat([x.batch_index, y.batch_index + 1])
+            fields[name] = PointCloud(torch.cat([x.points, y.points]), index, torch.tensor([True, True]))
+        assert first.cameras is not None and second.cameras is not None
+        cameras = {
+            f.name: getattr(first.cameras, f.name) + getattr(second.cameras, f.name)
+            if f.name == "channels"
+            else torch.cat(
+                [getattr(first.cameras, f.name), getattr(second.cameras, f.name) + (f.name == "batch_index")]
+            )
+            for f in dataclasses.fields(first.cameras)
+        }
+        return dataclasses.replace(
+            make_batch(2),
+            **fields,
+            cameras=dataclasses.replace(first.cameras, **cameras),
+            command=torch.cat([first.command, second.command]),
+        )
+
+    x, y = model(join(a, b)), model(join(b, a))
+    torch.testing.assert_close(x["detection"].heatmap, y["detection"].heatmap.flip(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(x["planning"], y["planning"].flip(0), atol=1e-5, rtol=1e-5)
+
+
+def test_same_seed_same_bits():
+    results = []
+    for _ in range(2):
+        model, full = make_model(), make_batch()
+        torch.manual_seed(5)
+        losses = run(model, full, full)
+        results.append([*losses.values(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_bfloat16_forward_stays_near_float32():
+    model, full = make_model().eval(), make_batch()
+    exact = model.losses(model(full), full)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model.losses(model(full), full)
+    assert all(value.dtype == torch.float32 for value in rough.values())
+    for name, value in exact.items():
+        assert rough[name].item() == pytest.approx(value.item(), rel=0.05, abs=0.02), name
+
+
+def test_it_overfits_two_samples():
+    torch.manual_seed(0)
+    config = dataclasses.replace(TINY, planning=dataclasses.replace(TINY.planning, command_dropout=0.0))  # type: ignore[type-var]
+    model, full = make_model(config), make_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    history = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = torch.stack(list(model.losses(model(full), full).values())).sum()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.15 * history[0]
+    predictions = model.decode(model(full), full)
+    assert predictions.boxes is not None and full.boxes is not None
+    for said, true in zip(predictions.boxes, full.boxes, strict=True):
+        said = said[said.score > 0.4]
+        assert len(said) == len(true)
+        distance = torch.cdist(said.center[:, :2], true.center[:, :2]) + 100 * (said.label[:, None] != true.label[None])
+        assert distance.amin(0).amax() < 0.5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_trains_for_two_steps(path):
+    """As shipped but for sizes: a small grid, small images, a thin backbone."""
+    config = load_config(path)
+    small: dict = {"data": dataclasses.replace(config.data, image_size=(64, 96))}
+    side = config.grid.resolution * 32
+    small["grid"] = dataclasses.replace(config.grid, x=(-side / 2, side / 2), y=(-side / 2, side / 2))
+    if config.camera is not None:
+        backbone = dataclasses.replace(config.camera.backbone, width=4)
+        small["camera"] = dataclasses.replace(config.camera, backbone=backbone, fpn_channels=16, depth=(1.0, 20.0, 2.0))
+    small["trunk"] = dataclasses.replace(config.trunk, channels=16, out_channels=16)
+    config = dataclasses.replace(config, **small)
+    model, batch = make_model(config), random_batch(config, 2, 300, 30, 6)
+    assert {name for name in SENSORS if getattr(model, name) is not None} <= set(config.data.sensors)
+    optimizer = torch.optim.AdamW(model.parameters(), config.train.learning_rate)
+    generator = torch.Generator().manual_seed(0)
+    before = [p.detach().clone() for p in model.parameters()]
+    for _ in range(2):
+        seen = drop_sensors(select_sensors(batch, config.data.sensors), config.train, generator)
+        optimizer.zero_grad()
+        losses = model.losses(model(seen), batch)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    assert all(value.isfinite() for value in losses.values())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    model.decode(model.eval()(batch), batch)
+
+
+def test_full_size_configurations_build_as_the_issue_says():
+    for path in CONFIGS:
+        if path.stem == "demo":
+            continue
+        config = load_config(path)
+        assert config.data.image_size == (256, 704) and config.grid.x == config.grid.y == (-54.0, 54.0)
+        assert path.stem == "_".join(name for name in SENSORS if getattr(config, name) is not None)
+        assert config.camera is None or "lidar" in config.data.sensors, "depth is supervised by LiDAR"
+        assert config.camera is None or config.camera.backbone.depth == 50
+        build_model(config)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    cases = {
+        "at least one sensor": {"camera": None, "lidar": None, "radar": None},
+        "at least one head": {"detection": None, "planning": None},
+        "image_size": {"data": dataclasses.replace(TINY.data, image_size=(48, 96))},
+        "power of two": {"lidar": LidarConfig(pillar=0.3)},
+    }
+    for message, change in cases.items():
+        with pytest.raises(ConfigError, match=message):
+            build_model(dataclasses.replace(TINY, **change))
+
+
+def test_benchmark_prints_every_part_and_writes_json(tmp_path, capsys):
+    import json
+
+    import yaml
+
+    path = tmp_path / "tiny.yaml"
+    values = json.loads(json.dumps(dataclasses.asdict(TINY)))
+    path.write_text(yaml.safe_dump(values))
+    out = tmp_path / "times.json"
+    sizes = ["--points", "500", "--returns", "20", "--repeats", "1"]
+    assert main(["--config", str(path), "--out", str(out), *sizes]) == 0
+    printed, written = capsys.readouterr().out, json.loads(out.read_text())
+    for part in ("camera encoder", "lift", "lidar", "radar", "fuse", "trunk", "detection head", "decode", "whole"):
+        assert part in printed and written["milliseconds"][part] > 0
+    assert main(["--config", str(path), "--train", *sizes]) == 0
+    assert "backward" in capsys.readouterr().out
