@@ -44,7 +44,8 @@ CAR_COLORS = (
 TRUCK_COLORS = ((240, 240, 240), (170, 40, 36), (36, 74, 140), (226, 180, 40))
 BUS_COLORS = ((200, 40, 40), (40, 120, 70), (40, 80, 170), (225, 130, 30))
 CLOTHES = (
-    (30, 40, 80), (150, 30, 40), (60, 60, 64), (220, 220, 210), (40, 100, 60), (190, 150, 60), (110, 60, 120), (20, 20, 22),
+    (30, 40, 80), (150, 30, 40), (60, 60, 64), (220, 220, 210), (40, 100, 60), (190, 150, 60), (110, 60, 120),
+    (20, 20, 22),
 )  # fmt: skip
 TROUSERS = ((28, 32, 52), (60, 56, 50), (20, 20, 20), (96, 92, 84))
 SKIN = ((222, 180, 150), (160, 112, 82), (104, 70, 50))
@@ -61,7 +62,14 @@ class Parts:
         self._rows: list[tuple] = []
 
     def box(
-        self, x: Span, y: Span, z: Span, material: str, color: tuple[int, ...], texture: int = PLAIN, yaw: float = 0.0
+        self,
+        x: Span,
+        y: Span,
+        z: Span,
+        material: str,
+        color: tuple[int, ...],
+        texture: int = PLAIN,
+        yaw: float = 0.0,
     ) -> None:
         """An upright box between the given extents [m], turned about its own axis by ``yaw``."""
         center = tuple((a + b) / 2 for a, b in (x, y, z))
@@ -69,7 +77,14 @@ class Parts:
         self._rows.append((BOX, center, size, yaw, MATERIALS.index(material), color, texture))
 
     def cylinder(
-        self, x: float, y: float, diameter: float, z: Span, material: str, color: tuple[int, ...], texture: int = PLAIN
+        self,
+        x: float,
+        y: float,
+        diameter: float,
+        z: Span,
+        material: str,
+        color: tuple[int, ...],
+        texture: int = PLAIN,
     ) -> None:
         """An upright cylinder about (x, y)."""
         center, size = (x, y, (z[0] + z[1]) / 2), (diameter, diameter, z[1] - z[0])
@@ -109,7 +124,13 @@ def make_body(category: str, size: np.ndarray, variant: str, rng: np.random.Gene
     kind = variant or category.split(".")[-1]
     _BUILDERS["pedestrian" if human else category](parts, size, kind, rng)
     if category == "human.pedestrian.construction_worker":
-        parts.box((-0.12, 0.12), (-size[1] / 2 + 0.03, size[1] / 2 - 0.03), (1.05, 1.2), "reflective", (230, 250, 60))
+        parts.box(
+            (-0.12, 0.12),
+            (-size[1] / 2 + 0.03, size[1] / 2 - 0.03),
+            (1.05, 1.2),
+            "reflective",
+            (230, 250, 60),
+        )
     return parts.solids(lower=size[2] / 2)
 
 
@@ -173,19 +194,35 @@ def _bus(parts: Parts, size: np.ndarray, variant: str, rng: np.random.Generator)
     parts.box((-end + 0.01, end - 0.01), (-half, half), (height * 0.76, height), "metal", paint)
     for x in np.arange(-end + 1.6, end - 1.0, 1.7):  # window posts
         parts.box((x, x + 0.15), (-half + 0.01, half - 0.01), (height * 0.42, height * 0.76), "metal", paint)
-    parts.box((end - 0.02, end), (-half * 0.6, half * 0.6), (height * 0.82, height * 0.93), "plastic", (250, 180, 40))
+    parts.box(
+        (end - 0.02, end),
+        (-half * 0.6, half * 0.6),
+        (height * 0.82, height * 0.93),
+        "plastic",
+        (250, 180, 40),
+    )
     _wheels(parts, size, 0.95, (0.28, -0.28))
     _lamps(parts, size, (0.55, 0.8))
 
 
 def _trailer(parts: Parts, size: np.ndarray, variant: str, rng: np.random.Generator) -> None:
     length, width, height = size
-    cargo, half, end = _pick((WHITE, (60, 96, 160), (170, 60, 50), (150, 152, 150)), rng), width / 2, length / 2
+    cargo, half, end = (
+        _pick((WHITE, (60, 96, 160), (170, 60, 50), (150, 152, 150)), rng),
+        width / 2,
+        length / 2,
+    )
     parts.box((-end, end), (-half, half), (1.15, height), "metal", cargo)
     parts.box((-end + 0.3, end - 0.3), (-0.45, 0.45), (0.95, 1.15), "metal", DARK)
     parts.box((-end + 0.5, end - 2.8), (-half, half), (height * 0.55, height * 0.62), "paint", RED)
     for side in (-1, 1):  # support legs
-        parts.box((end - 2.6, end - 2.4), (side * half * 0.7 - 0.08, side * half * 0.7 + 0.08), (0.0, 1.15), "metal", DARK)
+        parts.box(
+            (end - 2.6, end - 2.4),
+            (side * half * 0.7 - 0.08, side * half * 0.7 + 0.08),
+            (0.0, 1.15),
+            "metal",
+            DARK,
+        )
     _wheels(parts, size, 0.95, (-0.24, -0.35))
     _lamps(parts, size, (1.18, 1.3), front=False)
 
@@ -233,7 +270,13 @@ def _cycle(parts: Parts, size: np.ndarray, variant: str, rng: np.random.Generato
             y = sorted((side * (0.12 if motor else 0.07), side * width * 0.42))
             parts.box((-0.25, 0.3), (y[0], y[1]), (0.3, seat + 0.12), "skin_cloth", _pick(TROUSERS, rng))
         parts.cylinder(-0.15, 0.0, min(0.48, width - 0.06), (seat, head), "skin_cloth", clothes)
-        parts.box((-0.1, end * 0.45), (-width / 2 + 0.06, width / 2 - 0.06), (head - 0.42, head - 0.26), "skin_cloth", clothes)
+        parts.box(
+            (-0.1, end * 0.45),
+            (-width / 2 + 0.06, width / 2 - 0.06),
+            (head - 0.42, head - 0.26),
+            "skin_cloth",
+            clothes,
+        )
         parts.cylinder(-0.1, 0.0, 0.26, (head, height), "plastic", WHITE if not motor else DARK)
 
 
@@ -283,7 +326,14 @@ def _barrier(parts: Parts, size: np.ndarray, variant: str, rng: np.random.Genera
         y = sorted((side * width / 2, side * (width / 2 - 0.3)))
         parts.box((-length / 2, length / 2), (y[0], y[1]), (0.0, 0.25), "plastic", (70, 70, 72))
     board, material = (WHITE, "reflective") if rng.random() < 0.7 else ((190, 190, 184), "concrete")
-    parts.box((-length / 2 + 0.04, length / 2 - 0.04), (-width / 2, width / 2), (0.25, height), material, board, STRIPES)
+    parts.box(
+        (-length / 2 + 0.04, length / 2 - 0.04),
+        (-width / 2, width / 2),
+        (0.25, height),
+        material,
+        board,
+        STRIPES,
+    )
 
 
 _BUILDERS: dict[str, Callable[[Parts, np.ndarray, str, np.random.Generator], None]] = {

@@ -1,7 +1,7 @@
 """Road layouts: where the lanes, walkways and crossings of a scene lie and which routes lead through them.
 
-Everything is in the scene's local frame: x east, y north, metres, ground at z = 0, right-hand traffic. Every road has the
-same cross-section on both sides of its centre line: lanes, cycle lane, parking strip, walkway. The ego always comes
+Everything is in the scene's local frame: x east, y north, metres, ground at z = 0, right-hand traffic. Every road has
+the same cross-section on both sides of its centre line: lanes, cycle lane, parking strip, walkway. The ego always comes
 from the south (or, on a road without junction, from the start of the road).
 """
 
@@ -112,7 +112,7 @@ class Crossing:
         return np.stack([self.start - side, self.end - side, self.end + side, self.start + side])
 
     def meets(self, path: Path) -> tuple[float, float] | None:
-        """Where a path enters the crossing [m of arc length], and how far from ``start`` [m]; None where it does not."""
+        """Where a path enters the crossing [m of arc length], and how far from ``start`` [m]; None: it does not."""
         along = self.end - self.start
         length = float(np.linalg.norm(along))
         along = along / length
@@ -350,7 +350,10 @@ def _junction_surfaces(quarters: tuple[int, ...], half: float, edge: float) -> d
     outline, walkways = [], []
     for q in range(4):
         if q in quarters:
-            outline += [turned(np.array([edge, -half]), q * np.pi / 2), turned(np.array([edge, half]), q * np.pi / 2)]
+            outline += [
+                turned(np.array([edge, -half]), q * np.pi / 2),
+                turned(np.array([edge, half]), q * np.pi / 2),
+            ]
         else:
             closed = [[half, -edge], [half + WALK, -edge], [half + WALK, edge], [half, edge]]
             walkways.append(turned(np.array(closed), q * np.pi / 2))

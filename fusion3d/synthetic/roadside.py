@@ -1,8 +1,8 @@
 """What stands and walks beside the road: parked vehicles, works, pedestrians, and the clutter nobody annotates.
 
-Places on a side of the road are (s, d): ``s`` metres along the outer edge of the lanes in driving direction and ``d`` metres
-to the right of it: cycle lane, parking strip, walkway (furniture by the kerb, two files of walkers, people who stand),
-then hedges, trees and buildings. Nothing is put where it would ever meet something that is already there.
+Places on a side of the road are (s, d): ``s`` metres along the outer edge of the lanes in driving direction and ``d``
+metres to the right of it: cycle lane, parking strip, walkway (furniture by the kerb, two files of walkers, people who
+stand), then hedges, trees and buildings. Nothing is put where it would ever meet something that is already there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,21 @@ FURNITURE, FILES, STANDING = KERB + 0.5, (KERB + 1.5, KERB + 2.5), KERB + 3.2  #
 POPULATED = 38.0  # [m] from the ego's way: farther off there is no annotated roadside
 BUILT = 75.0  # [m] from the ego's way: farther off there are no buildings
 # What is parked, in turn on whichever side lags behind: each class comes round every 50 m of road.
-DECK = ("works", "truck", "rack", "bus", "car", "trailer", "gap", "works", "construction", "car", "rack", "gap", "car")
+DECK = (
+    "works",
+    "truck",
+    "rack",
+    "bus",
+    "car",
+    "trailer",
+    "gap",
+    "works",
+    "construction",
+    "car",
+    "rack",
+    "gap",
+    "car",
+)
 ROOM = {"works": 10.0, "rack": 2.8, "gap": 5.0}  # [m] of strip; vehicles take their length
 FACADES = ((168, 92, 70), (190, 178, 160), (140, 140, 146), (206, 196, 170), (120, 82, 66), (176, 184, 192))
 LEAVES = ((52, 92, 40), (70, 110, 44), (40, 76, 44), (96, 112, 50))
@@ -79,7 +93,7 @@ def cross_road(
     along = (b - a) / np.linalg.norm(b - a)
     side = np.array([-along[1], along[0]])
     reach = np.linalg.norm(b - a) + 4.6
-    progress = walk(duration, [(start, speed), (start + reach / speed, 0.0)])
+    progress = walk(duration, [(start, speed), (start + float(reach) / speed, 0.0)])
     return a + offset * side + (progress[:, None] - 2.3) * along
 
 
@@ -109,7 +123,9 @@ class Roadside:
         self.driven = driven  # [N, 2] places of the ego
         self.drafts: list[Draft] = []
 
-    def _put(self, category: str, side: Side, s: float, d: float, turn: float = 0.0, margin: float = 0.12, **what) -> bool:
+    def _put(
+        self, category: str, side: Side, s: float, d: float, turn: float = 0.0, margin: float = 0.12, **what
+    ) -> bool:
         size = what.pop("size", None)
         size = sample_size(category, self.rng) if size is None else size
         return self._put_box(category, size, place(side, s, d, size, turn), margin, **what)
@@ -198,7 +214,7 @@ class Roadside:
 
     def _island(self) -> None:
         """Works on the island of a roundabout: barriers and cones by turns around it."""
-        for i, angle in enumerate(np.arange(12) * np.pi / 6 + self.rng.uniform(0.0, 0.5)):
+        for i, angle in enumerate(np.arange(8) * np.pi / 4 + self.rng.uniform(0.0, 0.5)):
             category = ("movable_object.barrier", "movable_object.trafficcone")[i % 2]
             size = sample_size(category, self.rng)
             xy = (RING_EDGES[0] - 1.0) * np.array([np.cos(angle), np.sin(angle)])
@@ -210,7 +226,9 @@ class Roadside:
         for side in self.layout.sides:
             near = self._near(side, FURNITURE, POPULATED)
             for s in near[:: int(self.rng.integers(7, 10))]:
-                kind = self.rng.choice(["pole", "bicycle", "planter", "cones", "barrier"], p=[0.5, 0.08, 0.3, 0.05, 0.07])
+                kind = self.rng.choice(
+                    ["pole", "bicycle", "planter", "cones", "barrier"], p=[0.54, 0.05, 0.34, 0.04, 0.03]
+                )
                 if kind == "pole":
                     self._post(parts, side.path.at(s, FURNITURE - 0.15))
                 elif kind == "planter":
@@ -235,12 +253,14 @@ class Roadside:
                 line = shift(side.path.points, -d)
                 path = Path(line if file == 0 else line[::-1])
                 s = near[0] if file == 0 else path.length - near[-1]
-                last = s + near[-1] - near[0]
+                s, last = s + self.rng.uniform(0.0, 30.0), s + near[-1] - near[0]
                 pace = self.rng.uniform(1.1, 1.5)
                 while s < last:
                     self._walker(path, s, pace, duration)
-                    s += self.rng.uniform(22.0, 75.0)
-            for s in self._near(side, STANDING, POPULATED - 8)[4 :: int(self.rng.integers(28, 42))]:
+                    s += self.rng.uniform(30.0, 90.0)
+            for s in self._near(side, STANDING, POPULATED - 8)[
+                int(self.rng.integers(3, 25)) :: int(self.rng.integers(34, 50))
+            ]:
                 kind = self.rng.choice(["adult", "child", "police_officer", "sitting"], p=[0.62, 0.12, 0.08, 0.18])
                 category = f"human.pedestrian.{'adult' if kind == 'sitting' else kind}"
                 size, turn = sample_size(category, self.rng), self.rng.uniform(-np.pi, np.pi)
@@ -255,7 +275,7 @@ class Roadside:
         if self.rng.random() < 0.15 and pause + 1.0 < end:  # stops to look at something, and goes on
             phases += [(pause, 0.0), (pause + 3.0, pace)]
             end += 3.0
-        s_t = s + walk(duration, [*phases, (end, 0.0)])
+        s_t = s + walk(duration, [*phases, (float(end), 0.0)])
         if end < 1.0:
             return
         category = "human.pedestrian.child" if self.rng.random() < 0.12 else "human.pedestrian.adult"
@@ -273,7 +293,15 @@ class Roadside:
             parts.cylinder(float(xy[0]), float(xy[1]), width, (0.0, height), "metal", (110, 112, 116))
 
     def _slab(
-        self, parts: Parts, side: Side, s: float, d: float, size: tuple, material: str, color: tuple, texture: int
+        self,
+        parts: Parts,
+        side: Side,
+        s: float,
+        d: float,
+        size: tuple,
+        material: str,
+        color: tuple,
+        texture: int,
     ) -> bool:
         """An upright block along the road, if its corners are clear of every other road and of everything there."""
         box = place(side, s, d, np.array(size))
@@ -282,7 +310,13 @@ class Roadside:
         x, y, length, width, yaw = box[0]
         half = ((-length / 2, length / 2), (-width / 2, width / 2), (0.0, size[2]))
         parts.box(
-            (x + half[0][0], x + half[0][1]), (y + half[1][0], y + half[1][1]), half[2], material, color, texture, yaw
+            (x + half[0][0], x + half[0][1]),
+            (y + half[1][0], y + half[1][1]),
+            half[2],
+            material,
+            color,
+            texture,
+            yaw,
         )
         return True
 
@@ -344,4 +378,3 @@ def all_static(roadside: Roadside) -> Solids:
     roadside.furnish(parts)
     roadside.build(parts)
     return parts.solids()
-

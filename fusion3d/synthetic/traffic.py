@@ -2,7 +2,7 @@
 
 Car following is the Intelligent Driver Model (Treiber, Hennecke, Helbing 2000): a vehicle brakes for the nearest
 thing on its path, be it another vehicle's footprint or a closed gate (a red stop line, a crossing with someone on it),
-and for curves, so that the lateral acceleration stays below ``LATERAL``. Commands pass a first-order lag, as drivers do.
+and for curves, so that the lateral acceleration stays below ``LATERAL``. Commands pass a first-order lag.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def simulate(movers: list[Mover], duration: float) -> Motion:
         limit = crowd.limit_at(now + 0.8 * v)
         free = np.where(v <= limit, MAX_ACCELERATION * (1 - (v / limit) ** 4), np.maximum(-COMFORT, (limit - v) / 0.6))
         wish = STANDSTILL + np.maximum(
-            0.0, v[:, None] * HEADWAY + v[:, None] * (v[:, None] - others) / (2 * np.sqrt(MAX_ACCELERATION * COMFORT))
+            0.0,
+            v[:, None] * HEADWAY + v[:, None] * (v[:, None] - others) / (2 * np.sqrt(MAX_ACCELERATION * COMFORT)),
         )
         command = free - MAX_ACCELERATION * ((wish / np.maximum(gaps, 0.1)) ** 2).max(axis=1)
         a = a + (np.clip(command, -MAX_BRAKING, MAX_ACCELERATION) - a) * (SIM_STEP / LAG)

@@ -1,9 +1,9 @@
 """A whole synthetic scene from a number: roads, traffic, the ego's drive, everything beside the road, and the weather.
 
 Attributes follow nuScenes. A vehicle is ``vehicle.parked`` when it stands beside the lanes; in traffic it is
-``vehicle.moving`` where it is faster than ``MOVING`` and ``vehicle.stopped`` otherwise. A cycle is with or without a rider.
-A pedestrian is ``pedestrian.sitting_lying_down`` when drawn so, else moving above ``MOVING`` and standing otherwise.
-Cones and barriers have none.
+``vehicle.moving`` where it is faster than ``MOVING`` and ``vehicle.stopped`` otherwise. A cycle is with or without a
+rider. A pedestrian is ``pedestrian.sitting_lying_down`` when drawn so, else moving above ``MOVING`` and standing
+otherwise. Cones and barriers have none.
 """
 
 from __future__ import annotations
@@ -116,7 +116,11 @@ def _traffic(
     routes = [r for r in layout.routes if r.start == 0 and r.turn == turn and not r.cycles]
     route = routes[int(rng.integers(len(routes)))]
     cruise = float(rng.uniform(8.5, 11.5))
-    approach = {"go": np.clip(1.9 * duration, 9.0, 42.0), "wait": 1.0, "arrive": np.clip(3.2 * duration, 14.0, 55.0)}
+    approach = {
+        "go": np.clip(1.9 * duration, 9.0, 42.0),
+        "wait": 1.0,
+        "arrive": np.clip(3.2 * duration, 14.0, 55.0),
+    }
     ego = Mover(route.path, "ego", EGO_SIZE, 0.0, cruise, EGO_BACK, (), 0.0 if mode == "wait" else None)
     ego = replace(ego, s=route.anchor - ego.front - float(approach[mode]))
     red = _lights(layout, mode, duration, rng)
@@ -126,16 +130,16 @@ def _traffic(
     wanted = [(route, ego.s + rng.uniform(17.0, 27.0))] if mode != "wait" and rng.random() < 0.6 else []
     wanted += [(route, ego.s - rng.uniform(13.0, 22.0))] if rng.random() < 0.7 else []
     for other in (layout.routes[i] for i in rng.permutation(len(layout.routes))):
-        places = np.cumsum(rng.uniform(13.0, 30.0, 40)) if not other.cycles else np.cumsum(rng.uniform(30.0, 90.0, 30))
+        places = np.cumsum(rng.uniform(17.0, 48.0, 40)) if not other.cycles else np.cumsum(rng.uniform(30.0, 90.0, 30))
         wanted += [(other, s) for s in places]
     for other, s in wanted:
         mover = _sampled(other, float(s), layout, rng)
-        if mover is None or len(movers) >= 26:
+        if mover is None or len(movers) >= 18:
             continue
         start = footprints(mover, np.array([mover.s]))
         if np.linalg.norm(start[0, :2] - starts[0][0, :2]) > 45.0 + 3.5 * duration:
             continue
-        spaced = start + [[0.0, 0.0, 7.0, 0.0, 0.0]]
+        spaced = start + np.array([0.0, 0.0, 7.0, 0.0, 0.0])
         if ever_overlap(spaced, np.stack(starts), 0.3).any():
             continue
         movers.append(_gated(mover, other, red, layout, walks))
@@ -161,7 +165,9 @@ def _sampled(route: Route, s: float, layout: Layout, rng: np.random.Generator) -
     return None if in_junction or s + mover.front > route.path.length - 25.0 else mover
 
 
-def _gated(mover: Mover, route: Route, red: list[list[tuple[float, float]]], layout: Layout, walks: list[Draft]) -> Mover:
+def _gated(
+    mover: Mover, route: Route, red: list[list[tuple[float, float]]], layout: Layout, walks: list[Draft]
+) -> Mover:
     """The same mover with its closed places: red at its stop line, and crossings while somebody is on its way."""
     gates = [Gate(route.stop, *span) for span in red[route.start]] if np.isfinite(route.stop) else []
     for walk in walks:
@@ -182,7 +188,11 @@ def _gated(mover: Mover, route: Route, red: list[list[tuple[float, float]]], lay
 def _lights(layout: Layout, mode: str, duration: float, rng: np.random.Generator) -> list[list[tuple[float, float]]]:
     """For each leg the spans [s] in which its stop line is closed: one leg at a time has green."""
     length, clear = 9.0, 2.5
-    first = {"go": 0.0, "wait": rng.uniform(0.12, 0.22) * duration, "arrive": rng.uniform(0.5, 0.6) * duration}[mode]
+    first = {
+        "go": 0.0,
+        "wait": rng.uniform(0.12, 0.22) * duration,
+        "arrive": rng.uniform(0.5, 0.6) * duration,
+    }[mode]
     green: list[list[tuple[float, float]]] = [[] for _ in range(layout.num_legs)]
     green[0].append((-1.0 if mode == "go" else first, first + length))
     green[-1].append((-1.0, first - clear - 1.0))
@@ -204,15 +214,15 @@ def _crossers(layout: Layout, ego: Mover, mode: str, duration: float, rng: np.ra
         met = crossing.meets(ego.path)
         if met is not None and layout.num_legs > 2 and (crossing.leg == 0 or rng.random() < 0.5):
             continue  # the ego's way through a junction stays mostly free, or short scenes would only wait
-        for k in range(int(rng.integers(1, 3)) + (layout.name == "straight")):
+        for k in range(int(rng.integers(0, 3)) + (layout.num_legs == 2)):
             speed, forward = float(rng.uniform(1.25, 1.6)), bool(rng.random() < 0.5)
             start = float(rng.uniform(-4.0, 0.85 * duration))
             if met is not None and k == 0 and layout.name == "straight":
                 # so timed that the ego has to stop: on its lane when the ego would be there
                 length = float(np.linalg.norm(crossing.end - crossing.start))
                 walked = 2.3 + (met[1] if forward else length - met[1])
-                arrival = (met[0] - ego.s - ego.front) / 8.0
-                start = max(arrival + 0.8, 2.6) - walked / speed
+                arrival = (met[0] - ego.s - ego.front) / ego.speed
+                start = arrival + 0.6 - walked / speed
             elif met is not None and layout.name == "straight":
                 start += 0.5 * duration
             offset = (k - 1) * 0.95 + float(rng.uniform(-0.05, 0.05))
@@ -235,7 +245,9 @@ def _run(
     Returns:
         Movers, their boxes [T, 5], the crossing pedestrians that remain, and the ego's arc lengths [T].
     """
-    walks = [w for i, w in enumerate(walks) if not any(ever_overlap(w.boxes, v.boxes[None], 0.15)[0] for v in walks[:i])]
+    walks = [
+        w for i, w in enumerate(walks) if not any(ever_overlap(w.boxes, v.boxes[None], 0.15)[0] for v in walks[:i])
+    ]
     motion, boxes = None, []
     for _ in range(4):
         motion = simulate(movers, duration)
@@ -296,14 +308,16 @@ def _moved(solids: Solids, heading: float, origin: np.ndarray) -> Solids:
 
 
 def _moved_roads(roads: RoadMap, heading: float, origin: np.ndarray) -> RoadMap:
-    return RoadMap(**{key: tuple(turned(line, heading) + origin for line in lines) for key, lines in vars(roads).items()})
+    return RoadMap(
+        **{key: tuple(turned(line, heading) + origin for line in lines) for key, lines in vars(roads).items()}
+    )
 
 
 def _describe(conditions: tuple[str, ...], layout: str, ego: Track, actors: tuple[Actor, ...]) -> str:
     """What happens, in the manner of nuScenes: weather, place, manoeuvre, who is there."""
     yaw = float(ego.yaw[-1] - ego.yaw[0])
     speed = np.linalg.norm(np.diff(ego.position[:, :2], axis=0), axis=1) / SIM_STEP
-    words = [*conditions, layout]
+    words = [*conditions, "straight road" if layout == "straight" else layout]
     words.append("turn left" if yaw > np.pi / 5 else "turn right" if yaw < -np.pi / 5 else "straight ahead")
     words += ["wait"] if (speed < MOVING).any() else []
     categories = {actor.category for actor in actors}
@@ -314,5 +328,3 @@ def _describe(conditions: tuple[str, ...], layout: str, ego: Track, actors: tupl
         words.append("cyclists")
     text = ", ".join(dict.fromkeys(words))
     return text[0].upper() + text[1:]
-
-

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def scenes() -> list[Scene]:
     return [build_scene(index, 0, DURATION) for index in range(len(PLANS))]
 
 
-def rectangles(xy: np.ndarray, size: np.ndarray, yaw: np.ndarray) -> np.ndarray:
+def rectangles(xy: np.ndarray, size: np.ndarray, yaw: np.ndarray) -> Any:
     """Shapely polygons of boxes seen from above, from their corners."""
     corners = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * np.asarray(size)[..., None, :2] / 2
     c, s = np.cos(yaw)[..., None], np.sin(yaw)[..., None]
@@ -45,7 +47,7 @@ def rectangles(xy: np.ndarray, size: np.ndarray, yaw: np.ndarray) -> np.ndarray:
     return shapely.polygons(np.stack([x, y], axis=-1) + np.asarray(xy)[..., None, :])
 
 
-def ego_box(scene: Scene, time: float, grow: float = 0.0) -> shapely.Polygon:
+def ego_box(scene: Scene, time: float, grow: float = 0.0) -> Any:
     position, yaw = scene.ego.at(time)
     center = position[:2] + EGO_BACK * np.array([np.cos(yaw), np.sin(yaw)])
     return rectangles(center, EGO_SIZE[:2] + grow, yaw)
@@ -54,7 +56,9 @@ def ego_box(scene: Scene, time: float, grow: float = 0.0) -> shapely.Polygon:
 def all_boxes(scene: Scene, time: float) -> np.ndarray:
     at = [actor.track.at(time) for actor in scene.actors]
     return rectangles(
-        np.array([p[:2] for p, _ in at]), np.array([a.size for a in scene.actors]), np.array([yaw for _, yaw in at])
+        np.array([p[:2] for p, _ in at]),
+        np.array([a.size for a in scene.actors]),
+        np.array([yaw for _, yaw in at]),
     )
 
 
@@ -128,7 +132,7 @@ def test_every_class_is_where_the_evaluation_counts_it(scenes: list[Scene]) -> N
             around += distance < 50.0
         share = {name: float((count > 0).mean()) for name, count in seen.items()}
         assert min(share.values()) >= 0.4, (scene.name, share)
-        assert around.min() >= 25 and around.max() <= 100, (scene.name, around)
+        assert around.min() >= 25 and around.max() <= 90, (scene.name, around)
 
 
 def test_long_scenes_too() -> None:
@@ -156,7 +160,8 @@ def corners_of(solids: Solids) -> tuple[np.ndarray, np.ndarray]:
 
 
 VARIANTS = [(category, "", None) for category in sorted(SIZES)] + [
-    ("vehicle.motorcycle", "rider", 1.7), ("vehicle.bicycle", "rider", 1.7), ("human.pedestrian.adult", "sitting", 1.22),
+    ("vehicle.motorcycle", "rider", 1.7), ("vehicle.bicycle", "rider", 1.7),
+    ("human.pedestrian.adult", "sitting", 1.22),
 ]  # fmt: skip
 
 
@@ -218,7 +223,7 @@ def test_weather_is_mixed_and_told(scenes: list[Scene]) -> None:
     for scene in scenes:
         for word in ("night", "rain", "fog"):
             assert (word in scene.description.lower()) == (getattr(scene.weather, word) > 0)
-    for a, b in zip(scenes, scenes[1:], strict=False):
+    for a, b in itertools.pairwise(scenes):
         clear = [max(dataclasses.astuple(scene.weather)) == 0 for scene in (a, b)]
         assert clear.count(True) == 1
 
@@ -323,7 +328,10 @@ def test_scenes_lie_apart_and_turned(scenes: list[Scene]) -> None:
 def test_overlap_against_shapely(seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = (
-        np.concatenate([rng.uniform(-4, 4, (500, 2)), rng.uniform(0.3, 6, (500, 2)), rng.uniform(-7, 7, (500, 1))], axis=1)
+        np.concatenate(
+            [rng.uniform(-4, 4, (500, 2)), rng.uniform(0.3, 6, (500, 2)), rng.uniform(-7, 7, (500, 1))],
+            axis=1,
+        )
         for _ in range(2)
     )
     polygons = [rectangles(x[:, :2], x[:, 2:4], x[:, 4]) for x in (a, b)]
