@@ -59,7 +59,9 @@ class PlanningHead(nn.Module):
         for layer in self.layers:
             query_B1C = layer(query_B1C, values_BNC + keys_BNC, values_BNC)
         step_BT2 = self.out(query_B1C).float().view(len(batch), self.config.steps, 2)
-        return _turn(step_BT2.cumsum(1), heading_B22)
+        # The sum up to each step, as a product with a triangle: cumsum has no deterministic kernel on CUDA.
+        until_TT1 = torch.ones(self.config.steps, self.config.steps, device=step_BT2.device).tril()[..., None]
+        return _turn((until_TT1 * step_BT2[:, None]).sum(2), heading_B22)
 
     def _ask(self, batch: Batch, heading_B22: Tensor) -> Tensor:
         """[B, C] the ego query: what it is told to do and, where configured, how it moves."""
