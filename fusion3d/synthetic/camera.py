@@ -1,8 +1,8 @@
 """The cameras, simulated: one ray a pixel through the scaled pinhole of the rig, global shutter at the trigger time.
 
-Modelled: occlusion, sun and shadows on the ground, textures, sky, haze, night with the own headlights and lit lamps, rain
-on road and lens, exposure by scene, camera and brightness, vignetting and sensor noise. Not modelled: lens distortion (the
-images of nuScenes are undistorted), motion blur, mirror images of bodies.
+Modelled: occlusion, sun and shadows on the ground, textures, sky, haze, night with the own headlights and lit lamps,
+rain on road and lens, exposure by scene, camera and brightness, vignetting and sensor noise. Not modelled: lens
+distortion (the images of nuScenes are undistorted), motion blur, mirror images of bodies.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class CameraImage:
 
     image: np.ndarray  # [H, W, 3] uint8 RGB
     owner: np.ndarray  # [H, W] int32: index in scene.actors of what a pixel's centre shows, -1 none
-    fraction: np.ndarray  # [A] float32: visible pixels / pixels that the actor would cover alone; 0 where it is not in view
+    fraction: np.ndarray  # [A] float32: visible pixels / pixels that the actor would cover alone; 0 out of view
 
 
 class _View(NamedTuple):
-    """All that the kernels read. S solids; per image column a list of actors' parts by actor, then of others by nearness."""
+    """All that the kernels read. S solids; an image column lists actors' parts by actor, then others by nearness."""
 
     seed: np.uint64
     origin: np.ndarray  # [3] in global [m]
@@ -99,8 +99,8 @@ def render_camera(scene: Scene, channel: str, time: float, size: tuple[int, int]
     turn, (fx, fy), (cx, cy) = global_from_cam[:3, :3], np.diag(intrinsic)[:2], intrinsic[:2, 2]
     view = _View(
         seed_of(scene.seed, 13), global_from_cam[:3, 3].copy(), turn[:, 0] / fx, turn[:, 1] / fy,
-        turn @ np.array([-cx / fx, -cy / fy, 1.0]), start, items, rect[:, 2:].copy(), near, stage.solids.kind, half, center,
-        yaw, _looks(scene, stage), stage.owner, stage.ground, stage.corner, shadows, shade_corner,
+        turn @ np.array([-cx / fx, -cy / fy, 1.0]), start, items, rect[:, 2:].copy(), near, stage.solids.kind, half,
+        center, yaw, _looks(scene, stage), stage.owner, stage.ground, stage.corner, shadows, shade_corner,
         light_of(scene.weather, stage.sun, ego, 1 / fx),
     )  # fmt: skip
     linear, owner = np.empty((height, width, 3), np.float32), np.empty((height, width), np.int32)
@@ -118,7 +118,7 @@ def _develop(scene: Scene, channel: str, linear: np.ndarray, seed: np.uint64) ->
         wet_lens(linear, weather.rain, rng)
     habit = int(seed_of(scene.seed, list(RIG).index(channel), 14)) % 1000 / 1000  # of this camera on this day
     level = float(np.minimum(linear, 1.5).mean())
-    gain = (0.85 + 0.3 * habit) * min((0.3 / max(level, 1e-4)) ** 0.55, 2.6)
+    gain = (0.85 + 0.3 * habit) * min((0.3 / max(level, 1e-4)) ** 0.55, 2.6 - 0.8 * weather.night)
     noise = 1.2 + 4.0 * weather.night + 1.0 * weather.rain
     image = np.empty(linear.shape, np.uint8)
     (develop_threads if threaded() else develop)(seed, linear, gain, noise, image)
@@ -152,7 +152,7 @@ def _moving_shadows(scene: Scene, stage: Stage, time: float, around: np.ndarray)
 
 @njit(cache=True)
 def _bounds(center, half, yaw, cam_from_global, intrinsic, height, width):
-    """[S, 4] image rectangle (first and last column, first and last row; last < first when out of view), [S] nearness."""
+    """[S, 4] first and last image column, first and last row (last < first when out of view); [S] nearness."""
     count = len(yaw)
     rect, near = np.zeros((count, 4), np.int64), np.empty(count)
     corner = np.empty((8, 3))
@@ -201,7 +201,7 @@ def _bounds(center, half, yaw, cam_from_global, intrinsic, height, width):
 
 @njit(cache=True)
 def _approach(view, column):
-    """What one image column may show: solids' indices; [n, 12] nearness, rows (2), origin (3), cos, sin, half size (3), kind."""
+    """What one image column may show: indices of solids; [n, 12] nearness, rows, origin, cos, sin, half size, kind."""
     listed = view.items[view.start[column] : view.start[column + 1]]
     local = np.empty((len(listed), 12))
     for i in range(len(listed)):
@@ -220,7 +220,7 @@ def _approach(view, column):
 
 @njit(cache=True)
 def _nearest(local, owners, row, dx, dy, dz, best, alone):
-    """Nearest solid of a ray before ``best``: distance, place in the list (-1 none), face. Counts actors hit in ``alone``."""
+    """Nearest solid before ``best``: distance, place in the list (-1 none), face. Counts actors hit in ``alone``."""
     hit, hit_face, counted = -1, Z_FACE, -1
     for i in range(len(local)):
         who = owners[i]
@@ -247,7 +247,7 @@ def _nearest(local, owners, row, dx, dy, dz, best, alone):
 @njit(cache=True)
 def _normal(entry, face, best, dx, dy, dz):
     """Point in the frame of the solid, and normal in global, of a hit."""
-    ox, oy, oz, cos, sin, hx, hy, hz = entry[3:11]
+    ox, oy, oz, cos, sin, hx, _, hz = entry[3:11]
     lx, ly = cos * dx + sin * dy, cos * dy - sin * dx
     px, py, pz = ox + best * lx, oy + best * ly, oz + best * dz
     if face == Z_FACE:

@@ -1,10 +1,11 @@
 """LIDAR_TOP, simulated: 32 rings turning clockwise in 50 ms, with the flaws of a real one.
 
-What is modelled: each column of 32 rays is fired at its own time within the 50 ms before the scan's time, from where the ego
-is and at where the actors are at that moment, so that moving actors are smeared and come early, as they do in reality; the
-points are then expressed in the sensor frame at the scan's time (ego motion is compensated, that of actors is not, as in
-nuScenes files). Range noise, intensity by material, incidence and range; drop-out by weak echoes (glass, dark or grazing
-surfaces), rain and fog, which also add a few echoes near the sensor; echoes of the own roof; no echo from the sky.
+What is modelled: each column of 32 rays is fired at its own time within the 50 ms before the scan's time, from where
+the ego is and at where the actors are at that moment, so that moving actors are smeared and come early, as they do in
+reality; the points are then expressed in the sensor frame at the scan's time (ego motion is compensated, that of actors
+is not, as in nuScenes files). Range noise, intensity by material, incidence and range; drop-out by weak echoes (glass,
+dark or grazing surfaces), rain and fog, which also add a few echoes near the sensor; echoes of the own roof; no echo
+from the sky.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ _ROOF = np.array([[0.28, -0.5, 1.0], [1.6, 0.5, 1.56]])  # own roof in ego: lowe
 _COLUMN_MARGIN = 4  # the sensor's tilt of 1.4 degree moves steep rays by up to 2.5 columns
 
 # How much light comes back, 1 being a white wall.
-_REFLECTIVITY = dict(
-    metal=0.32, glass=0.03, rubber=0.05, plastic=0.35, skin_cloth=0.28, concrete=0.3, brick=0.25, vegetation=0.3, wood=0.28,
-    asphalt=0.1, paint=0.55, grass=0.25, reflective=2.6,
-)  # fmt: skip
+_REFLECTIVITY = {
+    "metal": 0.32, "glass": 0.006, "rubber": 0.05, "plastic": 0.35, "skin_cloth": 0.28, "concrete": 0.3, "brick": 0.25,
+    "vegetation": 0.3, "wood": 0.28, "asphalt": 0.1, "paint": 0.55, "grass": 0.25, "reflective": 2.6,
+}  # fmt: skip
 _REFLECT = np.array([_REFLECTIVITY[name] for name in MATERIALS])
 _VEGETATION, _METAL = MATERIALS.index("vegetation"), MATERIALS.index("metal")
 _GROUND_REFLECT = np.array([_REFLECTIVITY[name] for name in ("grass", "asphalt", "paint", "concrete")])
@@ -55,7 +56,7 @@ _GROUND_REFLECT = np.array([_REFLECTIVITY[name] for name in ("grass", "asphalt",
 class LidarScan:
     """One turn of the LiDAR."""
 
-    points: np.ndarray  # [P, 5] float32: x, y, z [m] in the sensor frame at the scan's time, intensity 0..255, ring 0..31
+    points: np.ndarray  # [P, 5] float32: x, y, z [m] in the sensor frame at the scan's time, intensity 0..255, ring
     owner: np.ndarray  # [P] int32 index in scene.actors, -1 none
 
 
@@ -93,7 +94,9 @@ def _rays() -> tuple[np.ndarray, np.ndarray]:
     """[N, 32, 3] directions in ego, column by column, and [N, 32] distance to the own roof (MISS beside it)."""
     azimuth = np.pi - 2 * np.pi * (np.arange(NUM_COLUMNS) + 0.5) / NUM_COLUMNS
     flat, up = np.cos(RING_ELEVATION), np.sin(RING_ELEVATION)
-    sensor = np.stack(np.broadcast_arrays(np.cos(azimuth)[:, None] * flat, np.sin(azimuth)[:, None] * flat, up), axis=-1)
+    sensor = np.stack(
+        np.broadcast_arrays(np.outer(np.cos(azimuth), flat), np.outer(np.sin(azimuth), flat), up), axis=-1
+    )
     mount = RIG["LIDAR_TOP"]
     direction = sensor @ mount.ego_from_sensor[:3, :3].T
     with np.errstate(divide="ignore"):
@@ -120,7 +123,9 @@ def scan_lidar(scene: Scene, time: float, seed: int) -> LidarScan:
     ends = np.stack([ego_at(scene, time - LIDAR_TURN), ego_at(scene, time)])
     (center0, yaw0), (center1, yaw1) = stage.pose(time - LIDAR_TURN), stage.pose(time)
     half = stage.solids.size / 2
-    first, last, near, slope = _bounds(center0, center1, half, yaw0, yaw1, ends, mount.translation, direction[0, NUM_RINGS // 2])
+    first, last, near, slope = _bounds(
+        center0, center1, half, yaw0, yaw1, ends, mount.translation, direction[0, NUM_RINGS // 2]
+    )
     start, items = fill_lists(first, last, np.argsort(near, kind="stable"), NUM_COLUMNS)
     sensor_from_global = invert(global_from_ego(ends[1]) @ mount.ego_from_sensor)
     xyz = np.empty((NUM_COLUMNS, NUM_RINGS, 3), np.float32)
@@ -149,7 +154,7 @@ def _bounds(center0, center1, half, yaw0, yaw1, ego, offset, first_ray):
     """Which columns can see each solid between the begin and the end of the turn; its nearness and its slopes.
 
     Returns:
-        [S] first and last column, [S] lower bound of the distance, [S, 2] lowest and highest dz / dxy of rays that meet it.
+        [S] first and last column, [S] lower bound of the distance, [S, 2] lowest and highest dz / dxy that meet it.
     """
     count = len(yaw0)
     first, last = np.zeros(count, np.int64), np.full(count, -1, np.int64)
@@ -204,12 +209,12 @@ def _bounds(center0, center1, half, yaw0, yaw1, ego, offset, first_ray):
 @njit(cache=True)
 def _echo(reach, facing, distance, rain, fog, bits):
     """Does an echo come back? ``reach`` is the reflectivity, ``facing`` the cosine of incidence."""
-    strength = reach * (0.15 + 0.85 * facing) * np.exp(-2 * (0.006 * rain + 0.02 * fog) * distance) * (1 - 0.25 * rain)
+    strength = reach * (0.15 + 0.85 * facing) * (1 - 0.4 * rain) * np.exp(-2 * (0.008 * rain + 0.02 * fog) * distance)
     limit = MAX_RANGE * np.sqrt(strength / 0.12)
     ratio = distance / limit
     ratio *= ratio
     ratio *= ratio
-    return unit(bits) < 0.985 / (1 + ratio * ratio)
+    return unit(bits) < (0.985 - 0.05 * rain) / (1 + ratio * ratio)
 
 
 @njit(cache=True)
@@ -217,8 +222,8 @@ def _approach(turn, k, origin):
     """What column k may meet, by nearness: the solids' indices, and what the rays need of them.
 
     Returns:
-        [n] int64, and [n, 12]: nearness, slopes (2), origin in the solid's frame (3), cosine and sine of the solid's yaw,
-        half size (3), kind.
+        [n] int64, and [n, 12]: nearness, slopes (2), origin in the solid's frame (3), cosine and sine of the solid's
+        yaw, half size (3), kind.
     """
     listed = turn.items[turn.start[k] : turn.start[k + 1]]
     part = turn.fraction[k]
@@ -285,8 +290,10 @@ def _fire_column(k, turn, xyz, intensity, owner):
         counter = (k * NUM_RINGS + ring) * 8
         best, who, facing, reach = turn.roof[k, ring], WORLD, 0.5, 0.3
         if best > MAX_RANGE:
-            best = -oz / dz if dz < 0 and -oz / dz < MAX_RANGE else MISS
-            patch = ground_at(turn.ground, turn.corner, ox + best * dx, oy + best * dy) & ~SHADOW if best < MISS else GRASS
+            best, patch = MISS, GRASS
+            if dz < 0 and -oz / dz < MAX_RANGE:
+                best = -oz / dz
+                patch = ground_at(turn.ground, turn.corner, ox + best * dx, oy + best * dy) & ~SHADOW
             best, hit, facing = _nearest(local, dx, dy, dz, best)
             if hit >= 0:
                 s = listed[hit]
@@ -295,7 +302,9 @@ def _fire_column(k, turn, xyz, intensity, owner):
                     best += 0.5 * unit(random_bits(turn.seed, counter + 4)) ** 2
                     facing = 0.5 + 0.5 * facing
             else:
-                reach = _GROUND_REFLECT[patch] * (1.0 if patch == GRASS else 1 - 0.55 * rain)  # wet: light goes away
+                reach = _GROUND_REFLECT[patch]
+                if patch != GRASS:
+                    reach *= 1 - 0.55 * rain  # a wet road sends the light away
         chance = unit(random_bits(turn.seed, counter))
         close = 1.0 + 9.0 * (chance / droplets) ** 2 if chance < droplets else MISS
         if close < best:
@@ -310,8 +319,8 @@ def _fire_column(k, turn, xyz, intensity, owner):
         for axis in range(3):
             m = turn.sensor_from_global[axis]
             xyz[k, ring, axis] = m[0] * x + m[1] * y + m[2] * z + m[3]
-        bright = 110 * reach * (0.25 + 0.75 * facing) * (1 - 0.3 * best / MAX_RANGE) * np.exp(-0.01 * (rain + 2 * fog) * best)
-        bright *= 1 + 0.2 * bell(random_bits(turn.seed, counter + 3))
+        bright = 110 * reach * (0.25 + 0.75 * facing) * (1 - 0.3 * best / MAX_RANGE)
+        bright *= np.exp(-0.01 * (rain + 2 * fog) * best) * (1 + 0.2 * bell(random_bits(turn.seed, counter + 3)))
         intensity[k, ring] = np.floor(min(max(bright, 0.0), 255.0))
         owner[k, ring] = who
 

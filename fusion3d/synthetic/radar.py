@@ -1,16 +1,16 @@
 """The five radars, simulated: a fan of beams in the plane, clusters as the sensors of nuScenes report them.
 
-A return is where a beam meets a body that it can see: through leaves and people, under vehicles, over kerbs, never through
-walls. Bodies answer by their radar cross-section, aspect and range, with 1 to 6 returns an actor. The sensor measures range,
-azimuth and the radial velocity; every other number is derived:
+A return is where a beam meets a body that it can see: through leaves and people, under vehicles, over kerbs, never
+through walls. Bodies answer by their radar cross-section, aspect and range, with 1 to 6 returns an actor. The sensor
+measures range, azimuth and the radial velocity; every other number is derived:
 
 - ``vx_comp, vy_comp``: the radial velocity over ground, as a vector along the line of sight.
-- ``vx, vy``: that, minus the velocity that a resting point has in the turning frame of the sensor, in steps of 0.25 m/s, as in
-  nuScenes files. Its projection on the line of sight is the Doppler velocity (relative, not compensated).
+- ``vx, vy``: that, minus the velocity of the sensor against a resting point in its turning frame, in steps of 0.25 m/s,
+  as in nuScenes files. Its projection on the line of sight is the Doppler velocity (relative, not compensated).
 
-Also simulated: clutter, ghosts (reflections that seem to lie behind a vehicle, or at twice its range), ambiguous velocities
-(``ambig_state`` is not 3), validity codes, the sensor's coarse idea of motion (``dyn_prop``). x and y lie on a 0.2 m grid,
-z is 0, RCS comes in steps of 0.5 dBsm: all as in the real files. Weather and darkness do not matter to it.
+Also simulated: clutter, ghosts (reflections that seem to lie behind a vehicle, or at twice its range), ambiguous
+velocities (``ambig_state`` is not 3), validity codes, the sensor's coarse idea of motion (``dyn_prop``). x and y lie on
+a 0.2 m grid, z is 0, RCS comes in steps of 0.5 dBsm: all as in the real files. Weather and darkness do not matter.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _SENSITIVITY = 75.0  # [dB] a target of 0 dBsm is just seen at 75 m
 _ELEVATION = 0.12  # [rad] half opening of the beam
 
 # RCS [dBsm] of a patch as wide as a beam sees, at normal incidence, and what the beam keeps after passing a body.
-_STATIC = dict(
-    metal=(6, 0.7), glass=(4, 0.2), rubber=(0, 0.8), plastic=(-2, 0.9), skin_cloth=(-6, 0.9), concrete=(9, 0.0),
-    brick=(8, 0.0), vegetation=(0, 0.75), wood=(0, 0.7), asphalt=(-4, 0.9), paint=(0, 0.9), grass=(-8, 0.9),
-    reflective=(6, 0.7),
-)  # fmt: skip
+_STATIC = {
+    "metal": (6, 0.7), "glass": (4, 0.2), "rubber": (0, 0.8), "plastic": (-2, 0.9), "skin_cloth": (-6, 0.9),
+    "concrete": (9, 0.0), "brick": (8, 0.0), "vegetation": (0, 0.75), "wood": (0, 0.7), "asphalt": (-4, 0.9),
+    "paint": (0, 0.9), "grass": (-8, 0.9), "reflective": (6, 0.7),
+}  # fmt: skip
 _STATIC_RCS = np.array([_STATIC[name][0] for name in MATERIALS], dtype=np.float64)
 _STATIC_KEEPS = np.array([_STATIC[name][1] for name in MATERIALS])
 _GHOST_STATES = np.array([0, 4, 6, 9, 10, 11, 16], dtype=np.int8)
@@ -84,7 +84,9 @@ def scan_radar(scene: Scene, channel: str, time: float, seed: int) -> RadarScan:
         np.random.Philox(int(seed_of(scene.seed, seed, round(time * 1e6), list(RIG).index(channel), 15)))
     )
     poses = global_from_ego(ego_at(scene, time)) @ mount.ego_from_sensor
-    before, after = (global_from_ego(ego_at(scene, time + d)) @ mount.ego_from_sensor for d in (-SIM_STEP / 2, SIM_STEP / 2))
+    before, after = (
+        global_from_ego(ego_at(scene, time + d)) @ mount.ego_from_sensor for d in (-SIM_STEP / 2, SIM_STEP / 2)
+    )
     turn = poses[:2, :2]
     sensor_velocity = (after - before)[:2, 3] / SIM_STEP @ turn  # in sensor axes
     ego_yaw = scene.ego.at(np.array([time - SIM_STEP / 2, time + SIM_STEP / 2]))[1]
@@ -131,15 +133,19 @@ def _echoes(stage: Stage, time: float, global_from_sensor: np.ndarray, rng: np.r
     strength = rcs[solid] + aspect + 3.0 * rng.standard_normal(count)
     margin = strength + loss - 40 * np.log10(distance) + _SENSITIVITY
     luck = rng.random(count)
-    keep = (margin > 0) & np.where(owner >= 0, True, luck < 0.4)
+    keep = (margin > 0) & np.where(owner >= 0, True, luck < 0.22)
     for actor in np.unique(owner[keep & (owner >= 0)]):
         rows = np.flatnonzero(keep & (owner == actor))
         wanted = 1 + min(5, int(max(margin[rows].max() - 6, 0) / 9 + luck[rows[0]]))
         keep[rows[np.argsort(-margin[rows] - 6 * luck[rows], kind="stable")[wanted:]]] = False
     beam, distance, owner = beam[keep], distance[keep], owner[keep]
-    depth = np.where(owner >= 0, 0.5 * np.append(stage.size[:, :2].min(1), 0.0)[owner], 0.3) * rng.random(len(beam)) ** 1.5
+    depth = (
+        np.where(owner >= 0, 0.5 * np.append(stage.size[:, :2].min(1), 0.0)[owner], 0.3) * rng.random(len(beam)) ** 1.5
+    )
     azimuth = BEAM_AZIMUTH[beam] + BEAM * (rng.random(len(beam)) - 0.5)
-    return _Returns(azimuth, distance + depth, strength[keep], margin[keep], owner, np.zeros(len(beam), int), np.zeros(len(beam)))
+    return _Returns(
+        azimuth, distance + depth, strength[keep], margin[keep], owner, np.zeros(len(beam), int), np.zeros(len(beam))
+    )
 
 
 @njit(cache=True)
@@ -204,7 +210,8 @@ def _cross(kind, center, half, yaw, keeps, heading, azimuths, reach):
             total, found = total + 1, found + 1
             power *= keeps[s]
     out = out[:total]
-    return out[:, 0].astype(np.int64), out[:, 1].copy(), out[:, 2].astype(np.int64), out[:, 3].copy(), out[:, 4].copy()
+    beam, solid = out[:, 0].astype(np.int64), out[:, 2].astype(np.int64)
+    return beam, out[:, 1].copy(), solid, out[:, 3].copy(), out[:, 4].copy()
 
 
 def _with_artefacts(

@@ -1,8 +1,8 @@
 """Numba primitives that all simulated sensors share: counter-based randomness and rays against solids.
 
-Every random number is a hash of (seed, counter), so a result does not depend on the order of the rays, nor on the number
-of threads. Kernels come in two forms, with and without numba threads; ``threaded`` says which to call: with one thread
-(``numba.set_num_threads(1)``) no thread pool is touched at all, so a forked worker process may run them safely.
+Every random number is a hash of (seed, counter), so a result does not depend on the order of the rays, nor on the
+number of threads. Kernels come in two forms, with and without numba threads; ``threaded`` says which to call: after
+``numba.set_num_threads(1)`` no thread pool is used at all, so that a forked worker process may run them safely.
 """
 
 from __future__ import annotations

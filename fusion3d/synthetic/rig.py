@@ -1,7 +1,7 @@
 """The sensor rig as numbers: where each sensor of the nuScenes vehicle sits, how it looks and when it fires.
 
-The six cameras, LIDAR_TOP and RADAR_FRONT are the rounded calibration of nuScenes scene-0061; the other four radars are at
-their usual places. Sensor frames: cameras x right, y down, z forward; LIDAR_TOP x right, y forward; radars x forward.
+The six cameras, LIDAR_TOP and RADAR_FRONT are the rounded calibration of nuScenes scene-0061; the other four radars are
+at their usual places. Sensor frames: cameras x right, y down, z forward; LIDAR_TOP x right, y forward; radars x ahead.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Mount:
         return scaled
 
 
-def _camera(translation: list[float], quaternion: list[float], focal: float, u: float, v: float, offset: float) -> Mount:
+def _camera(
+    translation: list[float], quaternion: list[float], focal: float, u: float, v: float, offset: float
+) -> Mount:
     intrinsic = np.array([[focal, 0.0, u], [0.0, focal, v], [0.0, 0.0, 1.0]])
     return Mount(np.array(translation), np.array(quaternion), intrinsic, offset, 12.0)
 
@@ -62,22 +64,28 @@ RIG: dict[str, Mount] = {
         np.array([0.943713, 0.0, 1.84023]), np.array([0.707796, -0.006492, 0.010646, -0.706307]), None, 0.0, 20.0
     ),
     "CAM_FRONT": _camera(
-        [1.700791, 0.015946, 1.510958], [0.499802, -0.503032, 0.499780, -0.497371], 1266.417203, 816.267020, 491.507066, -0.0355
+        [1.700791, 0.015946, 1.510958], [0.499802, -0.503032, 0.499780, -0.497371],
+        1266.417203, 816.267020, 491.507066, -0.0355,
     ),
     "CAM_FRONT_RIGHT": _camera(
-        [1.550848, -0.493405, 1.495748], [0.206035, -0.202694, 0.682451, -0.671361], 1260.847445, 807.968245, 495.334427, -0.0276
+        [1.550848, -0.493405, 1.495748], [0.206035, -0.202694, 0.682451, -0.671361],
+        1260.847445, 807.968245, 495.334427, -0.0276,
     ),
     "CAM_BACK_RIGHT": _camera(
-        [1.014878, -0.480568, 1.562395], [0.122810, -0.132401, -0.700431, 0.690496], 1259.513741, 807.252905, 501.195799, -0.0201
+        [1.014878, -0.480568, 1.562395], [0.122810, -0.132401, -0.700431, 0.690496],
+        1259.513741, 807.252905, 501.195799, -0.0201,
     ),
     "CAM_BACK": _camera(
-        [0.028326, 0.003451, 1.579103], [0.503787, -0.497402, -0.494185, 0.504550], 809.220991, 829.219600, 481.778424, -0.0104
+        [0.028326, 0.003451, 1.579103], [0.503787, -0.497402, -0.494185, 0.504550],
+        809.220991, 829.219600, 481.778424, -0.0104,
     ),
     "CAM_BACK_LEFT": _camera(
-        [1.035691, 0.484795, 1.590970], [0.692419, -0.703162, -0.116483, 0.112033], 1256.741481, 792.112574, 492.775747, -0.0005
+        [1.035691, 0.484795, 1.590970], [0.692419, -0.703162, -0.116483, 0.112033],
+        1256.741481, 792.112574, 492.775747, -0.0005,
     ),
     "CAM_FRONT_LEFT": _camera(
-        [1.523878, 0.494631, 1.509328], [0.675727, -0.673627, 0.212140, -0.211228], 1272.597947, 826.615493, 479.751654, -0.0431
+        [1.523878, 0.494631, 1.509328], [0.675727, -0.673627, 0.212140, -0.211228],
+        1272.597947, 826.615493, 479.751654, -0.0431,
     ),
     "RADAR_FRONT": _radar([3.412, 0.0, 0.5], 0.2, 0.0162),
     "RADAR_FRONT_LEFT": _radar([2.422, 0.8, 0.78], 90.0, -0.0084),

@@ -1,7 +1,7 @@
 """What a ray brings home: the light of sky, ground and bodies, and how a camera makes 8-bit pixels of it.
 
-Light is linear RGB, 1 being a white wall in the sun. ``light`` is one float64 vector (so that it is cheap to hand to every
-pixel); its places are named by the constants here.
+Light is linear RGB, 1 being a white wall in the sun. ``light`` is one float64 vector (cheap to hand to every pixel);
+its places are named by the constants here.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from fusion3d.synthetic.rays import bell, cell_noise, random_bits, unit
-from fusion3d.synthetic.rig import RIG
+from fusion3d.synthetic.rays import bell, cell_noise, random_bits
 from fusion3d.synthetic.scene import MATERIALS, Weather
-from fusion3d.synthetic.stage import ASPHALT, GRASS, PAINT, SHADOW, WALKWAY
+from fusion3d.synthetic.stage import GRASS, PAINT, SHADOW, WALKWAY
 
 SUN_X, SUN_Y, SUN_Z, SUN, AMBIENT, FOG, NIGHT, RAIN, EGO_X, EGO_Y, EGO_COS, EGO_SIN, PIXEL = range(13)
 ZENITH, HORIZON, WARMTH = 13, 16, 19  # three places each
@@ -22,7 +21,6 @@ _GLASS, _METAL, _RETRO = (MATERIALS.index(name) for name in ("glass", "metal", "
 _ROUGH = np.array([name in ("brick", "concrete", "wood", "skin_cloth") for name in MATERIALS])
 _HEADLIGHT = np.array([3.6, 0.0, 0.7])  # of the ego, in ego [m]
 _GROUND_ALBEDO = np.array([[0.10, 0.17, 0.05], [0.075, 0.076, 0.08], [0.62, 0.61, 0.57], [0.27, 0.25, 0.23]])
-assert RIG["CAM_FRONT"].translation[0] < _HEADLIGHT[0]
 
 
 def light_of(weather: Weather, sun: np.ndarray, ego: np.ndarray, pixel: float) -> np.ndarray:
@@ -34,7 +32,7 @@ def light_of(weather: Weather, sun: np.ndarray, ego: np.ndarray, pixel: float) -
         ego: [4] x, y, z, yaw, for the headlights.
         pixel: [rad] angle between neighbouring pixels, to fade textures that are too fine.
     """
-    day, grey = 1 - weather.night, max(0.75 * weather.rain, 0.85 * weather.fog)
+    day, grey = (1 - weather.night) ** 2, max(0.75 * weather.rain, 0.85 * weather.fog)
     light = np.zeros(LIGHT_SIZE)
     light[:3] = sun
     light[SUN] = 0.95 * day * (1 - grey) + 0.012 * weather.night
@@ -138,7 +136,7 @@ def shade_ground(light, seed, cell, under, x, y, dx, dy, dz, distance):
         if x - np.floor(x) < 0.06 or y - np.floor(y) < 0.06:
             tone *= 1 - _fade(0.35, 0.1, blur)
     else:
-        tone = 1 + _fade(0.5, 0.12, blur) * (cell_noise(seed, 8 * x, 8 * y, 3.0) - 0.5)
+        tone = 1 + _fade(0.3, 0.12, blur) * (cell_noise(seed, 8 * x, 8 * y, 3.0) - 0.5)
         tone *= 1 + _fade(0.3, 2.5, blur) * (_clouds(seed, x / 2.5, y / 2.5) - 0.5)
         if kind == PAINT:
             tone *= 0.85 + 0.25 * _clouds(seed, 3 * x, 3 * y)
