@@ -225,7 +225,8 @@ def _with_artefacts(
     azimuth = rng.uniform(BEAM_AZIMUTH[0], BEAM_AZIMUTH[-1], count)
     clutter = _Returns(
         azimuth, MIN_RANGE + (max_range(azimuth) - MIN_RANGE) * rng.random(count), rng.uniform(-5, 2, count),
-        rng.uniform(0, 4, count), np.full(count, -1, np.int32), np.full(count, _CLUTTER), 0.3 * rng.standard_normal(count),
+        rng.uniform(0, 4, count), np.full(count, -1, np.int32), np.full(count, _CLUTTER),
+        0.3 * rng.standard_normal(count),
     )  # fmt: skip
     seeds = np.flatnonzero((hits.owner >= 0) & (hits.margin > 12) & (rng.random(len(speed)) < 0.05))
     behind = rng.random(len(seeds)) < 0.6
