@@ -10,13 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fusion3d.errors import DataError
-
-RADAR_DTYPE = np.dtype([
-    ("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("dyn_prop", "i1"), ("id", "<i2"), ("rcs", "<f4"),
-    ("vx", "<f4"), ("vy", "<f4"), ("vx_comp", "<f4"), ("vy_comp", "<f4"), ("is_quality_valid", "i1"),
-    ("ambig_state", "i1"), ("x_rms", "i1"), ("y_rms", "i1"), ("invalid_state", "i1"), ("pdh0", "i1"),
-    ("vx_rms", "i1"), ("vy_rms", "i1"),
-])  # one return, 43 bytes; metres, m/s and dBsm in the radar's own frame, the rest are codes  # fmt: skip
+from fusion3d.synthetic.radar import RADAR_DTYPE
 
 
 def encode_pcd(points: np.ndarray) -> bytes:

@@ -111,7 +111,11 @@ def main(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Files:
-    """Writes files so that under a final name there is always a whole file."""
+    """Writes files so that under a final name there is always a whole file.
+
+    Unlike :func:`fusion3d.files.write_whole` it does not wait for the disk (a scene has hundreds of files) and keeps
+    what is unfinished in ``part``, so that a killed run leaves nothing beside the sensor files.
+    """
 
     root: Path
     part: Path  # where unfinished things lie, on the same file system
