@@ -218,7 +218,7 @@ def show(scene: Scene, title: str = "fusion3d") -> None:
     view.set_lookat(TARGET)
     view.set_front(np.subtract(EYE, TARGET))
     view.set_up((0, 0, 1))
-    view.set_zoom(0.22)
+    view.set_zoom(0.13)
     window.run()
     window.destroy_window()
 

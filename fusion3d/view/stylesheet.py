@@ -38,7 +38,7 @@ nav { margin-top: 1rem; font-size: .9rem; display: flex; flex-wrap: wrap; gap: .
 .headline dd.figure {
   font-size: 2rem; line-height: 1.25; font-weight: 650; color: var(--ink); font-variant-numeric: tabular-nums;
 }
-.wide { overflow-x: auto; margin: .8rem 0; }
+.wide { position: relative; overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td {
   padding: .42rem .7rem; text-align: right; border-bottom: 1px solid var(--rule);
@@ -83,7 +83,7 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 svg .grid { stroke: var(--rule); stroke-width: 1; }
 svg .raw { stroke: rgb(var(--accent) / .3); stroke-width: 1; fill: none; }
 svg .line { stroke: rgb(var(--accent)); stroke-width: 2; fill: none; stroke-linejoin: round; }
-.picture { margin: 1.4rem 0 2.2rem 50%; width: min(100vw - 4rem, 120rem); transform: translateX(-50%); }
+.picture { margin: 1.4rem calc(50% - min(50vw - 2rem, 60rem)) 2.2rem; }
 .picture img { display: block; width: 100%; height: auto; border-radius: .5rem; background: #0e1116; }
 .picture figcaption { font-size: .9rem; margin-top: .45rem; }
 pre {
@@ -106,7 +106,7 @@ pre {
   figure, tr, .headline > div { break-inside: avoid; }
   td.heat, .bar span, .dots i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .wide { overflow: visible; }
-  .picture { width: 100%; margin-left: 0; transform: none; }
+  .picture { margin-inline: 0; }
   th, td { padding: .25rem .35rem; }
 }
 """
