@@ -189,11 +189,15 @@ def test_order_of_samples_does_not_matter():
 
 def test_same_seed_same_bits():
     results = []
-    for _ in range(2):
-        model, full = make_model(), make_batch()
-        torch.manual_seed(5)
-        losses = run(model, full, full)
-        results.append([*losses.values(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    torch.use_deterministic_algorithms(True)  # raises where an operation has no deterministic kernel
+    try:
+        for _ in range(2):
+            model, full = make_model(), make_batch()
+            torch.manual_seed(5)
+            losses = run(model, full, full)
+            results.append([*losses.values(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
