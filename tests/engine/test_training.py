@@ -125,7 +125,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(tmp_path, accumulate):
 
 
 def test_training_learns(tmp_path):
-    trainer = make_trainer(tiny_config(epochs=30, learning_rate=0.03), tmp_path)
+    trainer = make_trainer(tiny_config(epochs=30, learning_rate=0.03, checkpoint_every=1000), tmp_path)
     run(trainer)
     losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl")]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
