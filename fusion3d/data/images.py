@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from fusion3d.errors import DataError
 from fusion3d.types import Cameras
 
 _EDGE_FROM_IMAGE = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+_IMAGE_FROM_EDGE = np.linalg.inv(_EDGE_FROM_IMAGE)
 _SLACK = 1e-6  # [px] rounding error that does not count
 
 
@@ -81,24 +83,22 @@ def load_image(
                     f"image {path} is {old[1]} x {old[0]} px, its table says {stated[1]} x {stated[0]}: its "
                     "intrinsics do not fit; use the original file or correct height, width and intrinsics"
                 )
-            factor, left, top = _fit(old, size, change)
-            pixels = _cut(file, factor, left, top, size)
+            pixels, matrix = _cut(file, *_fit(old, size, change), size)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot decode image {path}: {error}; copy or download it again") from error
-    matrix = np.array([[factor, 0, -left], [0, factor, -top], [0, 0, 1.0]])
     height, width = size
     if change.flip:
-        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = pixels.flip(-1)
         matrix = np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1.0]]) @ matrix
     if change.angle:
-        cos, sin = math.cos(change.angle), math.sin(change.angle)
-        x, y = width / 2, height / 2
-        turn = np.array([[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y], [0, 0, 1]])
+        turn = _turn(change.angle, width / 2, height / 2)
         source = np.linalg.inv(turn)[:2].ravel().tolist()  # Pillow asks where each output pixel comes from
-        pixels = pixels.transform((width, height), Image.Transform.AFFINE, source, Image.Resampling.BILINEAR)
+        flat = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        flat = flat.transform((width, height), Image.Transform.AFFINE, source, Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(flat)).permute(2, 0, 1)
         matrix = turn @ matrix
-    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous().float().div_(255)
-    return image, np.linalg.inv(_EDGE_FROM_IMAGE) @ matrix @ _EDGE_FROM_IMAGE
+    image = torch.empty(3, height, width).copy_(pixels).div_(255)
+    return image, _IMAGE_FROM_EDGE @ matrix @ _EDGE_FROM_IMAGE
 
 
 def _fit(old: tuple[int, int], size: tuple[int, int], change: ImageAugmentation) -> tuple[float, float, float]:
@@ -109,32 +109,42 @@ def _fit(old: tuple[int, int], size: tuple[int, int], change: ImageAugmentation)
     return factor, spare * (change.shift if spare > 0 else 0.5), factor * old[0] - size[0]
 
 
-def _cut(file, factor: float, left: float, top: float, size: tuple[int, int]):
-    """The target window of the resized file, as an RGB image of ``size``."""
-    from PIL import Image
+def _turn(angle: float, x: float, y: float) -> np.ndarray:
+    """[3, 3] rotation about (x, y), clockwise as seen because v points down."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y], [0, 0, 1]])
 
+
+def _cut(file: Any, factor: float, left: float, top: float, size: tuple[int, int]) -> tuple[Tensor, np.ndarray]:
+    """The target window of the resized file: [3, H, W] uint8, and where its pixels came from (edge coordinates).
+
+    The window starts at a whole pixel of what was decoded, at most one above and left of the wanted place: the matrix
+    has the place that was taken.
+    """
     width, height = file.size
     drafted = file.draft("RGB", (math.ceil(factor * width - _SLACK), math.ceil(factor * height - _SLACK)))
     # A JPEG is decoded at 1/1, 1/2, 1/4 or 1/8; pixel i then covers [i k, (i+1) k) of the file, also in a
     # last half pixel.
     shrink = round(width / drafted[1][2]) if drafted else 1
     image = file if file.mode == "RGB" else file.convert("RGB")
-    columns = _inside(left, size[1], factor * width)
-    rows = _inside(top, size[0], factor * height)
-    per_pixel = 1 / (factor * shrink)
-    box = (
-        max((columns[0] + left) * per_pixel, 0.0),
-        max((rows[0] + top) * per_pixel, 0.0),
-        min((columns[1] + left) * per_pixel, width / shrink),
-        min((rows[1] + top) * per_pixel, height / shrink),
-    )
-    target = (columns[1] - columns[0], rows[1] - rows[0])
-    part = image.resize(target, Image.Resampling.BILINEAR, box=box)
-    if target == (size[1], size[0]):
-        return part
-    whole = Image.new("RGB", (size[1], size[0]))
-    whole.paste(part, (columns[0], rows[0]))
-    return whole
+    scale = factor * shrink
+    first_u, last_u = _inside(left, size[1], factor * width)
+    first_v, last_v = _inside(top, size[0], factor * height)
+    u, v = (max(0, math.floor((at + crop) / scale + _SLACK)) for at, crop in ((first_u, left), (first_v, top)))
+    end_u = min(image.width, u + math.ceil((last_u - first_u) / scale) + 2)
+    end_v = min(image.height, v + math.ceil((last_v - first_v) / scale) + 2)
+    part = torch.from_numpy(np.array(image.crop((u, v, end_u, end_v)))).permute(2, 0, 1)
+    if abs(scale - 1) > 1e-9:
+        # The hair's breadth keeps a product such as 255.99999 from losing its last row.
+        factors = (scale * (1 + 1e-9), scale * (1 + 1e-9))
+        part = torch.nn.functional.interpolate(part[None], scale_factor=factors, mode="bilinear", antialias=True)[0]
+    part = part[:, : last_v - first_v, : last_u - first_u]
+    matrix = np.array([[factor, 0, first_u - u * scale], [0, factor, first_v - v * scale], [0, 0, 1.0]])
+    if tuple(part.shape[1:]) == size:
+        return part, matrix
+    whole = torch.zeros(3, *size, dtype=torch.uint8)
+    whole[:, first_v : first_v + part.shape[1], first_u : first_u + part.shape[2]] = part
+    return whole, matrix
 
 
 def _inside(crop: float, length: int, available: float) -> tuple[int, int]:

@@ -52,23 +52,34 @@ def load_lidar(
     key = tables.key(sample, REFERENCE_CHANNEL)
     if key < 0:
         return None
-    rows = tables.sweeps(key, num_sweeps)
-    transforms = tables.reference_from_sensor(sample, rows).astype(np.float32)
-    clouds = []
-    for row, transform in zip(rows, transforms, strict=True):
-        cloud = guard(lambda row=row, transform=transform: _load_cloud(tables, sample, row, transform, min_distance))
+    rows, clouds = [], []
+    for row in tables.sweeps(key, num_sweeps):
+        cloud = guard(lambda row=row: _load_cloud(tables, row, min_distance))
         if cloud is None and row == key:
             return None
         if cloud is not None:
+            rows.append(row)
             clouds.append(cloud)
-    return torch.from_numpy(np.concatenate(clouds))
+    # One product a sweep moves the points, scales the intensity and, by the column of ones, sets the time.
+    out_from_file = np.zeros((len(rows), 5, 5), dtype=np.float32)
+    transforms = tables.reference_from_sensor(sample, rows)
+    out_from_file[:, :3, :3] = transforms[:, :3, :3]
+    out_from_file[:, :3, 4] = transforms[:, :3, 3]
+    out_from_file[:, 3, 3] = 1 / 255
+    out_from_file[:, 4, 4] = [tables.lag(sample, row) for row in rows]
+    out = np.empty((sum(map(len, clouds)), 5), dtype=np.float32)
+    end = 0
+    for cloud, matrix in zip(clouds, out_from_file, strict=True):
+        start, end = end, end + len(cloud)
+        np.matmul(cloud, matrix.T, out=out[start:end])
+    return torch.from_numpy(out)
 
 
-def _load_cloud(tables: Tables, sample: int, row: int, transform: np.ndarray, min_distance: float) -> np.ndarray:
+def _load_cloud(tables: Tables, row: int, min_distance: float) -> np.ndarray:
+    """[P, 5] points of one file that are far enough, with ones in place of the ring."""
     tables.check(row)
     points = read_lidar(tables.path(row))
-    points = points[far_enough(points[:, 0], points[:, 1], min_distance)]
-    points[:, :3] = points[:, :3] @ transform[:3, :3].T + transform[:3, 3]
-    points[:, 3] *= np.float32(1 / 255)
-    points[:, 4] = tables.lag(sample, row)
+    keep = far_enough(points[:, 0], points[:, 1], min_distance)
+    points = points.view(f"V{_BYTES}")[keep[:, None]].view(np.float32).reshape(-1, 5)  # whole rows: ten times faster
+    points[:, 4] = 1
     return points

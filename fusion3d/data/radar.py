@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from fusion3d.types import RADAR_FIELDS, RADARS
 
 RadarFilter = Literal["none", "valid", "devkit"]
 
-_NEEDED = ("x", "y", "z", "rcs", "vx_comp", "vy_comp", "invalid_state", "ambig_state", "dyn_prop")
+# The file's field that goes to each column of RADAR_FIELDS.
+_COLUMNS = {
+    "x": 0, "y": 1, "z": 2, "rcs": 3, "vx_comp": 4, "vy_comp": 5, "invalid_state": 7, "ambig_state": 8, "dyn_prop": 9,
+}  # fmt: skip
 _HEADER_LIMIT = 4096  # bytes in which the line DATA must come
 # States that the sensor's documentation calls valid: also low RCS, corrected azimuth, possible artefacts.
 _VALID_STATES = (0, 4, 8, 9, 10, 11, 12, 15, 16, 17)
@@ -82,9 +85,11 @@ def read_pcd(path: Path) -> np.ndarray:
             f"points of {record.itemsize} bytes: truncated; download it again"
         )
     cloud = np.frombuffer(content, dtype=record, count=points, offset=start)
-    if points and any(np.isnan(cloud[name][0]).any() for name in record.names or () if record[name].base.kind == "f"):
-        return cloud[:0]
-    return cloud
+    return cloud[:0] if points and _has_nan(cloud[0].item()) else cloud
+
+
+def _has_nan(values: Any) -> bool:
+    return any(_has_nan(value) if np.iterable(value) else value != value for value in values)
 
 
 def passes(cloud: np.ndarray, radar_filter: RadarFilter) -> np.ndarray:
@@ -121,39 +126,35 @@ def load_radars(
         [R, 11] float32 RADAR_FIELDS in the reference frame: the compensated velocity is turned into ego
         axes, the time is seconds before the reference time. ``None`` where the sample has none of the radars.
     """
-    rows, radars = [], []
+    rows, clouds, sensors = [], [], []
     for channel in channels:
         key = tables.key(sample, channel)
-        if key >= 0:
-            rows += (sweeps := tables.sweeps(key, num_sweeps))
-            radars += [(channel, key)] * len(sweeps)
+        for row in tables.sweeps(key, num_sweeps) if key >= 0 else ():
+            cloud = guard(lambda row=row: _load_cloud(tables, row, radar_filter, min_distance))
+            if cloud is not None:
+                rows.append(row)
+                clouds.append(cloud)
+                sensors.append(RADARS.index(channel))
+            elif row == key:
+                break
     if not rows:
         return None
-    transforms = tables.reference_from_sensor(sample, rows)
-    clouds, lost = [], set()
-    for row, (channel, key), transform in zip(rows, radars, transforms, strict=True):
-        if channel in lost:
-            continue
-        cloud = guard(
-            lambda row=row, transform=transform: _load_cloud(tables, row, transform, radar_filter, min_distance)
-        )
-        if cloud is not None:
-            cloud[:, 6] = tables.lag(sample, row)
-            cloud[:, 10] = RADARS.index(channel)
-            clouds.append(cloud)
-        elif row == key:
-            lost.add(channel)
-    return torch.from_numpy(np.concatenate(clouds)) if clouds else None
+    counts = [len(cloud) for cloud in clouds]
+    out = np.concatenate(clouds)
+    transform = np.repeat(tables.reference_from_sensor(sample, rows), counts, axis=0)
+    out[:, :3] = (transform[:, :3, :3] @ out[:, :3, None])[..., 0] + transform[:, :3, 3]
+    out[:, 4:6] = (transform[:, :2, :2] @ out[:, 4:6, None])[..., 0]  # the sensor's velocity has no z
+    out[:, 6] = np.repeat([tables.lag(sample, row) for row in rows], counts)
+    out[:, 10] = np.repeat(sensors, counts)
+    return torch.from_numpy(out)
 
 
-def _load_cloud(
-    tables: Tables, row: int, transform: np.ndarray, radar_filter: RadarFilter, min_distance: float
-) -> np.ndarray:
-    """[R, 11] float32 returns of one file; columns time and sensor are left at zero."""
+def _load_cloud(tables: Tables, row: int, radar_filter: RadarFilter, min_distance: float) -> np.ndarray:
+    """[R, 11] float32 returns of one file in the sensor frame; columns time and sensor are left at zero."""
     tables.check(row)
     path = tables.path(row)
     cloud = read_pcd(path)
-    missing = [name for name in _NEEDED if name not in (cloud.dtype.names or ())]
+    missing = [name for name in _COLUMNS if name not in (cloud.dtype.names or ())]
     if missing:
         raise DataError(f"radar cloud {path} lacks the fields {', '.join(missing)}")
     if min_distance > 0:
@@ -161,11 +162,6 @@ def _load_cloud(
     if radar_filter != "none":
         cloud = cloud[passes(cloud, radar_filter)]
     out = np.zeros((len(cloud), len(RADAR_FIELDS)), dtype=np.float32)
-    position = np.stack([cloud["x"], cloud["y"], cloud["z"]], axis=-1)
-    velocity = np.stack([cloud["vx_comp"], cloud["vy_comp"]], axis=-1)
-    out[:, :3] = position @ transform[:3, :3].T + transform[:3, 3]
-    out[:, 3] = cloud["rcs"]
-    out[:, 4:6] = velocity @ transform[:2, :2].T  # the sensor's velocity has no z
-    for column, name in ((7, "invalid_state"), (8, "ambig_state"), (9, "dyn_prop")):
+    for name, column in _COLUMNS.items():
         out[:, column] = cloud[name]
     return out

@@ -77,8 +77,8 @@ def own_splits(tables: Tables) -> dict[str, list[str]]:
 def samples_of(tables: Tables, split: str) -> list[int]:
     """Sample rows of a split: scene after scene in the table's order, each in order of time.
 
-    ``all`` is every scene that the data set has. A split of the data set's own ``splits.json`` goes before an official one of the same name. Scenes that
-    the data set does not have (a partial download) are left out with a warning.
+    ``all`` is every scene that the data set has. A split of the data set's own ``splits.json`` goes before an official
+    one of the same name. Scenes that the data set does not have (a partial download) are left out with a warning.
 
     Raises:
         DataError: no split has this name, or none of its scenes is in the data set.

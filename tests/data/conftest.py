@@ -32,7 +32,7 @@ class Dataroot:
     split: str
 
 
-def pcd_bytes(points: np.ndarray, width: int | None = None, tail: bytes = b"\n") -> bytes:
+def encode_pcd(points: np.ndarray, width: int | None = None, tail: bytes = b"\n") -> bytes:
     names = points.dtype.names
     kinds = [points.dtype[name] for name in names]
     header = [
@@ -94,7 +94,7 @@ class _Writer:
             returns = random_returns(self.rng, 24)
             if number % 7 == 0:
                 returns["x"][0] = np.nan  # marks an empty cloud
-            path.write_bytes(pcd_bytes(returns, tail=b"\n" + bytes(37)))
+            path.write_bytes(encode_pcd(returns, tail=b"\n" + bytes(37)))
         return name, suffix.split(".")[0]
 
     def save(self) -> None:
@@ -196,6 +196,18 @@ def _write_instance(w: _Writer, number: int, samples: list[dict[str, Any]]) -> N
     w.tables["instance"][int(instance.split("-")[1])] |= {
         "nbr_annotations": len(rows), "first_annotation_token": rows[0]["token"], "last_annotation_token": rows[-1]["token"],
     }  # fmt: skip
+
+
+@pytest.fixture
+def pcd_bytes():
+    """The function that encodes a structured array as ``.pcd``."""
+    return encode_pcd
+
+
+@pytest.fixture
+def returns() -> np.ndarray:
+    """Seventeen radar returns."""
+    return random_returns(np.random.default_rng(3), 17)
 
 
 @pytest.fixture(scope="session", autouse=True)

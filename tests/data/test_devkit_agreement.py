@@ -115,7 +115,9 @@ def test_boxes_in_every_sensor_frame(nusc, tables, samples):
             expected = [box for box in expected if category_to_detection_name(box.name)]
             sensor_from_ego = invert(tables.reference_from_sensor(row, [tables.key(row, channel)])[0])
             centers = apply(sensor_from_ego, boxes.center.double().numpy())
-            np.testing.assert_allclose(centers, np.array([box.center for box in expected]).reshape(-1, 3), atol=TOLERANCE)
+            np.testing.assert_allclose(
+                centers, np.array([box.center for box in expected]).reshape(-1, 3), atol=TOLERANCE
+            )
 
 
 def test_boxes_and_lidar_in_every_camera(nusc, tables, samples, dataroot):
@@ -127,7 +129,11 @@ def test_boxes_and_lidar_in_every_camera(nusc, tables, samples, dataroot):
     sizes = {tuple(tables.data_size[tables.key(row, "CAM_FRONT")].tolist()) for row in samples}
     assert len(sizes) == 1
     config = DataConfig(
-        root=str(dataroot.root), version=dataroot.version, image_size=sizes.pop(), lidar_sweeps=1, lidar_min_distance=0.0
+        root=str(dataroot.root),
+        version=dataroot.version,
+        image_size=sizes.pop(),
+        lidar_sweeps=1,
+        lidar_min_distance=0.0,
     )
     dataset = NuScenesDataset(config, dataroot.split, BEVGrid())
     seen = 0
@@ -158,8 +164,12 @@ def test_boxes_and_lidar_in_every_camera(nusc, tables, samples, dataroot):
             data = nusc.get("sample_data", record["data"]["LIDAR_TOP"])
             points = LidarPointCloud.from_file(str(dataroot.root / data["filename"])).points.astype(np.float64)
             chain = np.linalg.inv(global_from_sensor(nusc, record["data"][channel]))
-            moved = (chain @ global_from_sensor(nusc, data["token"]))[:3] @ np.vstack([points[:3], np.ones(points.shape[1])])
-            np.testing.assert_allclose(apply(cam_from_ego, sample.lidar[:, :3].double().numpy()), moved.T, atol=TOLERANCE)
+            moved = (chain @ global_from_sensor(nusc, data["token"]))[:3] @ np.vstack(
+                [points[:3], np.ones(points.shape[1])]
+            )
+            np.testing.assert_allclose(
+                apply(cam_from_ego, sample.lidar[:, :3].double().numpy()), moved.T, atol=TOLERANCE
+            )
     assert seen > 10
 
 
@@ -253,7 +263,10 @@ def _velocities(nusc, token, sweeps, ego_from_global, quaternion) -> np.ndarray:
         data = nusc.get("sample_data", token)
         cloud = RadarPointCloud.from_file(nusc.get_sample_data_path(token))
         cloud.remove_close(1.0)
-        turns = [nusc.get("calibrated_sensor", data["calibrated_sensor_token"]), nusc.get("ego_pose", data["ego_pose_token"])]
+        turns = [
+            nusc.get("calibrated_sensor", data["calibrated_sensor_token"]),
+            nusc.get("ego_pose", data["ego_pose_token"]),
+        ]
         turn = reduce(lambda a, b: b * a, [quaternion(record["rotation"]) for record in turns])
         vectors = np.vstack([cloud.points[8:10], np.zeros(cloud.nbr_points())])
         found.append((ego_from_global[:3, :3] @ turn.rotation_matrix @ vectors)[:2].T)
