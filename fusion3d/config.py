@@ -43,7 +43,7 @@ class DataConfig:
     radar_sweeps: int = 6
     """Clouds per radar, the keyframe's included."""
     radar_filter: Literal["none", "valid", "devkit"] = "none"
-    """none: every return; valid: invalid_state 0 and its documented usable codes; devkit: the devkit's default filters."""
+    """none: every return; valid: invalid_state 0 and its documented usable codes; devkit: the devkit's defaults."""
     lidar_min_distance: float = 1.0
     """Points closer than this in x and y of their own sensor [m] are the vehicle itself and are dropped."""
     min_points: int = 1

@@ -1,15 +1,15 @@
 """The types that travel between the rooms, and the legend of letters, frames and units for the whole package.
 
 Letters: B samples in a batch, M camera images in a batch (packed: absent cameras take no place), P LiDAR points,
-R radar returns, K boxes, T future steps, C channels, D depth bins, H W image or feature rows and columns, Y X grid cells.
+R radar returns, K boxes, T future steps, C channels, D depth bins, H W image or feature rows and columns, Y X cells.
 
-Frames: everything is in ``ego``, the vehicle frame at the LIDAR_TOP keyframe time: x forward, y left, z up, right-handed.
+Frames: everything is in ``ego``, the vehicle frame at the LIDAR_TOP keyframe time: x forward, y left, z up.
 ``cam`` is x right, y down, z forward; ``image`` is pixels (u right, v down, the centre of the first pixel at 0).
 Transforms are named ``dst_from_src`` and are 4x4, acting on column vectors, so that a product cancels as it is read.
 
 Units: metres, radians, seconds, m/s; images are floats in [0, 1]; LiDAR intensity is in [0, 1]; RCS is in dBsm.
 
-Absent is absent: a sensor that is not there is ``None`` (or has no row); a present sensor that saw nothing has zero rows.
+Absent is absent: a sensor that is not there is ``None`` (or has no row); a sensor that saw nothing has zero rows.
 """
 
 from __future__ import annotations

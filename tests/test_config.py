@@ -49,7 +49,7 @@ def test_yaml_and_overrides(tmp_path) -> None:
 def test_a_bad_file_is_named(tmp_path, text, message) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="bad.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"bad\.yaml") as caught:
         load_config(path)
     assert message in str(caught.value)
 

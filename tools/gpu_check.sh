@@ -33,13 +33,13 @@ else
 fi
 
 say "the model's stages on the GPU"
-"$PYTHON" tools/benchmark.py model configs/demo.yaml --device cuda
+"$PYTHON" tools/benchmark.py model --config configs/demo.yaml --device cuda
 
 if has numba && has PIL && has scipy && has safetensors; then
   say "a short training on the GPU"
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
-  "$PYTHON" - "$folder" <<'PY'
+  cat >"$folder/train.py" <<'PY'
 import dataclasses
 import sys
 
@@ -58,6 +58,7 @@ if __name__ == "__main__":
     )
     print("trained:", train(config, f"{folder}/run", device="cuda"))
 PY
+  "$PYTHON" "$folder/train.py" "$folder"
 else
   echo "numba, Pillow, scipy or safetensors is missing: no training"
 fi

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -51,7 +51,7 @@ def transform_from(translation: np.ndarray, wxyz: np.ndarray) -> np.ndarray:
 
 def invert(dst_from_src: Array) -> Array:
     """``src_from_dst``: the inverse of rigid [..., 4, 4] transforms (by transposition: exact and cheap)."""
-    inverse = dst_from_src.copy() if isinstance(dst_from_src, np.ndarray) else dst_from_src.clone()
+    inverse: Any = dst_from_src.copy() if isinstance(dst_from_src, np.ndarray) else dst_from_src.clone()
     transposed = dst_from_src[..., :3, :3].swapaxes(-1, -2)
     inverse[..., :3, :3] = transposed
     inverse[..., :3, 3] = -(transposed @ dst_from_src[..., :3, 3:])[..., 0]
