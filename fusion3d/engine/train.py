@@ -300,10 +300,18 @@ def _tokens(batches: list[Batch]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``train.py CONFIG [--run DIR] [--no-resume] [--device NAME] [--a.b value ...]``."""
-    parser = argparse.ArgumentParser("train", description=main.__doc__, allow_abbrev=False)
+    """``train.py CONFIG [--run DIR] [--no-resume] [--device NAME] [--a.b value ...]``.
+
+    Under torchrun say ``--run-dir``: torchrun takes ``--run`` for an abbreviation of an option of its own.
+    """
+    parser = argparse.ArgumentParser("train", description="Train a model, or go on.", allow_abbrev=False)
     parser.add_argument("config", help="YAML file, e.g. configs/demo.yaml")
-    parser.add_argument("--run", help="folder of the run (default: runs/<name of the file>); resumed if it holds one")
+    parser.add_argument(
+        "--run",
+        "--run-dir",
+        dest="run",
+        help="folder of the run (default: runs/<name of the file>); resumed if it holds one",
+    )
     parser.add_argument("--no-resume", action="store_true", help="refuse to go on from a run that is already there")
     parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
     parser.epilog = "Every setting can be overridden, e.g. --train.epochs 3 --data.root PATH: fusion3d/config.py."
