@@ -270,7 +270,7 @@ def _load(root: Path, version: str, stamp: str) -> dict[str, np.ndarray] | None:
             if file["stamp"].item() != stamp.encode():
                 return None
             return {name: file[name] for name in names}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         warnings.warn(f"the cache {path} is damaged ({error}); building it again", stacklevel=3)

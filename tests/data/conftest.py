@@ -1,7 +1,8 @@
-"""A hand-made data root that has every habit of nuScenes in a few files, and the data roots that the devkit reads too."""
+"""A hand-made data root with every habit of nuScenes in a few files, and the data roots that the devkit reads too."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class _Writer:
 
 
 def _chain(rows: list[dict[str, Any]]) -> None:
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
         before["next"], after["prev"] = after["token"], before["token"]
 
 
@@ -194,7 +195,8 @@ def _write_instance(w: _Writer, number: int, samples: list[dict[str, Any]]) -> N
         rows.append(w.tables["sample_annotation"][int(token.split("-")[-1])])
     _chain(rows)
     w.tables["instance"][int(instance.split("-")[1])] |= {
-        "nbr_annotations": len(rows), "first_annotation_token": rows[0]["token"], "last_annotation_token": rows[-1]["token"],
+        "nbr_annotations": len(rows), "first_annotation_token": rows[0]["token"],
+        "last_annotation_token": rows[-1]["token"],
     }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_random_change_moves_pixels_as_its_matrix(tmp_path_factory, scale, shift
 def test_the_bottom_is_kept_and_a_margin_is_black(tmp_path: Path):
     path = tmp_path / "white.png"
     Image.new("RGB", (160, 90), "white").save(path)
-    image, matrix = load_image(path, (40, 160), (90, 160))
+    _, matrix = load_image(path, (40, 160), (90, 160))
     np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 1, -50], [0, 0, 1]], atol=1e-9)
     small, matrix = load_image(path, (90, 160), (90, 160), ImageAugmentation(scale=-0.5))
     assert small[:, 45:, 40:120].min() == 1 and small[:, :45].max() == 0 and small[:, :, :40].max() == 0

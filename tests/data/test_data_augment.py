@@ -1,0 +1,179 @@
+"""World augmentation: its inverse gives everything back, and what belongs together stays together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion3d.config import AugmentConfig, DataConfig
+from fusion3d.data import NuScenesDataset
+from fusion3d.data.augment import bev_matrix, draw_bev_augmentation, transform_sample
+from fusion3d.data.maps import crop_map
+from fusion3d.geometry import apply, points_in_box
+from fusion3d.types import COMMANDS, BEVGrid, Boxes, EgoStatus, Sample, Trajectory
+
+angles = st.floats(-3.2, 3.2)
+scales = st.floats(0.5, 2.0)
+
+
+@pytest.fixture(scope="module")
+def sample(tiny_root) -> Sample:
+    config = DataConfig(root=str(tiny_root), version="v1.0-tiny", image_size=(45, 80), lidar_sweeps=3, radar_sweeps=2)
+    return dataclasses.replace(NuScenesDataset(config, "mine", BEVGrid())[2], map_mask=None)
+
+
+def tensors(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if dataclasses.is_dataclass(value):
+        return [t for f in dataclasses.fields(value) for t in tensors(getattr(value, f.name))]
+    return []
+
+
+@settings(max_examples=25, deadline=None)
+@given(angle=angles, scale=scales, flip_x=st.booleans(), flip_y=st.booleans())
+def test_the_inverse_gives_everything_back(sample, angle, scale, flip_x, flip_y):
+    matrix = bev_matrix(angle, scale, flip_x, flip_y)
+    before = [t.clone() for t in tensors(sample)]
+    there = transform_sample(sample, matrix)
+    assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(before, tensors(sample), strict=True))
+    back = transform_sample(there, np.linalg.inv(matrix))
+    assert back.command == sample.command and back.cameras.channels == sample.cameras.channels
+    for name in ("boxes", "future", "past"):
+        for value in (getattr(back, name), getattr(sample, name)):
+            value.yaw.copy_(torch.remainder(value.yaw + 1e-4, 2 * math.pi))  # -pi is pi
+    for ours, original in zip(tensors(back), tensors(sample), strict=True):
+        torch.testing.assert_close(ours, original, atol=2e-4, rtol=1e-5, equal_nan=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(angle=angles, scale=scales, flip_x=st.booleans(), flip_y=st.booleans())
+def test_what_belongs_together_stays_together(sample, angle, scale, flip_x, flip_y):
+    matrix = bev_matrix(angle, scale, flip_x, flip_y)
+    there = transform_sample(sample, matrix)
+    # The same points are in the same boxes (margin: rounding).
+    points = torch.cat(
+        [sample.boxes.center + 0.4 * sample.boxes.size * s for s in (-0.5, 0.0, 0.3)] + [sample.lidar[:, :3]]
+    )
+    moved = points @ torch.from_numpy(matrix[:3, :3]).float().T
+    inside = [points_in_box(points, sample.boxes.center, sample.boxes.size, sample.boxes.yaw, m) for m in (-1e-3, 1e-3)]
+    now = points_in_box(moved, there.boxes.center, there.boxes.size, there.boxes.yaw)
+    assert (inside[0] <= now).all() and (now <= inside[1]).all() and inside[0].any()
+    # Each camera sees each point at the same pixel.
+    for m in range(len(sample.cameras.channels)):
+        cam = apply(torch.linalg.inv(sample.cameras.ego_from_cam[m].double()), points.double())
+        cam_there = apply(torch.linalg.inv(there.cameras.ego_from_cam[m].double()), moved.double())
+        torch.testing.assert_close(cam, cam_there, atol=1e-3, rtol=1e-4)
+    # Something that moves on with its velocity is where the moved velocity brings it.
+    after = (sample.boxes.center[:, :2] + sample.boxes.velocity * 0.5).double() @ torch.from_numpy(matrix[:2, :2]).T
+    torch.testing.assert_close(
+        (there.boxes.center[:, :2] + there.boxes.velocity * 0.5).double(), after, atol=1e-3, rtol=1e-4, equal_nan=True
+    )
+    assert there.lidar[:, 3:].equal(sample.lidar[:, 3:]) and there.radar[:, 6:].equal(sample.radar[:, 6:])
+
+
+def simple(**values) -> Sample:
+    return Sample(
+        token="t",
+        scene="s",
+        timestamp=0,
+        global_from_ego=torch.eye(4, dtype=torch.float64),
+        aug_from_ego=torch.eye(4),
+        **values,
+    )
+
+
+def test_a_known_turn_and_a_known_mirror():
+    boxes = Boxes.of(
+        torch.tensor([[10.0, 2, 1]]), torch.tensor([[4.0, 2, 1.5]]), torch.tensor([0.3]), torch.tensor([[5.0, 1]])
+    )
+    radar = torch.zeros(1, 11)
+    radar[0, :6] = torch.tensor([10.0, 2, 1, 7, 5, 1])
+    path = Trajectory(torch.tensor([[3.0, 1]]), torch.tensor([0.2]), torch.tensor([True]))
+    status = EgoStatus(torch.tensor([8.0, 0]), torch.tensor([1.0, 2]), torch.tensor(0.4))
+    one = simple(boxes=boxes, radar=radar, future=path, past=path, status=status, command=COMMANDS.index("left"))
+    turned = transform_sample(one, bev_matrix(math.pi / 2, 2.0))
+    torch.testing.assert_close(turned.boxes.center, torch.tensor([[-4.0, 20, 2]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned.boxes.size, torch.tensor([[8.0, 4, 3]]))
+    torch.testing.assert_close(turned.boxes.yaw, torch.tensor([0.3 + math.pi / 2]))
+    torch.testing.assert_close(turned.boxes.velocity, torch.tensor([[-2.0, 10]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned.radar[0, :6], torch.tensor([-4.0, 20, 2, 7, -2, 10]), atol=1e-5, rtol=0)
+    assert turned.command == one.command and float(turned.status.yaw_rate) == pytest.approx(0.4)
+    mirrored = transform_sample(one, bev_matrix(flip_y=True))
+    torch.testing.assert_close(mirrored.boxes.yaw, torch.tensor([-0.3]))
+    torch.testing.assert_close(mirrored.boxes.velocity, torch.tensor([[5.0, -1]]))
+    torch.testing.assert_close(mirrored.future.position, torch.tensor([[3.0, -1]]))
+    torch.testing.assert_close(mirrored.past.yaw, torch.tensor([-0.2]))
+    torch.testing.assert_close(mirrored.status.acceleration, torch.tensor([1.0, -2]))
+    assert COMMANDS[mirrored.command] == "right" and float(mirrored.status.yaw_rate) == pytest.approx(-0.4)
+    assert transform_sample(one, bev_matrix(flip_x=True, flip_y=True)).command == one.command
+    assert transform_sample(simple(command=-1), bev_matrix(flip_y=True)).command == -1
+
+
+def test_other_matrices_are_refused():
+    shear, tilt, shift = np.eye(4), np.eye(4), np.eye(4)
+    shear[0, 1], tilt[0, 2], shift[0, 3] = 0.5, 0.1, 1
+    for matrix in (shear, tilt, shift, -np.eye(4)):
+        with pytest.raises(ValueError, match="aug_from_ego must"):
+            transform_sample(simple(), matrix)
+    with pytest.raises(ValueError, match="map mask"):
+        transform_sample(simple(map_mask=torch.ones(1, 2, 2, dtype=torch.bool)), np.eye(4))
+
+
+def test_the_map_turns_with_the_world(tiny_root):
+    """A quarter turn of the world is a quarter turn of the raster; a mirrored world a mirrored raster."""
+    config = DataConfig(root=str(tiny_root), version="v1.0-tiny", sensors=())
+    dataset = NuScenesDataset(config, "mine", BEVGrid())
+    grid = BEVGrid(x=(-20.0, 20.0), y=(-20.0, 20.0), resolution=0.8)
+    plain = crop_map(dataset.tables, 3, grid)
+    quarter = crop_map(dataset.tables, 3, grid, bev_matrix(math.pi / 2))
+    mirror = crop_map(dataset.tables, 3, grid, bev_matrix(flip_y=True))
+    # new (x, y) = (-y, x): the row is the old column, the column the old row backwards.
+    assert (quarter[0] == plain[0].T.flip(1)).float().mean() > 0.999
+    assert (mirror[0] == plain[0].flip(0)).float().mean() > 0.999
+    assert 0.2 < plain.float().mean() < 0.8
+
+
+def test_drawn_augmentations_stay_in_their_limits():
+    config = AugmentConfig(bev_rotation=30.0, bev_scale=(0.9, 1.2))
+    drawn = [draw_bev_augmentation(config, np.random.default_rng(seed)) for seed in range(300)]
+    scale = np.array([m[2, 2] for m in drawn])
+    assert scale.min() > 0.9 and scale.max() < 1.2 and np.ptp(scale) > 0.25
+    mirrored = np.array([np.linalg.det(m) < 0 for m in drawn])
+    assert 0.4 < mirrored.mean() < 0.6
+    angle = np.array([math.degrees(math.atan2(m[1, 0], abs(m[0, 0]))) for m in drawn])
+    assert abs(angle).max() < 30 and np.ptp(angle) > 50
+    none = AugmentConfig(bev_rotation=0, bev_scale=(1, 1), bev_flip=False)
+    np.testing.assert_array_equal(draw_bev_augmentation(none, np.random.default_rng(0)), np.eye(4))
+
+
+def test_randomness_belongs_to_seed_epoch_and_index(tiny_root):
+    config = DataConfig(root=str(tiny_root), version="v1.0-tiny", image_size=(45, 80), lidar_sweeps=2)
+
+    def opened(seed: int) -> NuScenesDataset:
+        return NuScenesDataset(config, "mine", BEVGrid(), AugmentConfig(), seed)
+
+    one, two = opened(3), opened(3)
+    first = [one[i] for i in (4, 2)]
+    second = [two[i] for i in (2, 7, 4)]  # in another order, with others between
+    for a, b in ((first[0], second[2]), (first[1], second[0])):
+        assert all(torch.equal(x.nan_to_num(9), y.nan_to_num(9)) for x, y in zip(tensors(a), tensors(b), strict=True))
+    two.set_epoch(1)
+    assert torch.equal(two[4].aug_from_ego, one[1, 4].aug_from_ego)
+    for other in (two[4], opened(4)[4], one[5]):
+        assert not torch.equal(other.aug_from_ego, first[0].aug_from_ego)
+    assert not torch.equal(first[0].cameras.image_from_cam[0], first[0].cameras.image_from_cam[1])
+
+
+def test_boxes_without_points_are_for_evaluation(tiny_root):
+    config = DataConfig(root=str(tiny_root), version="v1.0-tiny", sensors=(), min_points=1)
+    everything = NuScenesDataset(config, "mine", BEVGrid())[0].boxes
+    training = NuScenesDataset(config, "mine", BEVGrid(), training=True)[0].boxes
+    assert (everything.num_points.sum(1) == 0).any() and (training.num_points.sum(1) > 0).all()
+    assert len(training) == int((everything.num_points.sum(1) > 0).sum())
