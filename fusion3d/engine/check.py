@@ -25,6 +25,8 @@ class CheckConfig:
     """Split whose files are read."""
     samples: int = 24
     """Keyframes whose files are read, spread over the split."""
+    only: tuple[str, ...] = ()
+    """Names of the checks to make; empty: all."""
     picture: Path = Path("runs/check_dataset.png")
     """One keyframe: LiDAR in the cameras, boxes, radar from above."""
 
@@ -44,7 +46,7 @@ def check(config: CheckConfig) -> int:
 
     data = DataConfig(root=str(config.root), version=config.version or find_version(config.root))
     counts = {True: 0, False: 0, None: 0}
-    for finding in examine(data, config.split, num_samples=config.samples):
+    for finding in examine(data, config.split, num_samples=config.samples, only=config.only):
         counts[finding.passed] += 1
         print(finding, flush=True)
     try:

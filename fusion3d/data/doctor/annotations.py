@@ -25,7 +25,8 @@ def check_velocity(tables: Tables) -> list[Finding]:
         return [Finding("box velocity", "annotations", None, f"only {int(moving.sum())} moving boxes")]
     off = float(np.median(np.linalg.norm(mean - step, axis=1)[moving]))
     top = float(np.linalg.norm(step[moving], axis=1).max())
-    detail = f"{off:.2f} m/s off the displacement of {int(moving.sum())} moving boxes (limit 0.5), top speed {top:.1f} m/s (limit 70)"
+    detail = f"{off:.2f} m/s off the displacement of {int(moving.sum())} moving boxes (limit 0.5)"
+    detail += f", top speed {top:.1f} m/s (limit 70)"
     return [Finding("box velocity", "annotations", off < 0.5 and top < 70, detail)]
 
 

@@ -42,7 +42,9 @@ def _edge_finding(channel: str, scores: np.ndarray) -> Finding:
     passed = bool(mean[best] < _MARGIN * here)
     detail = f"image gradient at {scores.shape[1]} LiDAR edges is {here:.2f} times the mean"
     if not passed:
-        detail += f", but {mean[best]:.2f} with the camera turned by {_TURNS[best]} deg (yaw, pitch): check its rotation"
+        detail += (
+            f", but {mean[best]:.2f} with the camera turned by {_TURNS[best]} deg (yaw, pitch): check its rotation"
+        )
     return Finding("image edges", channel, passed, detail)
 
 

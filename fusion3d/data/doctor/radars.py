@@ -32,7 +32,9 @@ def check_doppler(tables: Tables, samples: list[int]) -> list[Finding]:
             rays.append(ray)
             velocities.append(np.broadcast_to(velocity[:2], ray.shape))
         if not measured or sum(map(len, measured)) < 20:
-            findings.append(Finding("radar doppler", channel, None, "the vehicle hardly moves, or there are too few returns"))
+            findings.append(
+                Finding("radar doppler", channel, None, "the vehicle hardly moves, or there are too few returns")
+            )
             continue
         findings.append(_doppler_finding(channel, *map(np.concatenate, (measured, rays, velocities))))
     return findings
@@ -51,7 +53,9 @@ def _doppler_finding(channel: str, measured: np.ndarray, ray: np.ndarray, veloci
         errors = [error(turn) for turn in _TURNS]
         best = int(np.argmin(errors))
         if errors[best] < 0.5 * off:
-            detail += f"; {errors[best]:.2f} with the radar turned by {np.degrees(_TURNS[best]):+.0f} deg: check its rotation"
+            detail += (
+                f"; {errors[best]:.2f} with the radar turned by {np.degrees(_TURNS[best]):+.0f} deg: check its rotation"
+            )
     return Finding("radar doppler", channel, passed, detail)
 
 

@@ -107,8 +107,8 @@ def _lens_problem(tables: Tables, name: str, row: int) -> str:
     center = np.array([matrix[0, 2] / cols, matrix[1, 2] / rows])
     if not 20 < view < 150 or abs(matrix[0, 0] / matrix[1, 1] - 1) > 0.1 or np.abs(center - 0.5).max() > 0.2:
         return (
-            f"{name}: the camera matrix gives a view of {view:.0f} deg, fx/fy {matrix[0, 0] / matrix[1, 1]:.2f}, principal "
-            f"point at {center.round(2).tolist()} of the {cols} x {rows} image; expected 20-150 deg, 1, the middle"
+            f"{name}: the camera matrix gives a view of {view:.0f} deg, fx/fy {matrix[0, 0] / matrix[1, 1]:.2f}, "
+            f"principal point at {center.round(2).tolist()} of {cols} x {rows} px; expected 20-150 deg, 1, the middle"
         )
     return ""
 
@@ -152,7 +152,11 @@ def check_ego_motion(tables: Tables) -> list[Finding]:
         slips.extend(slip)
     findings = []
     for channel, off in worst.items():
-        detail = f"poses {max(off):.2f} m off the path of the other sensors (limit 0.5)" if off else "no other sensor's poses"
+        detail = (
+            f"poses {max(off):.2f} m off the path of the other sensors (limit 0.5)"
+            if off
+            else "no other sensor's poses"
+        )
         findings.append(Finding("ego poses", channel, max(off) < 0.5 if off else None, detail))
     slip = float(np.median(slips)) if slips else float("nan")
     findings.append(
