@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 
 from fusion3d.synthetic.scene import RoadMap
@@ -81,10 +82,10 @@ class Route:
     path: Path
     start: int  # leg it comes in on
     end: int  # leg it leaves on
-    turn: str  # "left", "right" or "straight"
-    stop: float  # [m] arc length of the stop line before the junction; inf where there is none
-    anchor: float  # [m] arc length of the place that makes the route interesting
-    clear: tuple[float, float]  # [m] arc lengths between which nothing starts: the junction
+    turn: str = "straight"  # or "left" or "right"
+    stop: float = np.inf  # [m] arc length of the stop line before the junction; inf where there is none
+    anchor: float = 0.0  # [m] arc length of the place that makes the route interesting
+    clear: tuple[float, float] = (0.0, 0.0)  # [m] arc lengths between which nothing starts: the junction
     cycles: bool = False
 
 
@@ -152,10 +153,10 @@ def band(line: np.ndarray, left: float, right: float) -> np.ndarray:
     return np.concatenate([shift(line, right), shift(line, left)[::-1]])
 
 
-def turned(points: np.ndarray, angle: float) -> np.ndarray:
+def turned(points: ArrayLike, angle: float) -> np.ndarray:
     """[..., 2] points rotated about the origin, counter-clockwise [rad]."""
     c, s = np.cos(angle), np.sin(angle)
-    return points @ np.array([[c, s], [-s, c]])
+    return np.asarray(points) @ np.array([[c, s], [-s, c]])
 
 
 def bezier(p0: np.ndarray, h0: float, p1: np.ndarray, h1: float) -> np.ndarray:
@@ -232,9 +233,10 @@ def road_without_junction(name: str, turn: str, lanes: int, reach: float, rng: n
         for k in range(lanes):
             path = Path(leg.lane(k, outward))
             far = float(path.nearest(center.at(anchor))[0])
-            routes.append(Route(path, 0 if outward else 1, 1 if outward else 0, "straight", np.inf, far, (0.0, 0.0)))
+            bend = turn if outward and k == 0 else "straight"  # the ego takes the first route
+            routes.append(Route(path, int(not outward), int(outward), bend, anchor=far))
         path = Path(leg.cycle_lane(outward))
-        routes.append(Route(path, 0, 1, "straight", np.inf, path.length / 2, (0.0, 0.0), cycles=True))
+        routes.append(Route(path, 0, 1, anchor=path.length / 2, cycles=True))
         path = Path(leg.edge(outward))
         at = float(path.nearest(middle)[0])
         sides.append(Side(path, ((0.0, at - 9.0), (at + 7.0, path.length))))
@@ -243,7 +245,6 @@ def road_without_junction(name: str, turn: str, lanes: int, reach: float, rng: n
         stops.append(np.stack([line_at, line_at + sign * right * lanes * LANE / leg.half]))
     parts = [leg.surfaces(), {"stop_lines": stops}]
     blocked = ((leg.line, leg.half + WALK),)
-    routes[0] = Route(routes[0].path, 0, 1, turn, np.inf, routes[0].anchor, (0.0, 0.0))
     return Layout(name, _collect(parts, [crossing]), tuple(routes), tuple(sides), (crossing,), 2, blocked)
 
 
@@ -261,10 +262,8 @@ def junction(name: str, quarters: tuple[int, ...], lanes: int, reach: float, rin
     edge = RING_EDGES[1] + 5.0 if ring else half + CORNER
     angles = [q * np.pi / 2 for q in quarters]
     legs = [_Leg(turned(resample(np.array([[edge, 0.0], [edge + reach, 0.0]]), 1.0), a), lanes) for a in angles]
-    crossings = []
-    for i, angle in enumerate(angles):
-        x = edge + sum(CROSSING) / 2
-        crossings.append(Crossing(turned(np.array([x, -half]), angle), turned(np.array([x, half]), angle), i))
+    x = edge + sum(CROSSING) / 2
+    crossings = [Crossing(turned([x, -half], a), turned([x, half], a), i) for i, a in enumerate(angles)]
     routes = [
         _route(legs[i], legs[j], i, j, quarters, k, ring)
         for i in range(len(legs))
@@ -275,12 +274,10 @@ def junction(name: str, quarters: tuple[int, ...], lanes: int, reach: float, rin
     ]
     parts = [leg.surfaces() for leg in legs]
     parts.append(_ring_surfaces(quarters, half) if ring else _junction_surfaces(quarters, half, edge))
-    inner = [route.path for route in routes]
-    inside = [path.points[np.abs(path.points).max(axis=1) < edge + 1.0] for path in inner]
+    inside = [r.path.points[np.abs(r.path.points).max(axis=1) < edge + 1.0] for r in routes]
     parts.append({"lanes": [band(line, LANE / 2, -LANE / 2) for line in inside], "lane_centers": inside})
-    for leg, angle in zip(legs, angles, strict=True):
-        stop = np.array([[edge + STOP_SETBACK, 0.0], [edge + STOP_SETBACK, leg.lanes * LANE]])
-        parts.append({"stop_lines": [turned(stop, angle)]})
+    stop = [[edge + STOP_SETBACK, 0.0], [edge + STOP_SETBACK, lanes * LANE]]
+    parts.append({"stop_lines": [turned(stop, angle) for angle in angles]})
     routes += _cycle_routes(legs, quarters, ring)
     sides = [
         Side(path, ((8.0, path.length),) if outward else ((0.0, path.length - 8.0),))
@@ -289,12 +286,11 @@ def junction(name: str, quarters: tuple[int, ...], lanes: int, reach: float, rin
         for path in [Path(leg.edge(outward))]
     ]
     for q in set(range(4)) - set(quarters) if not ring else ():
-        closed = turned(np.array([[lanes * LANE, -edge], [lanes * LANE, edge]]), q * np.pi / 2)
+        closed = turned([[lanes * LANE, -edge], [lanes * LANE, edge]], q * np.pi / 2)
         sides.append(Side(Path(closed), ()))
-    blocked = tuple((leg.line, leg.half + WALK) for leg in legs)
     core = RING_EDGES[1] + WALK if ring else edge * 1.1
+    blocked = (*((leg.line, leg.half + WALK) for leg in legs), (np.zeros((1, 2)), core))
     roads = _collect(parts, crossings)
-    blocked = (*blocked, (np.zeros((1, 2)), core))
     return Layout(name, roads, tuple(routes), tuple(sides), tuple(crossings), len(legs), blocked)
 
 
@@ -329,9 +325,7 @@ def _cycle_routes(legs: list[_Leg], quarters: tuple[int, ...], ring: bool) -> li
     for i, leg in enumerate(legs):
         came = leg.cycle_lane(False)
         if ring:
-            out = leg.cycle_lane(True)[8:]
-            routes.append(Route(Path(came[:-8]), i, i, "straight", np.inf, 0.0, (0.0, 0.0), cycles=True))
-            routes.append(Route(Path(out), i, i, "straight", np.inf, 0.0, (0.0, 0.0), cycles=True))
+            routes += [Route(Path(line), i, i, cycles=True) for line in (came[:-8], leg.cycle_lane(True)[8:])]
             continue
         order = [(quarters[i] + 1) % 4, (quarters[i] + 2) % 4]
         j = next((quarters.index(q) for q in order if q in quarters), None)
@@ -350,16 +344,13 @@ def _junction_surfaces(quarters: tuple[int, ...], half: float, edge: float) -> d
     outline, walkways = [], []
     for q in range(4):
         if q in quarters:
-            outline += [
-                turned(np.array([edge, -half]), q * np.pi / 2),
-                turned(np.array([edge, half]), q * np.pi / 2),
-            ]
+            outline += [turned([edge, side], q * np.pi / 2) for side in (-half, half)]
         else:
             closed = [[half, -edge], [half + WALK, -edge], [half + WALK, edge], [half, edge]]
-            walkways.append(turned(np.array(closed), q * np.pi / 2))
-        outline.append(turned(np.array([half, half]), q * np.pi / 2))
+            walkways.append(turned(closed, q * np.pi / 2))
+        outline.append(turned([half, half], q * np.pi / 2))
         if q in quarters and (q + 1) % 4 in quarters:
-            corner = np.array([[half, half], [edge, half], [edge, edge], [half, edge]])
+            corner = [[half, half], [edge, half], [edge, edge], [half, edge]]
             walkways.append(turned(corner, q * np.pi / 2))
     return {"drivable": [np.array(outline)], "walkways": walkways}
 
@@ -373,7 +364,7 @@ def _ring_surfaces(quarters: tuple[int, ...], half: float) -> dict[str, list[np.
     island, kerb = RING_EDGES
     gap = np.arcsin(half / kerb)
     drivable = [sector(island, kerb, q * np.pi / 2, (q + 1) * np.pi / 2) for q in range(4)]
-    throat = np.array([[kerb - 3.0, -half], [kerb + 5.0, -half], [kerb + 5.0, half], [kerb - 3.0, half]])
+    throat = [[kerb - 3.0, -half], [kerb + 5.0, -half], [kerb + 5.0, half], [kerb - 3.0, half]]
     drivable += [turned(throat, q * np.pi / 2) for q in quarters]
     walkways = []
     for q in range(4):
