@@ -35,8 +35,9 @@ BEAM = np.radians(0.5)  # between neighbouring beams
 BEAM_AZIMUTH = np.arange(-120, 121) * BEAM  # +-60 degree, sensor frame
 RANGE_NOISE, VELOCITY_NOISE = 0.15, 0.1  # [m], [m/s] standard deviations
 MIN_RANGE, SHORT_RANGE, LONG_RANGE = 0.8, 70.0, 250.0  # [m] nearest; at +-60 degree; straight ahead
-_SENSITIVITY = 75.0  # [dB] a target of 0 dBsm is just seen at 75 m
+_SENSITIVITY = 66.0  # [dB] a target of 0 dBsm is just seen at 45 m
 _ELEVATION = 0.12  # [rad] half opening of the beam
+_FLUCTUATION = 5.0  # [dB] standard deviation of what one body returns
 
 # RCS [dBsm] of a patch as wide as a beam sees, at normal incidence, and what the beam keeps after passing a body.
 _STATIC = {
@@ -130,7 +131,7 @@ def _echoes(stage: Stage, time: float, global_from_sensor: np.ndarray, rng: np.r
     owner = np.where(solid >= first, solid - first, -1).astype(np.int32)
     count = len(beam)
     aspect = np.where(owner >= 0, 5 * facing - 3, 20 * np.log10(np.maximum(facing, 0.05)))
-    strength = rcs[solid] + aspect + 3.0 * rng.standard_normal(count)
+    strength = rcs[solid] + aspect + _FLUCTUATION * rng.standard_normal(count)
     margin = strength + loss - 40 * np.log10(distance) + _SENSITIVITY
     luck = rng.random(count)
     keep = (margin > 0) & np.where(owner >= 0, True, luck < 0.22)
@@ -251,7 +252,7 @@ def _report(
 ) -> RadarScan:
     """Measure: noise on range, angle and speed, then the 18 fields."""
     count = len(found.range)
-    spread = np.radians(0.5 + 0.6 * (found.azimuth / BEAM_AZIMUTH[-1]) ** 2)
+    spread = np.radians(0.5 + 2.0 * (found.azimuth / BEAM_AZIMUTH[-1]) ** 2)
     azimuth = found.azimuth + spread * rng.standard_normal(count)
     distance = np.maximum(found.range + RANGE_NOISE * rng.standard_normal(count), 0.4)
     points = np.zeros(count, RADAR_DTYPE)
