@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fusion3d.errors import ConfigError
-from fusion3d.types import CAMERAS, RADARS, BEVGrid
+from fusion3d.types import CAMERAS, RADARS, SENSORS, BEVGrid
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes while training; all zero switches augmentation off."""
+    """Random changes while training; ``augment: null`` switches them off."""
 
     image_scale: tuple[float, float] = (-0.06, 0.11)
     """Uniform change of the resize factor around the fitting one."""
@@ -160,6 +162,8 @@ class DetectionConfig:
     """Weight of the velocity regression among the box terms."""
     regression_weight: float = 0.25
     """Weight of all box terms against the heatmap."""
+    sensor_weight: float = 0.0
+    """Weight of a heatmap loss on each sensor's own map, which keeps every branch learning; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ class Config:
     """One run, whole."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     grid: BEVGrid = field(default_factory=BEVGrid)
     camera: CameraConfig | None = field(default_factory=CameraConfig)
     lidar: LidarConfig | None = field(default_factory=LidarConfig)
@@ -232,6 +236,11 @@ class Config:
     deterministic: bool = True
     """Bit-identical results on the same machine, at some cost on GPU."""
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The kinds of sensor that the model has a branch for, in the order of ``SENSORS``."""
+        return tuple(sensor for sensor in SENSORS if getattr(self, sensor) is not None)
+
 
 T = TypeVar("T")
 
@@ -240,18 +249,19 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     """The configuration in a YAML file (or the defaults), with ``--a.b value`` overrides applied.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value has the wrong type or range.
     """
     import yaml
 
     values: dict[str, Any] = {}
     if path is not None:
-        if not Path(path).exists():  # called from another folder: `configs/demo.yaml` is the shipped one
+        path = Path(path)
+        if path.parent == Path("configs") and not path.exists():  # in another folder it is the shipped one
             package = Path(__file__).parent
-            shipped = (folder / "configs" / Path(path).name for folder in (package, package.parent))
+            shipped = (folder / path for folder in (package, package.parent))
             path = next((candidate for candidate in shipped if candidate.is_file()), path)
         try:
-            loaded = yaml.safe_load(Path(path).read_text())
+            loaded = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the configuration {path}: {error}") from error
         values = {} if loaded is None else loaded
@@ -260,15 +270,67 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
 
 
 def override(config: Config, overrides: list[str]) -> Config:
-    """``config`` with command-line overrides such as ``["--train.epochs", "3"]`` (``--help`` lists every key)."""
+    """``config`` with command-line overrides such as ``["--train.epochs", "3"]`` (``--help`` lists every key).
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
     import tyro
 
-    return tyro.cli(Config, default=config, args=overrides, config=(tyro.conf.AvoidSubcommands,))
+    return check(tyro.cli(Config, default=config, args=overrides, config=(tyro.conf.AvoidSubcommands,)))
 
 
 def from_dict(values: Any, source: str = "configuration") -> Config:
-    """A ``Config`` from nested plain values, strictly."""
-    return _build(Config, values, source)
+    """A ``Config`` from nested plain values, strictly; errors as in ``load_config``."""
+    return check(_build(Config, values, source), source)
+
+
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "data.lidar_sweeps data.radar_sweeps camera.backbone.width camera.fpn_channels camera.channels fusion.channels "
+        "trunk.channels trunk.out_channels detection.channels detection.max_boxes planning.steps train.epochs "
+        "train.batch_size train.accumulate train.checkpoint_every train.log_every",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (
+        "seed data.workers data.min_points data.lidar_min_distance camera.depth_loss detection.loss_weight "
+        "detection.velocity_weight detection.regression_weight planning.loss_weight train.weight_decay",
+        lambda value: 0 <= value < math.inf,
+        "0 or more",
+    ),
+    ("grid.resolution lidar.pillar train.learning_rate train.clip_norm", lambda value: value > 0, "more than 0"),
+    (
+        "detection.score_threshold planning.command_dropout train.warmup train.ema train.drop_sensor train.drop_camera "
+        "train.drop_radar",
+        lambda value: 0 <= value <= 1,
+        "0 to 1",
+    ),
+    ("lidar.channels radar.channels", lambda value: value > 0 and value % 2 == 0, "an even number, half for maxima"),
+    ("planning.channels", lambda value: value > 0 and value % 4 == 0, "a multiple of 4, for its attention heads"),
+    ("grid.x grid.y grid.z", lambda value: -math.inf < value[0] < value[1] < math.inf, "first edge < last edge"),
+    ("augment.image_scale", lambda value: -1 < value[0] <= value[1] < math.inf, "-1 < low <= high"),
+    ("augment.bev_scale", lambda value: 0 < value[0] <= value[1] < math.inf, "0 < low <= high"),
+    ("trunk.blocks", lambda value: len(value) > 0 and min(value) > 0, "at least one block at each of the scales"),
+)
+
+
+def check(config: Config, source: str = "configuration") -> Config:
+    """``config`` itself, if every setting is in its range.
+
+    Raises:
+        ConfigError: the first that is not, with what it may be.
+    """
+    for keys, holds, expected in _RANGES:
+        for key in keys.split():
+            value: Any = config
+            for name in key.split("."):
+                value = None if value is None else getattr(value, name)
+            if value is not None and not holds(value):
+                raise ConfigError(f"{source}: {key}: expected {expected}, found {value!r}")
+    if min(config.grid.shape) < 1:
+        raise ConfigError(f"{source}: grid.resolution: {config.grid.resolution} m is larger than the grid; take less")
+    return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from fusion3d.config import Config
 from fusion3d.encoders.camera import CameraEncoder
 from fusion3d.encoders.lidar import LidarEncoder
 from fusion3d.encoders.radar import RadarEncoder
+from fusion3d.encoders.resnet import load_weights
 from fusion3d.errors import ConfigError
 from fusion3d.heads.detection import DetectionHead
 from fusion3d.heads.planning import PlanningHead
+from fusion3d.heads.sensors import SensorHeatmaps
 from fusion3d.types import Batch, Predictions
 
 
@@ -59,6 +61,7 @@ class Fusion3D(nn.Module):
         trunk: Trunk,
         detection: DetectionHead | None,
         planning: PlanningHead | None,
+        sensors: SensorHeatmaps | None = None,
     ) -> None:
         super().__init__()
         self.camera = camera
@@ -68,9 +71,13 @@ class Fusion3D(nn.Module):
         self.trunk = trunk
         self.detection = detection
         self.planning = planning
+        self.sensors = sensors
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """Raw outputs: "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput), those there are."""
+        """Raw outputs, those there are.
+
+        "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput); in training "sensors" too.
+        """
         outputs: dict[str, Any] = {}
         maps: dict[str, Tensor | None] = {}
         if self.camera is not None:
@@ -82,6 +89,8 @@ class Fusion3D(nn.Module):
         if self.radar is not None:
             maps["radar"] = None if batch.radar is None else self.radar(batch.radar)
 
+        if self.training and self.sensors is not None:
+            outputs["sensors"] = self.sensors(maps, batch.present)
         fused_BCYX = self.fuse(list(maps.values()), [batch.present[name] for name in maps])
         bev_BCYX = self.trunk(fused_BCYX)
 
@@ -103,6 +112,8 @@ class Fusion3D(nn.Module):
             terms |= self.detection.losses(outputs["detection"], batch)
         if self.planning is not None:
             terms |= self.planning.losses(outputs["planning"], batch)
+        if self.sensors is not None and "sensors" in outputs:
+            terms |= self.sensors.losses(outputs["sensors"], batch)
         if self.camera is not None and "depth" in outputs:
             lift = self.camera.lift
             terms["depth"] = self.camera.depth_weight * depth_loss(
@@ -119,8 +130,13 @@ class Fusion3D(nn.Module):
         )
 
 
-def build_model(config: Config) -> Fusion3D:
-    """The model that ``config`` describes, on the CPU, with random weights (but the backbone's, where given).
+def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
+    """The model that ``config`` describes, on the CPU, with random weights.
+
+    Args:
+        config: every part of it.
+        pretrained: read the backbone's weights from ``camera.backbone.weights``, where that names a file. Not needed
+            where a checkpoint fills the model.
 
     Raises:
         ConfigError: parts that do not fit each other, or none at all.
@@ -136,28 +152,34 @@ def build_model(config: Config) -> Fusion3D:
             LiftSplat(bins, grid, config.camera.stride, config.camera.channels),
             config.camera.depth_loss,
         )
+        if pretrained and config.camera.backbone.weights:
+            load_weights(camera.encoder.backbone, config.camera.backbone.weights)
     if config.lidar is not None:
         lidar = LidarEncoder(config.lidar, grid)
     if config.radar is not None:
         radar = RadarEncoder(config.radar, grid)
-    channels = [branch.channels for branch in (camera, lidar, radar) if branch is not None]
+    branches = {"camera": camera, "lidar": lidar, "radar": radar}
+    channels = {name: branch.channels for name, branch in branches.items() if branch is not None}
     if not channels:
         raise ConfigError("camera, lidar and radar are all null; expected at least one sensor's branch")
     if config.detection is None and config.planning is None:
         raise ConfigError("detection and planning are both null; expected at least one head")
     inputs = config.trunk.out_channels
-    detection = planning = None
+    detection = planning = sensors = None
     if config.detection is not None:
         detection = DetectionHead(config.detection, inputs, grid)
+        if config.detection.sensor_weight > 0:
+            sensors = SensorHeatmaps(channels, grid, config.detection.sensor_weight)
     if config.planning is not None:
         planning = PlanningHead(config.planning, inputs, grid)
     model = Fusion3D(
         camera,
         lidar,
         radar,
-        make_fusion(config.fusion, channels, grid),
+        make_fusion(config.fusion, list(channels.values()), grid),
         Trunk(config.trunk, config.fusion.channels),
         detection,
         planning,
+        sensors,
     )
     return model

@@ -32,15 +32,15 @@ class DemoConfig:
     """Configuration of the model and its training; ``data.root`` is where the data set goes."""
     out: Path = Path("runs/demo")
     """Folder of the run: checkpoints, log, metrics.json, pictures, report.html."""
-    scenes: int = 14
+    scenes: int = 24
     """Scenes of the data set; the last ``val_scenes`` of them are held out."""
-    val_scenes: int = 2
+    val_scenes: int = 3
     """Scenes that are not trained on, but evaluated."""
     keyframes: int = 16
     """Keyframes of each scene."""
     image_size: tuple[int, int] = (198, 352)
     """Height and width of the stored camera images [px]."""
-    sweeps: int = 4
+    sweeps: int = 3
     """LiDAR clouds stored between two keyframes."""
     pictures: int = 3
     """Held-out keyframes that are drawn for the report."""
@@ -140,7 +140,8 @@ def draw(config: Config, checkpoint: Path, folder: Path, count: int) -> list[tup
     from fusion3d.engine.visualize import visualize
 
     dataset = NuScenesDataset(config.data, config.data.split, config.grid)
-    chosen = [round((i + 0.5) * len(dataset) / count) for i in range(count)]
+    count = min(count, len(dataset))
+    chosen = [int((i + 0.5) * len(dataset) / count) for i in range(count)]
     files = visualize(config, chosen, folder, checkpoint)
     about = {
         n.decode(): d.decode() for n, d in zip(dataset.tables.scene_name, dataset.tables.scene_description, strict=True)

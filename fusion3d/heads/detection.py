@@ -22,7 +22,7 @@ from fusion3d.heads.targets import DetectionTargets, allowed_attributes, encode_
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, Batch, BEVGrid, Boxes
 
 _BOX_CHANNELS = {"offset": 2, "height": 1, "size": 3, "yaw": 2, "velocity": 2, "attribute": len(ATTRIBUTES)}
-_PRIOR_LOGIT = -2.19  # a heatmap that starts at 0.1 everywhere
+_PRIOR_LOGIT = -2.19  # of 0.1
 _NUM_PEAKS = 1000  # candidates before suppression
 _MAX_LOG_SIZE = 2.5  # no box is more than e^2.5 times the usual size of its class
 _ROTATED_THRESHOLD = 0.2  # intersection over union
@@ -61,7 +61,7 @@ class DetectionHead(nn.Module):
             conv_block(inputs, config.channels, norm="group"),
             nn.Conv2d(config.channels, sum(_BOX_CHANNELS.values()), 1),
         )
-        nn.init.constant_(self.heatmap[-1].bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
+        prior_bias_(self.heatmap[-1])
 
     def forward(self, bev_BCYX: Tensor, batch: Batch) -> DetectionMaps:
         """Maps at the grid's resolution."""
@@ -128,6 +128,11 @@ class DetectionHead(nn.Module):
             self.config.max_boxes,
             "circle" if circle else "rotated",
         )
+
+
+def prior_bias_(layer: nn.Module) -> None:
+    """Let the last layer of a heatmap start at 0.1 everywhere: objects are rare, and the first steps stay calm."""
+    nn.init.constant_(layer.bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
 
 
 def heatmap_loss(logits_BKYX: Tensor, targets: DetectionTargets, annotated_B: Tensor) -> Tensor:

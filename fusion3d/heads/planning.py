@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusion3d.config import PlanningConfig
 from fusion3d.encoders.blocks import conv_block
+from fusion3d.errors import ConfigError
 from fusion3d.types import COMMANDS, Batch, BEVGrid, EgoStatus, Trajectory
 
 _POOLING = 4  # grid cells per token, along each axis
@@ -85,7 +86,7 @@ class PlanningHead(nn.Module):
         return self.position(_turn(xy_N2.expand(len(heading_B22), -1, -1), heading_B22.mT) / 10)
 
     def losses(self, plan_BT2: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Mean absolute error of the positions over the steps that are known; 0, in the graph, if none is."""
+        """Smooth L1 distance (beta 0.5 m), summed over x and y, mean over the known steps; 0, in the graph, if none is."""
         if batch.future is None:
             return {"planning": 0.0 * plan_BT2.sum()}
         steps = min(self.config.steps, batch.future.mask.shape[1])
@@ -114,7 +115,7 @@ class _ReadLayer(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels % _NUM_HEADS:
-            raise ValueError(f"planning.channels: expected a multiple of {_NUM_HEADS}, found {channels}")
+            raise ConfigError(f"planning.channels: expected a multiple of {_NUM_HEADS}, found {channels}")
         self.norm_query, self.norm_keys, self.norm_inner = (nn.LayerNorm(channels) for _ in range(3))
         self.attention = nn.MultiheadAttention(channels, _NUM_HEADS, batch_first=True)
         self.inner = nn.Sequential(nn.Linear(channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, channels))

@@ -1,0 +1,48 @@
+"""A heatmap from each sensor's own map, asked for while training only.
+
+Trained together, the branch that learns fastest leaves little for the others to explain (Wang et al., "What Makes
+Training Multi-Modal Classification Networks Hard?", 2020). A small loss on every sensor's own map keeps each of them
+learning, so that the model can do without the others.
+Letters: B samples, C channels, Y X grid cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fusion3d.heads.detection import heatmap_loss, prior_bias_
+from fusion3d.heads.targets import encode_boxes
+from fusion3d.types import DETECTION_CLASSES, Batch, BEVGrid
+
+
+class SensorHeatmaps(nn.Module):
+    """One 3x3 convolution for each sensor, from its map to the ten classes' heatmaps."""
+
+    def __init__(self, channels: Mapping[str, int], grid: BEVGrid, weight: float) -> None:
+        super().__init__()
+        self.grid = grid
+        self.weight = weight
+        self.heads = nn.ModuleDict(
+            {name: nn.Conv2d(count, len(DETECTION_CLASSES), 3, padding=1) for name, count in channels.items()}
+        )
+        for head in self.heads.values():
+            prior_bias_(head)
+
+    def forward(
+        self, maps: Mapping[str, Tensor | None], present: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Maps [B, C, Y, X] of the sensors to logits [B, 10, Y, X] and which samples [B] they count for."""
+        return {
+            name: (self.heads[name](map_BCYX), present[name]) for name, map_BCYX in maps.items() if map_BCYX is not None
+        }
+
+    def losses(self, said: Mapping[str, tuple[Tensor, Tensor]], batch: Batch) -> dict[str, Tensor]:
+        """The weighted sum of the sensors' heatmap losses; 0, in the graph, without annotations."""
+        if batch.boxes is None or not said:
+            return {"sensors": sum((0.0 * logits.sum() for logits, _ in said.values()), torch.zeros(()))}
+        targets = encode_boxes(batch.boxes, self.grid)
+        terms = [heatmap_loss(logits.float(), targets, batch.annotated & present) for logits, present in said.values()]
+        return {"sensors": self.weight * torch.stack(terms).sum()}
