@@ -7,30 +7,59 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fusion3d.errors import Fusion3DError
 
 
-def write_whole(path: str | Path, content: bytes) -> Path:
-    """Write a file under a temporary name beside it, flush it to the disk and rename it.
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block, such as a full disk, into one that names the file and the remedy.
+
+    Raises:
+        Fusion3DError: in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Fusion3DError(_cannot_write(Path(path), error)) from error
+
+
+def write_whole(
+    path: str | Path,
+    content: bytes | Callable[[BinaryIO], object],
+    *,
+    flush: bool = True,
+    beside: str | Path | None = None,
+) -> Path:
+    """Write a file under a temporary name, flush it to the disk and rename it.
 
     A reader (or a crash) sees the old file or the new one, never half of it.
+
+    Args:
+        path: file; its folder is made where it is missing.
+        content: all of it, or a function that writes it to the open file.
+        flush: wait for the disk. False for what a power failure may take, such as one of thousands of files.
+        beside: folder of the temporary file, on the same file system; by default that of ``path``. What a killed
+            process leaves is there.
 
     Raises:
         Fusion3DError: the folder cannot be made or the file cannot be written (no space, no permission).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = Path(beside or path.parent) / f".{path.name}.{uuid.uuid4().hex}"
     try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            content(file) if callable(content) else file.write(content)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise Fusion3DError(_cannot_write(path, error)) from error
@@ -62,24 +91,44 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder to fill: it becomes ``path`` (replacing it) if the block ends well, else vanishes.
 
+    At every moment the old content or the new one is whole: between two renames the old one is beside ``path``, as
+    ``.<name>.<number>.old``.
+
     Raises:
         Fusion3DError: something in it cannot be written (no space, no permission).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    aside = temporary.with_name(f"{temporary.name}.old")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):
             _flush(file)
-        if path.exists():
-            shutil.rmtree(path)
+        if path.exists():  # a folder cannot be renamed onto a full one: the old one steps aside, whole
+            os.replace(path, aside)
         os.replace(temporary, path)
         _flush(path.parent)
     except OSError as error:
         raise Fusion3DError(_cannot_write(path, error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)  # the new one did not get there
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """Where derived files are kept: ``$FUSION3D_CACHE`` or ``~/.cache/fusion3d``."""
+    return Path(os.environ.get("FUSION3D_CACHE") or Path.home() / ".cache" / "fusion3d").expanduser()
+
+
+def write_cache(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a file that can be made again at any time; where it cannot be written, only warn."""
+    try:
+        write_whole(path, write, flush=False)
+    except Fusion3DError as error:
+        warnings.warn(f"no cache: {error}; or set FUSION3D_CACHE to another folder", stacklevel=3)
 
 
 def _flush(path: Path) -> None:

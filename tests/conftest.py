@@ -22,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Caches go to a folder of the session, never to the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSION3D_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_root() -> Path:
     """Dataroot of real nuScenes bytes (scene-0061, version v1.0-mini, split real_0061), where it is at hand."""

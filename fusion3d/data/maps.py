@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion3d.data.nuscenes import Tables, cache_folder, write_cached
+from fusion3d.data.nuscenes import Tables
 from fusion3d.errors import DataError
+from fusion3d.files import cache_folder, write_cache
 from fusion3d.types import BEVGrid
 
 METRES_PER_PIXEL = 0.1
@@ -71,7 +72,7 @@ def _open_mask(path: Path, size: int, modified: int) -> tuple[np.ndarray, tuple[
         except (OSError, ValueError, EOFError):
             packed = None  # a damaged cache: it is decoded and written again below
     packed = _decode(path)
-    write_cached(cached, lambda file: np.save(file, packed))
+    write_cache(cached, lambda file: np.save(file, packed))
     return packed, shape
 
 

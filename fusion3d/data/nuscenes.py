@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ import numpy as np
 
 from fusion3d.data.tables import REFERENCE_CHANNEL, SCHEMA, build_columns
 from fusion3d.errors import DataError
+from fusion3d.files import cache_folder, write_cache
 from fusion3d.geometry import invert, transform_from
 
 _FORMAT = 1  # raised when the columns change their meaning, so that older caches are rebuilt
@@ -223,28 +222,6 @@ def _text(column: np.ndarray, row: int | np.integer) -> str:
 _OPENED: WeakValueDictionary[str, Tables] = WeakValueDictionary()  # train and val sets of a process share one copy
 
 
-def cache_folder() -> Path:
-    """Where derived files are kept: ``$FUSION3D_CACHE`` or ``~/.cache/fusion3d``."""
-    return Path(os.environ.get("FUSION3D_CACHE") or Path.home() / ".cache" / "fusion3d").expanduser()
-
-
-def write_cached(path: Path, write: Any) -> bool:
-    """Let ``write(file)`` fill a temporary file, renamed to ``path`` then; False, with a warning, if it cannot."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            write(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        warnings.warn(f"cannot write the cache {path} ({error}); set FUSION3D_CACHE to a writable folder", stacklevel=3)
-        return False
-    return True
-
-
 def _stamp(root: Path, version: str) -> str:
     """What a cache is valid for: place, version, and size and time of every table."""
     state = []
@@ -280,4 +257,4 @@ def _load(root: Path, version: str, stamp: str) -> dict[str, np.ndarray] | None:
 def _save(root: Path, version: str, stamp: str, columns: dict[str, np.ndarray]) -> None:
     path = _cache_path(root, version)
     named: dict[str, Any] = {"stamp": np.array(stamp.encode()), **columns}
-    write_cached(path, lambda file: np.savez(file, allow_pickle=False, **named))
+    write_cache(path, lambda file: np.savez(file, allow_pickle=False, **named))
