@@ -15,13 +15,13 @@ from fusion3d.config import Config, override
 from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.ground_truth import detection_truth, obstacles
-from fusion3d.engine.inference import SplitOutput, choose_subsets, run_split
+from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets, run_split
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.split import open_split
 from fusion3d.engine.submission import write_submission
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
-from fusion3d.metrics.detection import score_detections
+from fusion3d.metrics.detection import Truth, score_detections
 from fusion3d.metrics.planning import PROTOCOL, score_planners
 
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
@@ -73,9 +73,7 @@ def evaluate(
     if config.detection is not None:
         truths = {token: detection_truth(tables, token) for token in output.poses}
         for name, of_subset in output.subsets.items():
-            records = of_subset.records(output.poses)
-            write_submission(Path(out_dir, name, "results_nusc.json"), records, of_subset.used)
-            metrics["subsets"][name] |= score_detections(truths, records)
+            metrics["subsets"][name] |= _score_boxes(of_subset, output.poses, truths, Path(out_dir, name))
     if config.planning is not None:
         table = score_plans(output, tables)
         for name in chosen:
@@ -94,6 +92,16 @@ def evaluate(
     }
     write_json(Path(out_dir, "metrics.json"), metrics)
     return metrics
+
+
+def _score_boxes(
+    of_subset: SubsetOutput, poses: dict[str, np.ndarray], truths: dict[str, Truth], folder: Path
+) -> dict[str, Any]:
+    """Write one subset's submission and score it; its boxes are dropped: of all subsets they would fill the memory."""
+    records = of_subset.records(poses)
+    of_subset.boxes.clear()
+    write_submission(folder / "results_nusc.json", records, of_subset.used)
+    return score_detections(truths, records)
 
 
 def score_plans(output: SplitOutput, tables: Tables) -> dict[str, dict[str, float]]:
@@ -172,7 +180,3 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         "The configuration is the checkpoint's; every setting can be overridden, e.g. --data.root PATH "
         "--data.version v1.0-mini --data.split mini_val (all are in fusion3d/config.py)."
     )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -50,27 +50,31 @@ def sensor_subsets(config: Config) -> dict[str, tuple[str, ...]]:
 
     By name: sensors joined with "+" in the order of ``SENSORS``; single sensors come first, all of them last.
     """
-    there = [s for s in SENSORS if getattr(config, s) is not None and s in config.data.sensors]
+    there = [s for s in config.branches if s in config.data.sensors]
     chosen = [subset for size in range(1, len(there) + 1) for subset in combinations(there, size)]
     return {"+".join(subset): subset for subset in chosen}
 
 
 def choose_subsets(config: Config, names: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-    """The subsets asked for by name, in any order of their sensors; all of them for None.
+    """The subsets asked for by name, in the order of ``sensor_subsets``, the largest last; all of them for None.
+
+    Args:
+        config: see ``sensor_subsets``.
+        names: sensors joined with "+", in any order.
 
     Raises:
         ConfigError: a name is none that this model can take.
     """
     possible = sensor_subsets(config)
-    chosen = {}
+    chosen = set()
     for name in possible if names is None else names:
         key = "+".join(sorted(name.split("+"), key=lambda s: SENSORS.index(s) if s in SENSORS else -1))
         if key not in possible:
             raise ConfigError(
                 f"no sensor subset {name!r} for this checkpoint and data.sensors; possible: {', '.join(possible)}"
             )
-        chosen[key] = possible[key]
-    return chosen
+        chosen.add(key)
+    return {key: subset for key, subset in possible.items() if key in chosen}
 
 
 @torch.inference_mode()
@@ -123,7 +127,8 @@ def _predict(model: Any, batch: Batch, of_subset: SubsetOutput) -> None:
 
 
 def _note_paths(output: SplitOutput, batch: Batch) -> None:
-    output.poses |= dict(zip(batch.tokens, batch.global_from_ego.double().numpy(), strict=True))
+    # A loader's worker hands its tensors over in shared memory, a file descriptor each: what is kept is copied.
+    output.poses |= dict(zip(batch.tokens, batch.global_from_ego.double().numpy().copy(), strict=True))
     if batch.future is not None:
         output.futures |= _split(batch.tokens, batch.future)
     if batch.past is not None:
@@ -131,4 +136,6 @@ def _note_paths(output: SplitOutput, batch: Batch) -> None:
 
 
 def _split(tokens: Sequence[str], paths: Trajectory) -> dict[str, Trajectory]:
-    return {token: Trajectory(paths.position[i], paths.yaw[i], paths.mask[i]) for i, token in enumerate(tokens)}
+    """A copy of each sample's path, by its token."""
+    rows = zip(paths.position.clone(), paths.yaw.clone(), paths.mask.clone(), strict=True)
+    return {token: Trajectory(*row) for token, row in zip(tokens, rows, strict=True)}

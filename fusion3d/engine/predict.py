@@ -83,7 +83,3 @@ def main(argv: list[str] | None = None) -> int:
     config = override(load_config_of(options.checkpoint), overrides)
     print(f"written: {predict(options.checkpoint, config, options.out, options.device, not options.no_ema)}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
