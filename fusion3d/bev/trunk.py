@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion3d.config import TrunkConfig
-from fusion3d.encoders.blocks import ResidualBlock, conv_block
+from fusion3d.encoders.blocks import ResidualBlock, TopDown
 from fusion3d.errors import ConfigError
 
 
@@ -26,8 +25,7 @@ class Trunk(nn.Module):
             rest = [ResidualBlock(width, width, norm="group") for _ in range(count - 1)]
             self.stages.append(nn.Sequential(first, *rest))
             inputs = width
-        self.laterals = nn.ModuleList(nn.Conv2d(width, config.out_channels, 1) for width in widths)
-        self.out = conv_block(config.out_channels, config.out_channels, norm="group")
+        self.join = TopDown(widths, config.out_channels, norm="group")
 
     def forward(self, map_BCYX: Tensor) -> Tensor:
         """[B, inputs, Y, X] to [B, out_channels, Y, X]; any Y and X."""
@@ -35,7 +33,4 @@ class Trunk(nn.Module):
         for stage in self.stages:
             map_BCYX = stage(map_BCYX)
             maps.append(map_BCYX)
-        joined_BCYX = self.laterals[-1](maps[-1])
-        for lateral, finer in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
-            joined_BCYX = lateral(finer) + F.interpolate(joined_BCYX, size=finer.shape[-2:], mode="nearest")
-        return self.out(joined_BCYX)
+        return self.join(maps)

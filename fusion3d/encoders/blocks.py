@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Norm = Literal["batch", "group"]
@@ -26,6 +28,22 @@ def conv_block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm
         make_norm(norm, outputs),
         nn.ReLU(inplace=True),
     )
+
+
+class TopDown(nn.Module):
+    """Feature pyramid (Lin et al., 2017), of which only the finest map is made."""
+
+    def __init__(self, inputs: Sequence[int], channels: int, norm: Norm = "batch") -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(count, channels, 1) for count in inputs)
+        self.out = conv_block(channels, channels, norm=norm)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps from fine to coarse to one [B, channels, H, W] of the finest one's size."""
+        x_BCHW = self.laterals[-1](maps[-1])
+        for lateral, finer in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
+            x_BCHW = lateral(finer) + F.interpolate(x_BCHW, size=finer.shape[-2:], mode="nearest")
+        return self.out(x_BCHW)
 
 
 class ResidualBlock(nn.Module):

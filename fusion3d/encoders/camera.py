@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion3d.config import CameraConfig
-from fusion3d.encoders.blocks import conv_block
-from fusion3d.encoders.resnet import ResNet, load_weights
+from fusion3d.encoders.blocks import TopDown, conv_block
+from fusion3d.encoders.resnet import ResNet
 from fusion3d.geometry.rays import pixel_rays
 from fusion3d.types import Cameras
 
@@ -27,22 +26,6 @@ class CameraFeatures:
 
     context: Tensor  # [M, C, H, W] what is there
     depth: Tensor  # [M, D, H, W] logits over the depth bins
-
-
-class FPN(nn.Module):
-    """Feature pyramid (Lin et al., 2017), of which only the finest map is made."""
-
-    def __init__(self, inputs: tuple[int, ...], channels: int) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(count, channels, 1) for count in inputs)
-        self.out = conv_block(channels, channels)
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps from fine to coarse to one [M, channels, H, W] at the finest size."""
-        x_MCHW = self.laterals[-1](maps[-1])
-        for lateral, finer in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
-            x_MCHW = lateral(finer) + F.interpolate(x_MCHW, size=finer.shape[-2:], mode="nearest")
-        return self.out(x_MCHW)
 
 
 class CameraEncoder(nn.Module):
@@ -62,10 +45,8 @@ class CameraEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
         self.backbone = ResNet(config.backbone.depth, config.backbone.width)
-        if config.backbone.weights:
-            load_weights(self.backbone, config.backbone.weights)
         self.first = {8: 1, 16: 2}[config.stride]
-        self.neck = FPN(self.backbone.channels[self.first :], config.fpn_channels)
+        self.neck = TopDown(self.backbone.channels[self.first :], config.fpn_channels)
         self.lens = nn.Sequential(
             nn.Linear(_NUM_LENS, config.fpn_channels),
             nn.ReLU(),

@@ -32,12 +32,10 @@ if TYPE_CHECKING:
 MODEL, EMA, OPTIMIZER, STATE, CONFIG = (
     "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json", "config.json",
 )  # fmt: skip
-FREE_KEYS = (
-    "data.root",
-    "data.workers",
-    "train.log_every",
-    "train.checkpoint_every",
-)  # change nothing that is learned
+FREE_KEYS = {
+    "data.root", "data.workers", "data.split", "detection.nms", "detection.score_threshold", "detection.max_boxes",
+    "train.log_every", "train.checkpoint_every",
+}  # change nothing that is learned  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,9 @@ class Position:
 
     step: int = 0  # optimiser steps done
     epoch: int = 0  # the epoch of the next batch
-    batch: int = 0  # batches of that epoch already used
+    batch: int = 0  # batches of that epoch already used by each process
+    num_samples: int = 0  # size of the data set
+    world: int = 1  # processes that share it
 
 
 def checkpoint_folder(run_dir: str | Path, step: int) -> Path:
@@ -143,7 +143,7 @@ def load_model(checkpoint: str | Path, ema: bool = True, config: Config | None =
 
     folder = find_checkpoint(checkpoint)
     config = load_config_of(folder) if config is None else config
-    model = build_model(config)
+    model = build_model(config, pretrained=False)
     load_weights(model, folder / (EMA if ema and (folder / EMA).is_file() else MODEL), config)
     return model.eval(), config
 
@@ -194,7 +194,7 @@ def check_same_config(config: Config, folder: Path) -> None:
         CheckpointError: a setting that changes what is learned differs; all of them are named.
     """
     different = set(differences(config, load_config_of(folder))) | set(differences(load_config_of(folder), config))
-    if not different <= set(FREE_KEYS):
+    if not different <= FREE_KEYS:
         raise CheckpointError(
             f"{folder} cannot be resumed. {_settings_that_differ(config, folder)}; "
             "use the same configuration, another --run folder, or --no-resume"
@@ -207,16 +207,17 @@ def load_state(folder: Path) -> tuple[Position, dict[str, Any]]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    path = folder / STATE
     try:
-        position = Position(**_read_json(folder / STATE))
-        optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        position = Position(**_read_json(path))
+        path = folder / OPTIMIZER
+        return position, torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file surfaces as any of a dozen types
         raise CheckpointError(
-            f"cannot resume from {folder}: {error}; remove it to resume from the one before"
+            f"cannot resume from {path}: {error}; remove {folder} to resume from the one before"
         ) from error
-    return position, optimizer
 
 
 def _settings_that_differ(config: Config, folder: Path) -> str:

@@ -30,14 +30,15 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be the only one.
 
     Args:
-        device: torch device name; None takes this process's GPU where there is one, else the CPU.
+        device: torch device name; None takes a GPU where there is one, else the CPU. "cuda" is the GPU of this
+            process: the one numbered LOCAL_RANK.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    if device is None:
-        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cuda":
+        if chosen.index is None:
+            chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     if world > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fusion3d.config import Config, TrainConfig, differences, load_config
 from fusion3d.data.loader import make_loader
-from fusion3d.data.subset import drop_sensors
+from fusion3d.data.subset import drop_sensors, select_sensors
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.checkpoint import (
     EMA,
@@ -35,7 +37,7 @@ from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.log import Clock, RunLog
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
 from fusion3d.engine.split import open_split
-from fusion3d.errors import CheckpointError, TrainingError
+from fusion3d.errors import CheckpointError, ConfigError, TrainingError
 from fusion3d.model import build_model
 from fusion3d.types import Batch
 
@@ -61,11 +63,16 @@ def one_cycle(progress: float, warmup: float) -> float:
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and kernels only, not on norms, biases and single vectors."""
+    """AdamW with weight decay on the matrices and kernels of linear, convolution and attention layers only.
+
+    Not on biases, norms, embeddings and other learned vectors, such as the fusion's weights of the sensors.
+    """
     params = [p for p in module.parameters() if p.requires_grad]
+    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.MultiheadAttention))]
+    decayed = {id(p) for layer in layers for p in layer.parameters(recurse=False) if p.ndim >= 2}
     groups = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in params if id(p) in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if id(p) not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
 
@@ -117,7 +124,7 @@ class Trainer:
         )
         self.batches_per_epoch = len(self.loader)
         self.total_steps = math.ceil(self.batches_per_epoch / config.train.accumulate) * config.train.epochs
-        self.position = Position()
+        self.position = Position(num_samples=len(dataset), world=where.world)
 
     def run(self, log: RunLog) -> Path:
         """Train to the end; returns the last checkpoint.
@@ -141,6 +148,7 @@ class Trainer:
                 tick, seen = time.perf_counter(), 0
             if step % settings.checkpoint_every == 0 and step < self.total_steps:
                 self.save()
+        assert self.position.step == self.total_steps
         return self.save()
 
     def groups(self) -> Iterator[list[Batch]]:
@@ -164,7 +172,7 @@ class Trainer:
     def take_step(self, step: int, group: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """One optimiser step over a group of batches: mean loss parts and the gradient's norm, unclipped.
 
-        Both stay on the device, so that a GPU is not waited for when nothing is logged.
+        Both stay on the device. A GPU is waited for to see that each batch's loss, and the norm, are finite.
         """
         settings = self.config.train
         sums: dict[str, Tensor] = {}
@@ -173,7 +181,8 @@ class Trainer:
             draw = (self.config.seed, step, number, self.where.rank)
             seed_all(*draw)
             full = batch.to(self.where.device)
-            seen = drop_sensors(full, settings, generator(*draw, 1))
+            # Sensors that only supervise, such as LiDAR of a camera's depth, do not count as those left to a sample.
+            seen = drop_sensors(select_sensors(full, self.config.branches), settings, generator(*draw, 1))
             last = number == len(group) - 1
             with nullcontext() if last or self.where.world == 1 else self.objective.no_sync():  # type: ignore[operator]
                 with torch.autocast(
@@ -212,7 +221,7 @@ class Trainer:
         """Note that a step is done."""
         batch = self.position.batch + num_batches
         over = batch == self.batches_per_epoch
-        self.position = Position(step, self.position.epoch + over, 0 if over else batch)
+        self.position = replace(self.position, step=step, epoch=self.position.epoch + over, batch=0 if over else batch)
 
     def report(self, log: RunLog, clock: Clock, terms: dict[str, Tensor], norm: Tensor, rate: float) -> None:
         """One line to the person and one to the log."""
@@ -241,10 +250,17 @@ class Trainer:
         """Go on from a checkpoint of the same configuration.
 
         Raises:
-            CheckpointError: another configuration, or damaged.
+            CheckpointError: another configuration, data set or number of processes, or damaged.
         """
         check_same_config(self.config, folder)
-        self.position, state = load_state(folder)
+        position, state = load_state(folder)
+        if (position.num_samples, position.world) != (self.position.num_samples, self.position.world):
+            raise CheckpointError(
+                f"{folder} cannot be resumed: it was trained on {position.num_samples} samples by {position.world} "
+                f"processes, here are {self.position.num_samples} samples and {self.position.world} processes; use the "
+                "same data and number of processes, another --run folder, or --no-resume"
+            )
+        self.position = position
         load_weights(self.model, folder / MODEL, self.config)
         if self.average is not None:
             self.average.load(read_weights(self.average.tensors, folder / EMA, self.config))
@@ -275,12 +291,12 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
         set_deterministic(config.deterministic)
         seed_all(config.seed)
         dataset = open_split(config, config.data.train_split, training=True)
-        trainer = Trainer(config, build_model(config), dataset, run_dir, where)
         found = list_checkpoints(run_dir)
         if found and not resume:
             raise CheckpointError(
                 f"{run_dir} holds a run already (up to {found[-1].name}); resume it, remove it, or choose another --run"
             )
+        trainer = Trainer(config, build_model(config, pretrained=not found), dataset, run_dir, where)
         if found:
             trainer.resume(found[-1])
         with RunLog(run_dir, trainer.position.step, active=where.first) as log:
@@ -315,6 +331,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-resume", action="store_true", help="refuse to go on from a run that is already there")
     parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
     parser.epilog = "Every setting can be overridden, e.g. --train.epochs 3 --data.root PATH: fusion3d/config.py."
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        raise ConfigError(f"train: expected the configuration file first, found {argv[0]!r}: train.py CONFIG [options]")
     options, overrides = parser.parse_known_args(argv)
     config = load_config(options.config, overrides)
     if os.environ.get("RANK", "0") == "0":
@@ -325,7 +344,3 @@ def main(argv: list[str] | None = None) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"checkpoint: {checkpoint}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
