@@ -26,7 +26,8 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Fusion3DError(_cannot_write(Path(path), error)) from error
+        reason, folder = error.strerror or error, Path(path).parent
+        raise Fusion3DError(f"cannot write {path}: {reason}; check free space and permissions of {folder}") from error
 
 
 def write_whole(
@@ -53,16 +54,15 @@ def write_whole(
     path = Path(path)
     temporary = Path(beside or path.parent) / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            content(file) if callable(content) else file.write(content)
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise Fusion3DError(_cannot_write(path, error)) from error
+        with writing(path):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                content(file) if callable(content) else file.write(content)
+                if flush:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # its folder may be what could not be made
             temporary.unlink(missing_ok=True)
@@ -101,16 +101,15 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     aside = temporary.with_name(f"{temporary.name}.old")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in temporary.rglob("*"):
-            _flush(file)
-        if path.exists():  # a folder cannot be renamed onto a full one: the old one steps aside, whole
-            os.replace(path, aside)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except OSError as error:
-        raise Fusion3DError(_cannot_write(path, error)) from error
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                _flush(file)
+            if path.exists():  # a folder cannot be renamed onto a full one: the old one steps aside, whole
+                os.replace(path, aside)
+            os.replace(temporary, path)
+            _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if aside.exists() and not path.exists():
@@ -137,11 +136,6 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _cannot_write(path: Path, error: OSError) -> str:
-    reason = error.strerror or error
-    return f"cannot write {path}: {reason}; check free space and permissions of {path.parent}"
 
 
 def _finite(value: Any) -> Any:

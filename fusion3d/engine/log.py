@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from fusion3d.files import write_whole
+from fusion3d.files import write_whole, writing
 
 
 class RunLog:
@@ -18,17 +18,20 @@ class RunLog:
         folder: the run's folder; gets ``log.jsonl`` and ``tensorboard/``.
         step: the step that the run starts after: later lines of an earlier, killed run are dropped.
         active: False makes it silent and writes nothing (processes other than the first).
+
+    Raises:
+        Fusion3DError: a file cannot be written, here and in ``write`` (no space, no permission).
     """
 
     def __init__(self, folder: Path, step: int = 0, active: bool = True) -> None:
         self.active = active
         if not active:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
         kept = [line for line in read_log(self.path) if line["step"] <= step]
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = open(self.path, "a", buffering=1)
+        with writing(self.path):
+            self._file = open(self.path, "a", buffering=1)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -38,16 +41,18 @@ class RunLog:
             )
             self._board = None
         else:
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            with writing(folder / "tensorboard"):
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add one line of scalars."""
         if not self.active:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -59,9 +64,10 @@ class RunLog:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.active:
-            self._file.close()
-            if self._board is not None:
-                self._board.close()
+            with writing(self.path):
+                self._file.close()
+                if self._board is not None:
+                    self._board.close()
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
