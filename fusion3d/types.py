@@ -38,6 +38,11 @@ LIDAR_FIELDS = ("x", "y", "z", "intensity", "time")  # time: t_ref - t_point's s
 RADAR_FIELDS = (
     "x", "y", "z", "rcs", "vx", "vy", "time", "invalid_state", "ambig_state", "dyn_prop", "sensor",
 )  # vx, vy: compensated velocity in ego axes; the states are the raw codes; sensor: index in RADARS  # fmt: skip
+KEY_SWEEP = 0.02  # [s] points younger than this belong to the key sweep (LiDAR sweeps are 0.05 s apart)
+# Length, width, height [m] of the Renault Zoe, the car of nuScenes (manufacturer's data, without mirrors), and how far
+# the middle of it is ahead of the rear axle, the origin of ego [m].
+EGO_SIZE = (4.084, 1.730, 1.562)
+EGO_CENTER = 1.39
 TIME_STEP = 0.5  # seconds between keyframes, and between planned positions
 
 T_ = TypeVar("T_")

@@ -17,9 +17,8 @@ from fusion3d.encoders.camera import CameraFeatures
 from fusion3d.encoders.pillars import spread_rows
 from fusion3d.errors import ConfigError
 from fusion3d.geometry.rays import pixel_rays
-from fusion3d.types import LIDAR_FIELDS, BEVGrid, Cameras, PointCloud
+from fusion3d.types import KEY_SWEEP, LIDAR_FIELDS, BEVGrid, Cameras, PointCloud
 
-_KEY_SWEEP = 0.02  # [s] points younger than this belong to the key sweep (sweeps are 0.05 s apart)
 _NEAREST = 0.1  # [m] what is closer to the lens than this is not seen
 
 
@@ -116,7 +115,7 @@ def depth_targets(cameras: Cameras, lidar: PointCloud, bins: DepthBins, shape: t
     # A BEV augmentation may scale, so this is a true inverse; depth stays that of the camera's own metres.
     cam_from_ego = torch.linalg.inv(cameras.ego_from_cam.double())
     image_from_ego = (cameras.image_from_cam.double() @ cam_from_ego).float()
-    key_P = lidar.points[:, LIDAR_FIELDS.index("time")].abs() < _KEY_SWEEP
+    key_P = lidar.points[:, LIDAR_FIELDS.index("time")].abs() < KEY_SWEEP
     points_P3, sample_P = lidar.points[key_P, :3].float(), lidar.batch_index[key_P]
     nearest = torch.full((len(cameras.channels) * rows * cols,), torch.inf, device=points_P3.device)
     for sample in range(len(lidar.present)):

@@ -10,7 +10,7 @@ import tyro
 
 from fusion3d.config import DataConfig
 from fusion3d.errors import DataError, Fusion3DError
-from fusion3d.types import LIDAR_FIELDS, Sample
+from fusion3d.types import KEY_SWEEP, LIDAR_FIELDS, Sample
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def with_depth_dots(sample: Sample, reach: float = 50.0) -> Sample:
         return sample
     images = sample.cameras.images.clone()
     rows, cols = images.shape[-2:]
-    key = sample.lidar[sample.lidar[:, LIDAR_FIELDS.index("time")].abs() < 1e-3, :3]
+    key = sample.lidar[sample.lidar[:, LIDAR_FIELDS.index("time")].abs() < KEY_SWEEP, :3]
     for image, image_from_cam, ego_from_cam in zip(
         images, sample.cameras.image_from_cam, sample.cameras.ego_from_cam, strict=True
     ):

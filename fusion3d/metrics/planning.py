@@ -10,13 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fusion3d.types import TIME_STEP
+from fusion3d.types import EGO_CENTER, EGO_SIZE, TIME_STEP
 
-EGO_LENGTH, EGO_WIDTH = (
-    4.084,
-    1.730,
-)  # [m] Renault Zoe, the car of nuScenes (manufacturer's data, without mirrors)
-EGO_CENTER = 1.39  # [m] from the rear axle (origin of ego) forward to the middle of the car
 SURE_MOTION = 0.5  # [m] displacement over two steps below which it says nothing about the heading
 HORIZONS = (1, 2, 3)  # [s]
 
@@ -24,7 +19,7 @@ PROTOCOL = (
     "L2@t: distance [m] between the planned and the driven rear axle at t, i.e. at the keyframe 2t ahead (not "
     "averaged over 0..t), mean over the samples whose driven path is known at t. collision@t: fraction of the "
     "samples whose driven path is "
-    f"known up to t where the ego's box ({EGO_LENGTH} x {EGO_WIDTH} m, centred {EGO_CENTER} m ahead of the "
+    f"known up to t where the ego's box ({EGO_SIZE[0]} x {EGO_SIZE[1]} m, centred {EGO_CENTER} m ahead of the "
     "rear axle) overlaps, exactly as oriented rectangles, any annotated vehicle, cycle or pedestrian at any "
     "future keyframe up to t; annotations are taken at that keyframe, whatever their points or visibility; "
     "nothing is masked where the driven path itself overlaps: its rate is the row 'driven'. The heading at a "
@@ -66,7 +61,7 @@ def ego_boxes(position: np.ndarray) -> np.ndarray:
     """[N, T, 2] path of the rear axle to [N, T, 5] rectangles (x, y, length, width, yaw) of the car."""
     yaw = path_heading(position)
     center = position + EGO_CENTER * np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
-    size = np.broadcast_to([EGO_LENGTH, EGO_WIDTH], center.shape)
+    size = np.broadcast_to(EGO_SIZE[:2], center.shape)
     return np.concatenate([center, size, yaw[..., None]], axis=-1)
 
 

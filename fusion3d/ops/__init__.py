@@ -117,14 +117,14 @@ def bev_pool(depth_MDHW: Tensor, feat_MCHW: Tensor, plan: BEVPoolPlan) -> Tensor
     return reference.bev_pool(depth_MDHW, feat_MHWC, plan.sample, plan.pixel, plan.cell_ptr)
 
 
-def scatter(values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum", "mean", "max"] = "sum") -> Tensor:
+def scatter(values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
     """Reduce the rows of ``values`` that share an index.
 
     Args:
         values: [P, C] float.
         index: [P] int64 in [0, num_cells).
         num_cells: rows of the result.
-        reduce: how rows are joined. The gradient of ``max`` is shared evenly among equal largest values.
+        reduce: how rows are joined.
 
     Returns:
         [num_cells, C], 0 where no row went. Differentiable with respect to the values.
@@ -136,8 +136,8 @@ def scatter(values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum"
     _check(index, "index", "P", (torch.int64,))
     if len(index) != len(values):
         raise ValueError(f"index has {len(index)} entries; expected one for each of the {len(values)} rows of values")
-    if reduce not in ("sum", "mean", "max"):
-        raise ValueError(f"reduce: found {reduce!r}; expected 'sum', 'mean' or 'max'")
+    if reduce not in ("sum", "mean"):
+        raise ValueError(f"reduce: found {reduce!r}; expected 'sum' or 'mean'")
     if index.device.type == "cpu" and len(index) and not torch.compiler.is_compiling():
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= num_cells:

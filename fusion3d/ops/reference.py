@@ -42,14 +42,10 @@ def bev_pool(depth_MDHW: Tensor, feat_MHWC: Tensor, sample: Tensor, pixel: Tenso
     return pooled.index_add(0, cell, weight[:, None] * feat).to(depth_MDHW.dtype)
 
 
-def scatter(values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum", "mean", "max"] = "sum") -> Tensor:
+def scatter(values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
     """Reduce rows that share an index (see ``fusion3d.ops.scatter``)."""
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
-    out = exact.new_zeros(num_cells, values.shape[1])
-    if reduce == "max":
-        out = out.scatter_reduce(0, index[:, None].expand_as(values), exact, "amax", include_self=False)
-    else:
-        out = out.index_add(0, index, exact)
+    out = exact.new_zeros(num_cells, values.shape[1]).index_add(0, index, exact)
     if reduce == "mean":
         count = torch.zeros(num_cells, dtype=exact.dtype, device=values.device)
         count = count.index_add(0, index, torch.ones_like(index, dtype=exact.dtype))

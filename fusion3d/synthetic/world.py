@@ -17,11 +17,9 @@ from fusion3d.synthetic.roads import Layout, Route, make_layout, turned
 from fusion3d.synthetic.roadside import Draft, Ground, Roadside, all_static, cross_road
 from fusion3d.synthetic.scene import SIM_STEP, Actor, RoadMap, Scene, Solids, Track, Weather
 from fusion3d.synthetic.traffic import Gate, Mover, ever_overlap, footprints, simulate
-from fusion3d.types import ATTRIBUTES
+from fusion3d.types import ATTRIBUTES, EGO_CENTER, EGO_SIZE
 
-EGO_SIZE = np.array([4.08, 1.73, 1.56])  # [m]
-EGO_BACK = 1.39  # [m] from the rear axle to the middle of the ego's footprint
-MAX_DURATION = 20.0  # [s]
+MAX_DURATION = 22.0  # [s] that the roads are made for; the 40 keyframes of nuScenes with what is round them are 21
 MOVING = 0.2  # [m/s] above it something moves
 SPACING = 700.0  # [m] between the middles of two scenes on the map
 # Layout, the ego's manoeuvre and how its drive begins: "go" drives on, "wait" starts at a closed stop line,
@@ -121,7 +119,7 @@ def _traffic(
         "wait": 1.0,
         "arrive": np.clip(3.2 * duration, 14.0, 55.0),
     }
-    ego = Mover(route.path, "ego", EGO_SIZE, 0.0, cruise, EGO_BACK, (), 0.0 if mode == "wait" else None)
+    ego = Mover(route.path, "ego", np.array(EGO_SIZE), 0.0, cruise, EGO_CENTER, (), 0.0 if mode == "wait" else None)
     ego = replace(ego, s=route.anchor - ego.front - float(approach[mode]))
     red = _lights(layout, mode, duration, rng)
     walks = _crossers(layout, ego, mode, duration, rng)

@@ -12,16 +12,24 @@ import torch
 from torch import Tensor
 
 from fusion3d.geometry import corners_bev
-from fusion3d.types import LIDAR_FIELDS, RADAR_FIELDS, BEVGrid, Boxes, Sample, Trajectory
+from fusion3d.types import (
+    EGO_CENTER,
+    EGO_SIZE,
+    KEY_SWEEP,
+    LIDAR_FIELDS,
+    RADAR_FIELDS,
+    BEVGrid,
+    Boxes,
+    Sample,
+    Trajectory,
+)
 from fusion3d.view import colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EGO_BOX = (1.0, 0.0, 4.6, 1.9)  # x, y of the centre, length, width [m]: about the car that recorded nuScenes
 SLOW = 0.5  # [m/s] below it a velocity gets no arrow
 _TIME = LIDAR_FIELDS.index("time")
-_KEY = 0.02  # [s] points older than this are from a sweep, not from the keyframe
 
 
 def to_page(xy: Tensor) -> np.ndarray:
@@ -51,7 +59,7 @@ def rasterise(sample: Sample, grid: BEVGrid, height: int) -> np.ndarray:
     row = np.floor((grid.x[1] - points[:, 0]) / depth * height).astype(np.int64)
     col = np.floor((grid.y[1] - points[:, 1]) / breadth * width).astype(np.int64)
     inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-    key = points[:, _TIME] < _KEY
+    key = points[:, _TIME] < KEY_SWEEP
     for chosen, alpha in ((inside & ~key, 0.3), (inside & key, 1.0)):
         if chosen.any():
             at = row[chosen], col[chosen]
@@ -190,7 +198,7 @@ def _draw_path(
 def _draw_ego(axes: Axes) -> None:
     from matplotlib.patches import Polygon
 
-    x, y, length, width = EGO_BOX
+    x, y, length, width = EGO_CENTER, 0.0, *EGO_SIZE[:2]
     corners = to_page(corners_bev(torch.tensor([[x, y]]), torch.tensor([[length, width]]), torch.zeros(1))[0])
     axes.add_patch(Polygon(corners, facecolor="#39434f", edgecolor=colors.TRUTH, linewidth=1.2, zorder=9))
     tip, base, half = x + length * 0.42, x + length * 0.1, width * 0.3

@@ -20,17 +20,26 @@ import torch
 from torch import Tensor
 
 from fusion3d.errors import Fusion3DError
-from fusion3d.files import write_whole
+from fusion3d.files import write_whole, writing
 from fusion3d.geometry import apply, box_corners
-from fusion3d.types import LIDAR_FIELDS, RADAR_FIELDS, Boxes, Cameras, Sample, Trajectory
+from fusion3d.types import (
+    EGO_CENTER,
+    EGO_SIZE,
+    KEY_SWEEP,
+    LIDAR_FIELDS,
+    RADAR_FIELDS,
+    Boxes,
+    Cameras,
+    Sample,
+    Trajectory,
+)
 from fusion3d.view import colors
-from fusion3d.view.birdseye import EGO_BOX, SLOW
+from fusion3d.view.birdseye import SLOW
 from fusion3d.view.projection import BOX_EDGES
 
 EYE, TARGET = (-19.0, 7.0, 15.0), (9.0, -1.0, 0.0)  # [m] in ego: from behind, above and a little to the left
 SYSTEM_LIBRARIES = "libusb-1.0-0 libgl1 libegl1 libgomp1 libx11-6 libvulkan1 mesa-vulkan-drivers"
 _REMEDY = f"run 'pip install open3d' and 'apt-get install -y {SYSTEM_LIBRARIES}' (on Debian or Ubuntu)"
-_EGO_HEIGHT = 1.6  # [m]
 _FACES = ((0, 1, 2, 3), (4, 7, 6, 5), (0, 4, 5, 1), (3, 2, 6, 7), (0, 3, 7, 4), (1, 5, 6, 2))  # of box_corners
 
 
@@ -83,7 +92,7 @@ def build_scene(
     _add_ego(builder)
     if sample.lidar is not None:
         shade = colors.height_rgb(sample.lidar[:, 2].cpu().numpy())
-        sweep = (sample.lidar[:, LIDAR_FIELDS.index("time")] > 0.02).cpu().numpy()
+        sweep = (sample.lidar[:, LIDAR_FIELDS.index("time")] > KEY_SWEEP).cpu().numpy()
         builder.add("points", sample.lidar[:, :3], _dim(shade, np.where(sweep, 0.45, 1.0)))
     if sample.radar is not None:
         _add_radar(builder, sample.radar)
@@ -128,10 +137,8 @@ def _box_faces(corners: Tensor) -> Tensor:
 
 
 def _add_ego(builder: _Builder) -> None:
-    x, y, length, width = EGO_BOX
-    corners = box_corners(
-        torch.tensor([[x, y, _EGO_HEIGHT / 2]]), torch.tensor([[length, width, _EGO_HEIGHT]]), torch.zeros(1)
-    )
+    center = torch.tensor([[EGO_CENTER, 0.0, EGO_SIZE[2] / 2]])
+    corners = box_corners(center, torch.tensor([EGO_SIZE]), torch.zeros(1))
     builder.add("triangles", _box_faces(corners), "#39434f")
     builder.add("segments", _box_edges(corners), colors.TRUTH)
 
@@ -240,7 +247,8 @@ def save(scene: Scene, path: str | Path, size: tuple[int, int] = (1600, 1000), t
         raise Fusion3DError(f"cannot render to {path}: expected a name that ends in .png")
     with tempfile.TemporaryDirectory(prefix="fusion3d-") as folder:
         source, target = Path(folder) / "scene.npz", Path(folder) / "scene.png"
-        np.savez(source, **{f.name: getattr(scene, f.name) for f in fields(scene)})
+        with writing(source):
+            np.savez(source, **{f.name: getattr(scene, f.name) for f in fields(scene)})
         command = [sys.executable, "-m", "fusion3d.view.scene", str(source), str(target), *map(str, size)]
         # The child finds the package where this process found it, installed or not.
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -8,9 +8,6 @@ from shapely import affinity
 from shapely.geometry import box as shapely_box
 
 from fusion3d.metrics.planning import (
-    EGO_CENTER,
-    EGO_LENGTH,
-    EGO_WIDTH,
     collides,
     constant_velocity,
     ego_boxes,
@@ -19,6 +16,7 @@ from fusion3d.metrics.planning import (
     score_plan,
     score_planners,
 )
+from fusion3d.types import EGO_CENTER, EGO_SIZE
 
 
 def polygon(x, y, length, width, yaw):
@@ -69,11 +67,11 @@ def test_heading_of_a_car_that_hardly_moves_or_reverses():
 
 def test_ego_box_stands_ahead_of_the_rear_axle():
     box = ego_boxes(np.array([[[0.0, 4], [0, 8], [0, 12], [0, 16], [0, 20], [0, 24]]]))[0, -1]
-    np.testing.assert_allclose(box, [0, 24 + EGO_CENTER, EGO_LENGTH, EGO_WIDTH, math.pi / 2], atol=1e-12)
+    np.testing.assert_allclose(box, [0, 24 + EGO_CENTER, *EGO_SIZE[:2], math.pi / 2], atol=1e-12)
 
 
 def test_collision_starts_when_the_bumper_reaches_the_obstacle():
-    front = EGO_CENTER + EGO_LENGTH / 2
+    front = EGO_CENTER + EGO_SIZE[0] / 2
     wall = np.array([[front + 5.0 + 0.5, 0, 1.0, 3.0, 0]])  # its rear face is 5 m ahead of the bumper
     assert collides(straight(3.33), [[wall] * 6])[0].tolist() == [False, False, False, True, True, True]
     assert not collides(straight(3.33), [[wall] * 3 + [np.zeros((0, 5))] * 3]).any()

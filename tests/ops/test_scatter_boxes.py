@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fusion3d import ops
 
 
-@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_scatter_equals_loops(reduce, dtype):
     random = torch.Generator().manual_seed(0)
@@ -25,13 +25,13 @@ def test_scatter_equals_loops(reduce, dtype):
     for cell in range(12):
         rows = values.detach()[index == cell].double()
         if len(rows):
-            want = {"sum": rows.sum(0), "mean": rows.mean(0), "max": rows.amax(0)}[reduce]
+            want = {"sum": rows.sum(0), "mean": rows.mean(0)}[reduce]
             torch.testing.assert_close(out[cell].double(), want, rtol=1e-2, atol=1e-2 if dtype.itemsize == 2 else 1e-6)
     out.float().sum().backward()
     assert values.grad.shape == values.shape and values.grad.any()
 
 
-@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
 def test_scatter_gradcheck_and_empty(reduce):
     values = torch.randn(9, 2, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([0, 0, 1, 4, 4, 4, 2, 0, 1])
@@ -49,7 +49,7 @@ def test_scatter_wrong_input():
         ((values, index[:2], 3), "one for each of the 3 rows"),
         ((values, index.float(), 3), "index is torch.float32"),
         ((values[0], index, 3), r"values has shape \[2\]"),
-        ((values, index, 3, "min"), "reduce: found 'min'"),
+        ((values, index, 3, "max"), "reduce: found 'max'"),
     ]:
         with pytest.raises(ValueError, match=message):
             ops.scatter(*args)

@@ -15,11 +15,10 @@ from fusion3d.synthetic.recording import LEAD, RANGE, Recipe
 from fusion3d.synthetic.rig import RIG
 from fusion3d.synthetic.scene import Scene
 from fusion3d.synthetic.world import build_scene
-from fusion3d.types import CAMERAS, RADARS
+from fusion3d.types import CAMERAS, EGO_CENTER, EGO_SIZE, RADARS
 
 VERSION = "v1.0-synthetic"
 RECIPE = Recipe(VERSION, scenes=3, keyframes=6, image_size=(99, 176), sweeps=2, seed=0, val_scenes=1)
-EGO_SIZE, EGO_CENTER = (4.084, 1.730), 1.2  # [m] length and width; from the rear axle to the middle, along x
 CYCLES = ("vehicle.bicycle", "vehicle.motorcycle")
 
 
@@ -289,7 +288,7 @@ def test_no_two_boxes_overlap_and_the_ego_hits_nothing(nusc):
         pose = transform_from(
             *(nusc.get("ego_pose", sample["data"]["LIDAR_TOP"])[k] for k in ("translation", "rotation"))
         )
-        shapes = [footprint((pose @ [EGO_CENTER, 0, 0, 1])[:2], np.arctan2(pose[1, 0], pose[0, 0]), *EGO_SIZE)]
+        shapes = [footprint((pose @ [EGO_CENTER, 0, 0, 1])[:2], np.arctan2(pose[1, 0], pose[0, 0]), *EGO_SIZE[:2])]
         names = ["ego"]
         for token in sample["anns"]:
             box = nusc.get_box(token)

@@ -14,8 +14,8 @@ from fusion3d.synthetic.bodies import SIZES, make_body, sample_size
 from fusion3d.synthetic.roads import Path, make_layout
 from fusion3d.synthetic.scene import CYLINDER, SIM_STEP, Scene, Solids
 from fusion3d.synthetic.traffic import Gate, Mover, overlap, simulate
-from fusion3d.synthetic.world import EGO_BACK, EGO_SIZE, MOVING, PLANS, build_scene, scene_name
-from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES
+from fusion3d.synthetic.world import MOVING, PLANS, build_scene, scene_name
+from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, EGO_CENTER, EGO_SIZE
 
 DURATION = 8.0
 KEYFRAMES = np.arange(0.0, DURATION + 1e-6, 0.5)
@@ -49,8 +49,8 @@ def rectangles(xy: np.ndarray, size: np.ndarray, yaw: np.ndarray) -> Any:
 
 def ego_box(scene: Scene, time: float, grow: float = 0.0) -> Any:
     position, yaw = scene.ego.at(time)
-    center = position[:2] + EGO_BACK * np.array([np.cos(yaw), np.sin(yaw)])
-    return rectangles(center, EGO_SIZE[:2] + grow, yaw)
+    center = position[:2] + EGO_CENTER * np.array([np.cos(yaw), np.sin(yaw)])
+    return rectangles(center, np.add(EGO_SIZE[:2], grow), yaw)
 
 
 def all_boxes(scene: Scene, time: float) -> np.ndarray:
