@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d import ops
+from fusion3d.errors import ConfigError
 from fusion3d.types import BEVGrid, PointCloud
 
 
@@ -24,7 +25,7 @@ class PillarNet(nn.Module):
     def __init__(self, grid: BEVGrid, num_features: int, channels: int) -> None:
         super().__init__()
         if channels % 2:
-            raise ValueError(
+            raise ConfigError(
                 f"pillar channels: half are maxima and half means; expected an even number, found {channels}"
             )
         self.grid = grid

@@ -86,7 +86,7 @@ class PlanningHead(nn.Module):
         return self.position(_turn(xy_N2.expand(len(heading_B22), -1, -1), heading_B22.mT) / 10)
 
     def losses(self, plan_BT2: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Smooth L1 distance (beta 0.5 m), summed over x and y, mean over the known steps; 0, in the graph, if none is."""
+        """Smooth L1 error (beta 0.5 m) of x plus that of y, mean over the known steps; 0, in the graph, if none is."""
         if batch.future is None:
             return {"planning": 0.0 * plan_BT2.sum()}
         steps = min(self.config.steps, batch.future.mask.shape[1])
