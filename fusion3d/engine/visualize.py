@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def visualize(
 
 
 def _file_name(sample: Sample, index: int, view: str) -> str:
-    return f"{sample.scene}-{index:04d}{'-3d' if view == 'scene' else ''}.png"
+    scene_name = re.sub(r"[^A-Za-z0-9_-]+", "_", sample.scene)  # it comes from a table: it may hold any character
+    return f"{scene_name}-{index:04d}{'-3d' if view == 'scene' else ''}.png"
 
 
 def _write(
@@ -171,7 +173,7 @@ def _write(
 
 def _caption(config: Config, checkpoint: str | Path | None) -> str:
     names = {"camera": "camera", "lidar": "LiDAR", "radar": "radar"}
-    used = [names[s] for s in config.data.sensors if getattr(config, s) is not None]
+    used = [names[s] for s in config.data.sensors if s in config.branches]
     return "ground truth" if checkpoint is None else f"model given {' + '.join(used)}"
 
 
@@ -230,7 +232,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="torch device (default: the GPU where there is one)")
     parser.add_argument("--no-ema", action="store_true", help="the last weights instead of their average")
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

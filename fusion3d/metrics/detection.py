@@ -122,7 +122,7 @@ def _devkit() -> SimpleNamespace:
     except ImportError as error:
         raise Fusion3DError(
             f"the official nuScenes devkit, which does the scoring, cannot be imported ({error}); "
-            "install it with: pip install nuscenes-devkit==1.2.0"
+            "install it with: pip install --no-deps nuscenes-devkit==1.2.0 && pip install 'fusion3d[eval]'"
         ) from error
     return SimpleNamespace(
         config_factory=config.config_factory,

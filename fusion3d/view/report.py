@@ -179,7 +179,7 @@ def _subsets(metrics: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     count = metrics.get("num_samples")
-    over = f" Scored on {count} samples." if count else ""
+    over = f" Scored on {escape(str(count))} samples." if count else ""
     return (
         "<p>One checkpoint, given any of its sensors; what is not given is absent, not zero. "
         f"Official nuScenes metrics.{over}</p>"
