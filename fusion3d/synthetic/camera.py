@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from fusion3d.geometry import invert
+from fusion3d.synthetic.kernels import kernel
 from fusion3d.synthetic.rays import MISS, ROUND, X_FACE, Z_FACE, fill_lists, hit_box, hit_cylinder, seed_of, threaded
 from fusion3d.synthetic.rig import RIG, mount_of
 from fusion3d.synthetic.scene import BOX, MATERIALS, Scene
@@ -150,7 +151,7 @@ def _moving_shadows(scene: Scene, stage: Stage, time: float, around: np.ndarray)
     return shadows, corner
 
 
-@njit(cache=True)
+@kernel()
 def _bounds(center, half, yaw, cam_from_global, intrinsic, height, width):
     """[S, 4] first and last image column, first and last row (last < first when out of view); [S] nearness."""
     count = len(yaw)
@@ -199,7 +200,7 @@ def _bounds(center, half, yaw, cam_from_global, intrinsic, height, width):
     return rect, near
 
 
-@njit(cache=True)
+@kernel()
 def _approach(view, column):
     """What one image column may show: indices of solids; [n, 12] nearness, rows, origin, cos, sin, half size, kind."""
     listed = view.items[view.start[column] : view.start[column + 1]]
@@ -218,7 +219,7 @@ def _approach(view, column):
     return listed, local
 
 
-@njit(cache=True)
+@kernel()
 def _nearest(local, owners, row, dx, dy, dz, best, alone):
     """Nearest solid before ``best``: distance, place in the list (-1 none), face. Counts actors hit in ``alone``."""
     hit, hit_face, counted = -1, Z_FACE, -1
@@ -244,7 +245,7 @@ def _nearest(local, owners, row, dx, dy, dz, best, alone):
     return best, hit, hit_face
 
 
-@njit(cache=True)
+@kernel()
 def _normal(entry, face, best, dx, dy, dz):
     """Point in the frame of the solid, and normal in global, of a hit."""
     ox, oy, oz, cos, sin, hx, _, hz = entry[3:11]
@@ -262,7 +263,7 @@ def _normal(entry, face, best, dx, dy, dz):
     return px, py, pz + hz, cos * mx - sin * my, sin * mx + cos * my, 0.0
 
 
-@njit(cache=True)
+@kernel()
 def _expose_column(column, view, linear, owner, alone):
     """The light and the owners of one image column."""
     listed, local = _approach(view, column)
@@ -299,13 +300,13 @@ def _expose_column(column, view, linear, owner, alone):
         linear[row, column, 0], linear[row, column, 1], linear[row, column, 2] = r, g, b
 
 
-@njit(cache=True)
+@kernel()
 def _expose(view, linear, owner, alone):
     for column in range(linear.shape[1]):
         _expose_column(column, view, linear, owner, alone)
 
 
-@njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _expose_threads(view, linear, owner, alone):
     for column in prange(linear.shape[1]):
         _expose_column(column, view, linear, owner, alone)

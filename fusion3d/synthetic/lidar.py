@@ -15,9 +15,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from fusion3d.geometry import invert
+from fusion3d.synthetic.kernels import kernel
 from fusion3d.synthetic.rays import (
     MISS,
     ROUND,
@@ -149,7 +150,7 @@ def scan_lidar(scene: Scene, time: float, seed: int) -> LidarScan:
     return LidarScan(points, owner[kept])
 
 
-@njit(cache=True)
+@kernel()
 def _bounds(center0, center1, half, yaw0, yaw1, ego, offset, first_ray):
     """Which columns can see each solid between the begin and the end of the turn; its nearness and its slopes.
 
@@ -206,7 +207,7 @@ def _bounds(center0, center1, half, yaw0, yaw1, ego, offset, first_ray):
     return first, last, near, slope
 
 
-@njit(cache=True)
+@kernel()
 def _echo(reach, facing, distance, rain, fog, bits):
     """Does an echo come back? ``reach`` is the reflectivity, ``facing`` the cosine of incidence."""
     strength = reach * (0.15 + 0.85 * facing) * (1 - 0.4 * rain) * np.exp(-2 * (0.008 * rain + 0.02 * fog) * distance)
@@ -217,7 +218,7 @@ def _echo(reach, facing, distance, rain, fog, bits):
     return unit(bits) < (0.985 - 0.05 * rain) / (1 + ratio * ratio)
 
 
-@njit(cache=True)
+@kernel()
 def _approach(turn, k, origin):
     """What column k may meet, by nearness: the solids' indices, and what the rays need of them.
 
@@ -244,7 +245,7 @@ def _approach(turn, k, origin):
     return listed, local
 
 
-@njit(cache=True)
+@kernel()
 def _nearest(local, dx, dy, dz, best):
     """Nearest solid that a ray meets before ``best``: distance, place in the list (-1 none), cosine of incidence."""
     rising = dz / np.sqrt(dx * dx + dy * dy)
@@ -273,7 +274,7 @@ def _nearest(local, dx, dy, dz, best):
     return best, hit, facing
 
 
-@njit(cache=True)
+@kernel()
 def _fire_column(k, turn, xyz, intensity, owner):
     """Fire the 32 rays of one column and write their echoes."""
     rain, fog, offset = turn.rain, turn.fog, turn.offset
@@ -325,13 +326,13 @@ def _fire_column(k, turn, xyz, intensity, owner):
         owner[k, ring] = who
 
 
-@njit(cache=True)
+@kernel()
 def _fire(turn, xyz, intensity, owner):
     for k in range(NUM_COLUMNS):
         _fire_column(k, turn, xyz, intensity, owner)
 
 
-@njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _fire_threads(turn, xyz, intensity, owner):
     for k in prange(NUM_COLUMNS):
         _fire_column(k, turn, xyz, intensity, owner)

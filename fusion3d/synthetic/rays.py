@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numba import njit
+
+from fusion3d.synthetic.kernels import kernel
 
 MISS = 1e30  # a distance that stands for "no hit"
 X_FACE, Y_FACE, Z_FACE, ROUND = 0, 1, 2, 3  # which kind of surface a ray met
@@ -31,7 +32,7 @@ def seed_of(*parts: int) -> np.uint64:
     return np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def random_bits(seed, counter):
     """64 random bits, uint64, of a uint64 seed and an integer counter (splitmix64 finaliser)."""
     x = seed + np.uint64(counter) * _STRIDE + _GOLDEN
@@ -40,13 +41,13 @@ def random_bits(seed, counter):
     return x ^ (x >> _S31)
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def unit(bits):
     """Uniform in [0, 1) of 64 random bits."""
     return np.float64(bits >> _S11) * (1.0 / 9007199254740992.0)
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def bell(bits):
     """Near-normal number of 64 random bits: mean 0, standard deviation 1, never beyond 3.47 (sum of four uniforms)."""
     total = (
@@ -58,14 +59,14 @@ def bell(bits):
     return (total - 131070.0) * (1.0 / 37837.2)
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def cell_noise(seed, x, y, z):
     """Uniform in [0, 1), constant in each integer cell of space."""
     i, j, k = np.int64(np.floor(x)), np.int64(np.floor(y)), np.int64(np.floor(z))
     return unit(random_bits(seed, i * 73856093 ^ j * 19349663 ^ k * 83492791))
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def _slab(origin, direction, half):
     """Where a line enters and leaves |x| <= half, as ray parameters."""
     if abs(direction) < 1e-12:
@@ -76,7 +77,7 @@ def _slab(origin, direction, half):
     return (a, b) if a < b else (b, a)
 
 
-@njit(cache=True)
+@kernel()
 def hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz):
     """First hit of a ray with the box |x| <= hx, |y| <= hy, |z| <= hz, seen from outside.
 
@@ -98,7 +99,7 @@ def hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz):
     return (near if near <= far and near > 0.0 else MISS), face
 
 
-@njit(cache=True)
+@kernel()
 def hit_cylinder(ox, oy, oz, dx, dy, dz, radius, hz):
     """First hit of a ray with the upright cylinder x^2 + y^2 <= radius^2, |z| <= hz, seen from outside.
 
@@ -125,7 +126,7 @@ def hit_cylinder(ox, oy, oz, dx, dy, dz, radius, hz):
     return (near if near <= far and near > 0.0 else MISS), face
 
 
-@njit(cache=True)
+@kernel()
 def fill_lists(first, last, order, num_columns):
     """Which solids does each column have to look at? Solids keep the given order inside every list.
 

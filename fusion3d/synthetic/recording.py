@@ -27,7 +27,7 @@ from fusion3d.synthetic.rig import RIG
 from fusion3d.synthetic.roadmap import encode_mask, map_frame, road_polygons
 from fusion3d.synthetic.scene import SIM_STEP, Scene
 from fusion3d.synthetic.tables import Record, link, token_of
-from fusion3d.synthetic.world import build_scene
+from fusion3d.synthetic.world import MAX_DURATION, build_scene
 from fusion3d.types import TIME_STEP
 
 BASE = 1_577_836_800_000_000  # [us] 2020-01-01, the hour of scene 0
@@ -35,6 +35,7 @@ LEAD = 1.0  # [s] simulated before the first keyframe
 TAIL = 0.5  # [s] simulated after the last one
 RANGE = 80.0  # [m] objects whose centre is nearer to the ego than this are annotated
 MAX_SWEEPS = {"camera": 0, "lidar": 9, "radar": 6}  # between two keyframes: what 20 Hz and 13 Hz have room for
+MAX_KEYFRAMES = 1 + int((MAX_DURATION - LEAD - TAIL) / TIME_STEP)  # in a scene
 EXTENSION = {"camera": "jpg", "lidar": "pcd.bin", "radar": "pcd"}
 JPEG_QUALITY = 92
 

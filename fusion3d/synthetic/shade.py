@@ -7,8 +7,9 @@ its places are named by the constants here.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from fusion3d.synthetic.kernels import kernel
 from fusion3d.synthetic.rays import bell, cell_noise, random_bits
 from fusion3d.synthetic.scene import MATERIALS, Weather
 from fusion3d.synthetic.stage import GRASS, PAINT, SHADOW, WALKWAY
@@ -52,13 +53,13 @@ def light_of(weather: Weather, sun: np.ndarray, ego: np.ndarray, pixel: float) -
     return light
 
 
-@njit(cache=True)
+@kernel()
 def _fade(amplitude, cell, blur):
     """A texture's amplitude when ``blur`` metres fall on one pixel."""
     return amplitude * min(1.0, max(0.0, 1.6 - blur / cell))
 
 
-@njit(cache=True)
+@kernel()
 def _clouds(seed, x, y):
     """Smooth noise in [0, 1) on a plane."""
     i, j = np.floor(x), np.floor(y)
@@ -69,7 +70,7 @@ def _clouds(seed, x, y):
     return low * (1 - b) + high * b
 
 
-@njit(cache=True)
+@kernel()
 def shade_sky(light, seed, dx, dy, dz):
     """Light of the sky from a direction."""
     up = np.sqrt(max(dz, 0.0))
@@ -89,7 +90,7 @@ def shade_sky(light, seed, dx, dy, dz):
     return r, g, b
 
 
-@njit(cache=True)
+@kernel()
 def _lit(light, x, y, z, nx, ny, nz, shadow):
     """How much light falls on a surface: from sky and sun, and from the own headlights."""
     sun = max(0.0, nx * light[SUN_X] + ny * light[SUN_Y] + nz * light[SUN_Z]) * light[SUN]
@@ -110,7 +111,7 @@ def _lit(light, x, y, z, nx, ny, nz, shadow):
     return around, direct, lamp
 
 
-@njit(cache=True)
+@kernel()
 def _mist(light, distance, r, g, b):
     """What fog, rain and haze leave of some light after a distance."""
     clear = np.exp(-light[FOG] * distance)
@@ -121,7 +122,7 @@ def _mist(light, distance, r, g, b):
     )
 
 
-@njit(cache=True)
+@kernel()
 def shade_ground(light, seed, cell, under, x, y, dx, dy, dz, distance):
     """Light of the ground at global x, y: ``cell`` as ``ground_at``, ``under`` that of the actors' shadows."""
     kind, shadow = cell & ~SHADOW, (cell & SHADOW) != 0 or under
@@ -153,7 +154,7 @@ def shade_ground(light, seed, cell, under, x, y, dx, dy, dz, distance):
     return _mist(light, distance, r, g, b)
 
 
-@njit(cache=True)
+@kernel()
 def shade_solid(light, seed, look, face_x, px, py, height, x, y, z, nx, ny, nz, dx, dy, dz, distance):
     """Light of a solid.
 
@@ -236,7 +237,7 @@ def wet_lens(linear: np.ndarray, rain: float, rng: np.random.Generator) -> None:
         patch += weight * (1.08 * patch.mean((0, 1)) - patch)
 
 
-@njit(cache=True)
+@kernel()
 def _develop_row(row, seed, linear, gain, noise, image):
     """Lens blur, exposure, vignetting, film curve and sensor noise of one row."""
     height, width, _ = linear.shape
@@ -252,14 +253,14 @@ def _develop_row(row, seed, linear, gain, noise, image):
             image[row, column, c] = np.uint8(min(max(value + 0.5, 0.0), 255.0))
 
 
-@njit(cache=True)
+@kernel()
 def develop(seed, linear, gain, noise, image):
     """[H, W, 3] float32 light to uint8 pixels in ``image``; ``noise`` is the standard deviation in grey levels."""
     for row in range(linear.shape[0]):
         _develop_row(row, seed, linear, gain, noise, image)
 
 
-@njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def develop_threads(seed, linear, gain, noise, image):
     """``develop`` on numba's threads."""
     for row in prange(linear.shape[0]):

@@ -6,8 +6,8 @@ import weakref
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numba import njit
 
+from fusion3d.synthetic.kernels import kernel
 from fusion3d.synthetic.rays import MISS, hit_box, hit_cylinder, seed_of
 from fusion3d.synthetic.scene import CYLINDER, SIM_STEP, RoadMap, Scene, Solids
 
@@ -168,7 +168,7 @@ def _dashes(line: np.ndarray, painted: float = 3.0, period: float = 7.0) -> list
     return pieces
 
 
-@njit(cache=True)
+@kernel()
 def ground_at(ground, corner, x, y):
     """The ground cell at global x, y as an int64: its kind plus the SHADOW bit; grass outside of the picture."""
     column, row = int((x - corner[0]) / GROUND_CELL), int((y - corner[1]) / GROUND_CELL)
@@ -177,7 +177,7 @@ def ground_at(ground, corner, x, y):
     return np.int64(GRASS)
 
 
-@njit(cache=True)
+@kernel()
 def cast_shadows(ground, corner, cell, kind, center, size, yaw, sun):
     """Set the SHADOW bit of the ground cells from which a solid hides the sun.
 

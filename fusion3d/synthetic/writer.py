@@ -5,7 +5,7 @@ What ends up in the dataroot::
     samples/<channel>/   keyframes: JPEG, LiDAR ``.pcd.bin`` (float32 x, y, z, intensity, ring), radar ``.pcd``
     sweeps/<channel>/    the LiDAR and radar clouds between them
     maps/                a mask and a JSON file of polygons for each scene (see :mod:`fusion3d.synthetic.roadmap`)
-    <version>/           the 13 tables, ``splits.json`` and ``manifest.json`` (what the set was made from)
+    <version>/           the 13 tables, ``splits.json`` and ``manifest.json`` (what made it, from which parameters)
 
 ``splits.json`` has ``train`` and ``val``, and the same lists as ``synthetic_train`` and ``synthetic_val``: the official
 ``DetectionEval`` takes only names that are not official splits for custom ones.
@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import wait as wait_for
@@ -34,8 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from fusion3d import __version__
-from fusion3d.errors import ConfigError, DataError
-from fusion3d.synthetic.recording import MAX_SWEEPS, Recipe, record_scene
+from fusion3d.errors import ConfigError, DataError, Fusion3DError
+from fusion3d.files import write_whole
+from fusion3d.synthetic.kernels import source_digest
+from fusion3d.synthetic.recording import MAX_KEYFRAMES, MAX_SWEEPS, Recipe, record_scene
 from fusion3d.synthetic.tables import SCENE_TABLES, SHARED_TABLES, shared_tables
 
 MANIFEST = "manifest.json"
@@ -59,7 +61,7 @@ def make_dataset(
         root: Folder to write to (the dataroot); made where it does not exist.
         version: Name of the table folder.
         scenes: Number of scenes.
-        keyframes: Keyframes of each scene, 0.5 s apart.
+        keyframes: Keyframes of each scene, 0.5 s apart, 42 at most (nuScenes has 40).
         image_size: Height and width of the camera images [px].
         sweeps: LiDAR clouds written between two keyframes, 0 to 9 (20 Hz), those nearest to the later one;
             radars write as many, up to 6.
@@ -85,6 +87,8 @@ def make_dataset(
         return root
     if tables.exists():
         raise ConfigError(f"{tables} is there but was not made here (no {MANIFEST}); choose another folder or version")
+    if not any(files.part.glob("scene-*.json")):  # nothing is finished there, so any recipe may begin
+        shutil.rmtree(files.part, ignore_errors=True)
     if not _same_recipe(files.part, recipe):
         files.write(f"{files.part.name}/{MANIFEST}", _to_json(_manifest(recipe)))
     todo = [index for index in range(scenes) if not files.fragment(index).exists()]
@@ -113,8 +117,8 @@ def main(argv: list[str]) -> int:
 class Files:
     """Writes files so that under a final name there is always a whole file.
 
-    Unlike :func:`fusion3d.files.write_whole` it does not wait for the disk (a scene has hundreds of files) and keeps
-    what is unfinished in ``part``, so that a killed run leaves nothing beside the sensor files.
+    Unlike :func:`fusion3d.files.write_whole` alone it does not wait for the disk (a scene has hundreds of files) and
+    keeps what is unfinished in ``part``, so that a killed run leaves nothing beside the sensor files.
     """
 
     root: Path
@@ -126,20 +130,10 @@ class Files:
         Raises:
             DataError: The system refused; nothing is left behind.
         """
-        target = self.root / name
-        temporary = self.part / f"{target.name}.{os.getpid()}.tmp"
         try:
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            os.replace(temporary, target)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise DataError(
-                f"{target}: cannot be written ({error.strerror or error}); make room or choose another folder, then "
-                "run the same command again: finished scenes are kept"
-            ) from error
+            write_whole(self.root / name, content, flush=False, beside=self.part)
+        except Fusion3DError as error:
+            raise DataError(f"{error}; then run the same command again: finished scenes are kept") from error
 
     def fragment(self, index: int) -> Path:
         """The tables of one finished scene."""
@@ -149,7 +143,7 @@ class Files:
 def _check(recipe: Recipe, workers: int) -> None:
     limits = {
         "scenes": (recipe.scenes, 1, 9999),
-        "keyframes": (recipe.keyframes, 1, 400),
+        "keyframes": (recipe.keyframes, 1, MAX_KEYFRAMES),
         "image-size (height)": (recipe.image_size[0], 16, 900),
         "image-size (width)": (recipe.image_size[1], 16, 1600),
         "sweeps": (recipe.sweeps, 0, MAX_SWEEPS["lidar"]),
@@ -171,7 +165,8 @@ def _check(recipe: Recipe, workers: int) -> None:
 
 
 def _manifest(recipe: Recipe) -> dict[str, Any]:
-    return {"made_by": f"fusion3d {__version__}"} | json.loads(json.dumps(asdict(recipe)))
+    made_by = {"made_by": f"fusion3d {__version__}", "generator": source_digest()}
+    return made_by | json.loads(json.dumps(asdict(recipe)))
 
 
 def _same_recipe(folder: Path, recipe: Recipe) -> bool:
@@ -183,12 +178,18 @@ def _same_recipe(folder: Path, recipe: Recipe) -> bool:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); remove {folder} and run again") from error
+    remedy = f"choose another folder, or remove {folder}, samples, sweeps and maps to make it anew"
     for key, value in wanted.items():
-        if found.get(key) != value:
+        if found.get(key) == value:
+            continue
+        if key in ("made_by", "generator"):
             raise ConfigError(
-                f"{folder.parent} holds a synthetic data set with {key} {found.get(key)!r}, asked for {value!r}; "
-                f"choose another folder, or remove {folder}, samples, sweeps and maps to make it anew"
+                f"{folder.parent} holds a synthetic data set of another generator (its sources have changed since: "
+                f"{key} {found.get(key)!r}, now {value!r}); {remedy}"
             )
+        raise ConfigError(
+            f"{folder.parent} holds a synthetic data set with {key} {found.get(key)!r}, asked for {value!r}; {remedy}"
+        )
     return True
 
 

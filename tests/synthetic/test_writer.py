@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,9 @@ import pytest
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.synthetic.pcd import encode_pcd
 from fusion3d.synthetic.radar import RADAR_DTYPE
+from fusion3d.synthetic.recording import MAX_KEYFRAMES, Recipe, shots_of
+from fusion3d.synthetic.scene import SIM_STEP
+from fusion3d.synthetic.world import build_scene
 from fusion3d.synthetic.writer import main, make_dataset
 
 TINY = {"scenes": 2, "keyframes": 2, "image_size": (18, 32), "sweeps": 1, "seed": 3, "val_scenes": 1, "quiet": True}
@@ -70,6 +76,40 @@ def test_other_parameters_into_the_same_folder(tiny, change):
         make_dataset(tiny[0], workers=1, **TINY | change)
 
 
+def test_a_set_of_an_older_generator_is_not_taken_for_a_new_one(tiny, tmp_path: Path):
+    root = Path(shutil.copytree(tiny[0], tmp_path / "set"))
+    manifest = root / "v1.0-synthetic" / "manifest.json"
+    for change in ({"generator": "0123456789abcdef"}, {"generator": None}):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+        with pytest.raises(ConfigError, match="another generator.*choose another folder, or remove"):
+            make_dataset(root, workers=1, **TINY)
+
+
+def test_what_was_begun_without_a_finished_scene_binds_nobody(tiny, tmp_path: Path):
+    root = tmp_path / "set"
+    part = root / ".v1.0-synthetic.part"
+    part.mkdir(parents=True)
+    begun = json.loads((tiny[0] / "v1.0-synthetic" / "manifest.json").read_text()) | {"seed": 4}
+    (part / "manifest.json").write_text(json.dumps(begun))
+    make_dataset(root, workers=1, **TINY)
+    assert digests(root) == tiny[1]
+    shutil.rmtree(root)
+    part.mkdir(parents=True)
+    (part / "manifest.json").write_text(json.dumps(begun))
+    (part / "scene-0000.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"seed 4.*choose another folder"):
+        make_dataset(root, workers=1, **TINY)
+
+
+def test_scenes_may_be_as_long_as_those_of_nuscenes():
+    recipe = Recipe("v1.0-synthetic", 1, MAX_KEYFRAMES, (18, 32), 0, 0, 0)
+    assert MAX_KEYFRAMES >= 41 and shots_of(MAX_KEYFRAMES - 1, 0, 0)[-1].time < recipe.duration
+    scene = build_scene(2, 0, recipe.duration)
+    assert len(scene.ego.yaw) == round(recipe.duration / SIM_STEP) + 1
+    late = scene.ego.position[-40:, :2]
+    assert np.linalg.norm(late[-1] - late[0]) > 5, "still on its way at the end"
+
+
 def test_another_version_lies_beside(tiny, tmp_path: Path):
     with pytest.raises(ConfigError, match="was not made here"):
         (tmp_path / "v1.0-mini").mkdir()
@@ -81,6 +121,7 @@ def test_another_version_lies_beside(tiny, tmp_path: Path):
     [
         ({"scenes": 0}, "scenes: found 0"),
         ({"keyframes": 0}, "keyframes: found 0"),
+        ({"keyframes": 43}, "keyframes: found 43, expected 1 to 42"),
         ({"sweeps": 10}, "sweeps: found 10, expected 0 to 9"),
         ({"image_size": (4, 352)}, r"image-size \(height\): found 4"),
         ({"workers": 0}, "workers: found 0"),
@@ -99,18 +140,18 @@ def test_bad_parameters(tmp_path: Path, bad, message):
 def test_full_disk(tiny, tmp_path: Path, monkeypatch):
     """Half a file is written, then the disk is full: an error that says so, no half file, and the next run finishes."""
     root, room = tmp_path / "set", 30
-    whole = Path.write_bytes
+    rename = os.replace
 
-    def write(path: Path, data: bytes) -> int:
+    def replace(source: Path, target: Path) -> None:
         nonlocal room
         room -= 1
         if room < 0:
-            whole(path, data[: len(data) // 2])
+            os.truncate(source, source.stat().st_size // 2)
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(path, data)
+        rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", write)
+        patch.setattr(os, "replace", replace)
         with pytest.raises(DataError, match=r"set/s.*No space left on device.*run the same command again"):
             make_dataset(root, workers=1, **TINY)
     kept = {name: digest for name, digest in digests(root).items() if not name.startswith(".")}
@@ -121,7 +162,7 @@ def test_full_disk(tiny, tmp_path: Path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="cannot write"):
         make_dataset(tmp_path / "file" / "set", workers=1, **TINY)
 
 
