@@ -45,7 +45,8 @@ def test_replacing_a_folder_never_leaves_less_than_a_whole_one(tmp_path: Path, m
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    for last in (1, 2):
+    for number in (1, 2):
+        last = number
         calls.clear()
         with pytest.raises(Fusion3DError, match="No space left"), whole_folder(path) as folder:
             (folder / "a").write_text("new")

@@ -8,6 +8,8 @@ scaling is linear in. ``image`` has the centre of the first pixel at 0, as the w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,18 @@ def draw_image_augmentation(config: AugmentConfig, rng: np.random.Generator) -> 
     )
 
 
+@contextmanager
+def open_image(path: Path) -> Iterator[Any]:
+    """A Pillow image; what goes wrong with it in the block, too, is a DataError that names the file."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            yield file
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot decode image {path}: {error}; copy or download it again") from error
+
+
 def load_image(
     path: Path,
     size: tuple[int, int],
@@ -72,20 +86,17 @@ def load_image(
     Raises:
         DataError: the file is missing, truncated, no image or of another size than stated.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     change = change or ImageAugmentation()
-    try:
-        with Image.open(path) as file:
-            old = (file.height, file.width)
-            if stated is not None and tuple(stated) != old:
-                raise DataError(
-                    f"image {path} is {old[1]} x {old[0]} px, its table says {stated[1]} x {stated[0]}: its "
-                    "intrinsics do not fit; use the original file or correct height, width and intrinsics"
-                )
-            pixels, matrix = _cut(file, *_fit(old, size, change), size)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot decode image {path}: {error}; copy or download it again") from error
+    with open_image(path) as file:
+        old = (file.height, file.width)
+        if stated is not None and tuple(stated) != old:
+            raise DataError(
+                f"image {path} is {old[1]} x {old[0]} px, its table says {stated[1]} x {stated[0]}: its "
+                "intrinsics do not fit; use the original file or correct height, width and intrinsics"
+            )
+        pixels, matrix = _cut(file, *_fit(old, size, change), size)
     height, width = size
     if change.flip:
         pixels = pixels.flip(-1)

@@ -59,13 +59,17 @@ def _parse_header(header: bytes) -> tuple[np.dtype, int]:
     return np.dtype(fields), points
 
 
-def read_pcd(path: Path) -> np.ndarray:
+def read_pcd(path: Path, fields: Iterable[str] = ()) -> np.ndarray:
     """A binary ``.pcd`` file as a structured array [R], in the sensor frame, without any filter.
 
     Bytes after the points are ignored. A first point with NaN marks an empty cloud, as in nuScenes.
 
+    Args:
+        path: file.
+        fields: names that it must have; it may have others.
+
     Raises:
-        DataError: the file is missing, truncated or no binary ``.pcd``.
+        DataError: the file is missing, truncated, no binary ``.pcd``, or lacks a field.
     """
     try:
         content = path.read_bytes()
@@ -79,6 +83,9 @@ def read_pcd(path: Path) -> np.ndarray:
         record, points = _parse_header(content[:start])
     except (ValueError, TypeError) as error:
         raise DataError(f"radar cloud {path}: {error}; download it again") from error
+    missing = [name for name in fields if name not in (record.names or ())]
+    if missing:
+        raise DataError(f"radar cloud {path} lacks the fields {', '.join(missing)}; download it again")
     if len(content) - start < points * record.itemsize:
         raise DataError(
             f"radar cloud {path} has {len(content) - start} bytes of data, its header promises {points} "
@@ -152,11 +159,7 @@ def load_radars(
 def _load_cloud(tables: Tables, row: int, radar_filter: RadarFilter, min_distance: float) -> np.ndarray:
     """[R, 11] float32 returns of one file in the sensor frame; columns time and sensor are left at zero."""
     tables.check(row)
-    path = tables.path(row)
-    cloud = read_pcd(path)
-    missing = [name for name in _COLUMNS if name not in (cloud.dtype.names or ())]
-    if missing:
-        raise DataError(f"radar cloud {path} lacks the fields {', '.join(missing)}")
+    cloud = read_pcd(tables.path(row), _COLUMNS)
     if min_distance > 0:
         cloud = cloud[far_enough(cloud["x"], cloud["y"], min_distance)]
     if radar_filter != "none":

@@ -81,7 +81,7 @@ def test_a_set_of_an_older_generator_is_not_taken_for_a_new_one(tiny, tmp_path: 
     manifest = root / "v1.0-synthetic" / "manifest.json"
     for change in ({"generator": "0123456789abcdef"}, {"generator": None}):
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
-        with pytest.raises(ConfigError, match="another generator.*choose another folder, or remove"):
+        with pytest.raises(ConfigError, match=r"another generator.*choose another folder, or remove"):
             make_dataset(root, workers=1, **TINY)
 
 

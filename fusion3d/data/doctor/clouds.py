@@ -75,6 +75,7 @@ def _boxes_of(tables: Tables, sample: int) -> dict[str, np.ndarray]:
         "center": apply(ego_from_global, tables.box_center[rows]),
         "size": tables.box_size[rows],
         "yaw": yaw_of(rotation),
+        "turn": yaw_of(ego_from_global),  # from a yaw in global to one in the reference frame
         "expected": tables.box_points[rows, 0],
         "lidar": tables.reference_from_sensor(sample, [tables.key(sample, REFERENCE_CHANNEL)])[0],
     }
@@ -113,7 +114,7 @@ _SUSPECTS = {
     "the LiDAR's y axis mirrored": _mirror_sensor(1),
     "the LiDAR's z axis mirrored": _mirror_sensor(2),
     "length and width swapped": lambda case: case | {"size": case["size"][:, [1, 0, 2]]},
-    "the boxes' headings negated": lambda case: case | {"yaw": -case["yaw"]},
+    "the boxes' headings negated": lambda case: case | {"yaw": 2 * case["turn"] - case["yaw"]},
     "centres taken as the middle of the boxes' bottoms": lambda case: (
         case | {"center": case["center"] + case["size"] * np.array([0, 0, 0.5])}
     ),

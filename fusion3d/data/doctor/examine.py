@@ -8,12 +8,12 @@ import numpy as np
 
 from fusion3d.config import DataConfig
 from fusion3d.data.dataset import NuScenesDataset
-from fusion3d.data.doctor.annotations import check_heading, check_velocity
+from fusion3d.data.doctor.annotations import check_heading, check_motion
 from fusion3d.data.doctor.clouds import check_ground, check_points_in_boxes, check_sweeps
 from fusion3d.data.doctor.finding import Finding
 from fusion3d.data.doctor.images import check_edges
 from fusion3d.data.doctor.radars import check_doppler, check_radar_in_boxes
-from fusion3d.data.doctor.rig import check_ego_motion, check_files, check_mounting, check_times
+from fusion3d.data.doctor.rig import check_ego_motion, check_ego_poses, check_files, check_mounting, check_times
 from fusion3d.data.doctor.transforms import check_augmentation, check_round_trip, first_sweep_only
 from fusion3d.data.nuscenes import Tables
 from fusion3d.errors import ConfigError, Fusion3DError
@@ -54,8 +54,9 @@ def examine(
         "files": lambda: check_files(tables),
         "mounting": lambda: check_mounting(tables),
         "time": lambda: check_times(tables),
+        "ego poses": lambda: check_ego_poses(tables),
         "ego motion": lambda: check_ego_motion(tables),
-        "box velocity": lambda: check_velocity(tables),
+        "box motion": lambda: check_motion(tables),
         "box heading": lambda: check_heading(tables),
         "ground": lambda: check_ground(tables, samples),
         "boxes": lambda: check_points_in_boxes(tables, samples),

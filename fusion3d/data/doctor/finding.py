@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Finding:
     """One check of one subject."""
 
-    check: str  # e.g. "mounting"
+    check: str  # name of the check, as ``examine`` takes it in ``only``, e.g. "mounting"
     subject: str  # e.g. "CAM_FRONT"
     passed: bool | None  # None: there is not enough to check it with; ``detail`` says what is missing
     detail: str  # the figure that was found, and what was expected

@@ -6,6 +6,7 @@ import numpy as np
 
 from fusion3d.data.doctor.finding import Finding
 from fusion3d.data.doctor.rig import channels_of
+from fusion3d.data.images import open_image
 from fusion3d.data.lidar import read_lidar
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.tables import REFERENCE_CHANNEL
@@ -64,7 +65,6 @@ def depth_edges(points: np.ndarray) -> np.ndarray:
 
 def _gradients(tables: Tables, sample: int, channel: str, points: np.ndarray) -> np.ndarray | None:
     """[turns, E] horizontal image gradient, as a multiple of its mean, where each turn puts the points; NaN outside."""
-    from PIL import Image
     from scipy.ndimage import gaussian_filter
 
     row = tables.key(sample, channel)
@@ -72,7 +72,7 @@ def _gradients(tables: Tables, sample: int, channel: str, points: np.ndarray) ->
         return None
     rows, cols = tables.data_size[row].tolist()
     factor = min(_WIDTH / cols, 1.0)
-    with Image.open(tables.path(row)) as file:
+    with open_image(tables.path(row)) as file:
         gray = np.asarray(file.convert("L").resize((round(cols * factor), round(rows * factor))), dtype=np.float32)
     gradient = np.abs(np.gradient(gray, axis=1))
     gradient = gaussian_filter(np.minimum(gradient, 4 * gradient.mean()), 0.7)

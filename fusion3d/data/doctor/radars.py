@@ -24,7 +24,7 @@ def check_doppler(tables: Tables, samples: list[int]) -> list[Finding]:
             row = tables.key(sample, channel)
             if row < 0 or (velocity := _sensor_velocity(tables, row)) is None or np.linalg.norm(velocity) < 2:
                 continue
-            cloud = read_pcd(tables.path(row))
+            cloud = read_pcd(tables.path(row), ("x", "y", "vx", "vy", "vx_comp", "vy_comp"))
             position = np.stack([cloud["x"], cloud["y"]], axis=-1).astype(np.float64)
             ray = position / np.maximum(np.linalg.norm(position, axis=1, keepdims=True), 1e-6)
             removed = np.stack([cloud["vx"] - cloud["vx_comp"], cloud["vy"] - cloud["vy_comp"]], axis=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -134,22 +135,21 @@ def check_times(tables: Tables) -> list[Finding]:
     return findings
 
 
-def check_ego_motion(tables: Tables) -> list[Finding]:
-    """Do the ego poses of all sensors of a scene lie on one drivable path?"""
-    scene_of_data = tables.sample_scene[tables.data_sample]
+def check_ego_poses(tables: Tables) -> list[Finding]:
+    """Are all ego poses numbers, and do those of all sensors of a scene lie on one path?"""
+    broken = _broken_poses(tables)
+    if broken.any():
+        rows = np.flatnonzero(broken[tables.data_pose])
+        names = ", ".join(tables.path(int(row)).name for row in rows[:3])
+        detail = f"{int(broken.sum())} poses are not finite, or have no unit quaternion; the first are those of {names}"
+        return [Finding("ego poses", "numbers", False, detail)]
     channel_of_data = tables.calibration_channel[tables.data_calibration]
     worst: dict[str, list[float]] = {channel: [] for channel in channels_of(tables)}
-    speeds, slips = [], []
-    for scene in np.unique(scene_of_data):
-        rows = np.flatnonzero(scene_of_data == scene)
-        rows = rows[np.argsort(tables.data_time[rows], kind="stable")]
+    for rows in _rows_of_scenes(tables):
         for channel in worst:
             mine = channel_of_data[rows] == tables.channels[channel]
             if mine.any() and (~mine).sum() > 2:
                 worst[channel].append(_off_path(tables, rows[mine], rows[~mine]))
-        speed, slip = _driving(tables, rows)
-        speeds.append(speed)
-        slips.extend(slip)
     findings = []
     for channel, off in worst.items():
         detail = (
@@ -158,13 +158,35 @@ def check_ego_motion(tables: Tables) -> list[Finding]:
             else "no other sensor's poses"
         )
         findings.append(Finding("ego poses", channel, max(off) < 0.5 if off else None, detail))
-    slip = float(np.median(slips)) if slips else float("nan")
-    findings.append(
-        Finding("ego motion", "speed", max(speeds) < _FASTEST, f"up to {max(speeds):.1f} m/s (limit {_FASTEST:.0f})")
-    )
-    detail = f"heading {slip:.1f} deg off the direction of travel (limit 10)" if slips else "the vehicle does not move"
-    findings.append(Finding("ego motion", "heading", slip < 10 if slips else None, detail))
     return findings
+
+
+def check_ego_motion(tables: Tables) -> list[Finding]:
+    """Does the vehicle drive as fast as vehicles do, and the way it heads?"""
+    if _broken_poses(tables)[tables.sample_pose].any():
+        return [Finding("ego motion", "speed", False, "a keyframe's pose is not finite: see ego poses")]
+    driven = [_driving(tables, rows) for rows in _rows_of_scenes(tables)]
+    speed, slips = max(top for top, _ in driven), [angle for _, angles in driven for angle in angles]
+    slip = float(np.median(slips)) if slips else float("nan")
+    detail = f"heading {slip:.1f} deg off the direction of travel (limit 10)" if slips else "the vehicle does not move"
+    return [
+        Finding("ego motion", "speed", speed < _FASTEST, f"up to {speed:.1f} m/s (limit {_FASTEST:.0f})"),
+        Finding("ego motion", "heading", slip < 10 if slips else None, detail),
+    ]
+
+
+def _broken_poses(tables: Tables) -> np.ndarray:
+    """[E] bool: poses that are not finite, or whose quaternion is not of length 1."""
+    length = np.linalg.norm(tables.pose_rotation, axis=1)  # NaN is not below the limit
+    return ~(np.isfinite(tables.pose_translation).all(1) & (np.abs(length - 1) < 1e-3))
+
+
+def _rows_of_scenes(tables: Tables) -> Iterator[np.ndarray]:
+    """The files of each scene, in order of time."""
+    scene_of_data = tables.sample_scene[tables.data_sample]
+    for scene in np.unique(scene_of_data):
+        rows = np.flatnonzero(scene_of_data == scene)
+        yield rows[np.argsort(tables.data_time[rows], kind="stable")]
 
 
 def _off_path(tables: Tables, mine: np.ndarray, others: np.ndarray) -> float:
