@@ -30,7 +30,7 @@ class NuScenesDataset(Dataset[Sample]):
     a loader with living worker processes asks.
 
     Sensor files that the tables do not list, kinds and channels that the configuration does not ask for, are
-    absent. The ground truth, the ego's path and the map are always read (where the data set has them).
+    absent. The ground truth and the ego's path are always read (where the data set has them).
 
     Args:
         config: where the data are and how they are read.
@@ -41,6 +41,7 @@ class NuScenesDataset(Dataset[Sample]):
         training: leave out boxes with fewer than ``config.min_points`` points; by default where there is
             augmentation. Evaluation wants them all, because the official rule has its own filter.
         steps: number of future and past ego positions.
+        with_map: cut the map mask (which pictures show; no model reads it).
 
     Raises:
         ConfigError: an unknown sensor or channel, or fewer than one sweep.
@@ -57,16 +58,11 @@ class NuScenesDataset(Dataset[Sample]):
         *,
         training: bool | None = None,
         steps: int = 6,
+        with_map: bool = True,
     ) -> None:
         _check_config(config)
-        self.config, self.split, self.grid, self.augment, self.seed, self.steps = (
-            config,
-            split,
-            grid,
-            augment,
-            seed,
-            steps,
-        )
+        self.config, self.split, self.grid, self.augment = config, split, grid, augment
+        self.seed, self.steps, self.with_map = seed, steps, with_map
         self.training = augment is not None if training is None else training
         self.tables = Tables.open(config.root, config.version)
         self.rows = np.array(samples_of(self.tables, split), dtype=np.int64)
@@ -133,7 +129,10 @@ class NuScenesDataset(Dataset[Sample]):
             sample = dataclasses.replace(sample, radar=radar)
         if aug_from_ego is not None:
             sample = transform_sample(sample, aug_from_ego)
-        return dataclasses.replace(sample, map_mask=crop_map(tables, row, self.grid, aug_from_ego))
+        if self.with_map:
+            mask = self._guard(lambda: crop_map(tables, row, self.grid, aug_from_ego))
+            sample = dataclasses.replace(sample, map_mask=mask)
+        return sample
 
 
 def _check_config(config: DataConfig) -> None:

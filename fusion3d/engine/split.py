@@ -19,4 +19,6 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
     """
     augment = config.augment if training else None
     steps = 6 if config.planning is None else config.planning.steps
-    return NuScenesDataset(config.data, split, config.grid, augment, config.seed, training=training, steps=steps)
+    return NuScenesDataset(
+        config.data, split, config.grid, augment, config.seed, training=training, steps=steps, with_map=False
+    )

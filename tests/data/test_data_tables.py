@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -248,3 +249,21 @@ def test_a_broken_sensor_is_an_error_or_absent(own_root):
     edit(own_root, "ego_pose", lambda rows: [row.update(rotation=[float("nan")] * 4) for row in rows])
     with pytest.raises(DataError, match=r"ego_pose\.json"):  # without a reference frame there is no sample
         NuScenesDataset(DataConfig(**{**vars(strict), "skip_broken": True}), "mine", BEVGrid())[0]
+
+
+def test_a_broken_map_is_an_error_or_absent(own_root):
+    mask = own_root / "maps" / "mask.png"
+    mask.write_bytes(mask.read_bytes()[:200])
+    config = DataConfig(root=str(own_root), version=VERSION, sensors=())
+    with pytest.raises(DataError, match=r"mask\.png"):
+        NuScenesDataset(config, "mine", BEVGrid())[0]
+    with pytest.warns(UserWarning, match=r"skipped: .*mask\.png"):
+        sample = NuScenesDataset(dataclasses.replace(config, skip_broken=True), "mine", BEVGrid())[0]
+    assert sample.map_mask is None and sample.boxes is not None
+    assert NuScenesDataset(config, "mine", BEVGrid(), with_map=False)[0].map_mask is None
+
+
+def test_the_map_is_cut_where_it_is_wanted(tiny_root):
+    config = DataConfig(root=str(tiny_root), version=VERSION, sensors=())
+    assert NuScenesDataset(config, "mine", BEVGrid())[0].map_mask is not None
+    assert NuScenesDataset(config, "mine", BEVGrid(), with_map=False)[0].map_mask is None
