@@ -295,7 +295,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "seed data.workers data.min_points data.lidar_min_distance camera.depth_loss detection.loss_weight "
-        "detection.velocity_weight detection.regression_weight planning.loss_weight train.weight_decay",
+        "detection.velocity_weight detection.regression_weight detection.sensor_weight planning.loss_weight "
+        "train.weight_decay",
         lambda value: 0 <= value < math.inf,
         "0 or more",
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion3d.config import Config, differences, from_dict, load_config, to_dict
+from fusion3d.config import Config, differences, from_dict, load_config, override, to_dict
 from fusion3d.errors import ConfigError
 
 
@@ -57,6 +57,66 @@ def test_a_bad_file_is_named(tmp_path, text, message) -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         load_config("nowhere.yaml")
+
+
+def test_only_a_shipped_name_is_looked_up_beside_the_package(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/lidar.yaml").camera is None
+    for path in ("elsewhere/lidar.yaml", "lidar.yaml", tmp_path / "configs" / "lidar.yaml", "my/configs/lidar.yaml"):
+        with pytest.raises(ConfigError, match=r"cannot read the configuration .*lidar\.yaml"):
+            load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.accumulate", 0, "at least 1"),
+        ("train.log_every", 0, "at least 1"),
+        ("train.checkpoint_every", 0, "at least 1"),
+        ("train.batch_size", 0, "at least 1"),
+        ("train.warmup", 2, "0 to 1"),
+        ("train.learning_rate", float("nan"), "more than 0"),
+        ("grid.resolution", 0, "more than 0"),
+        ("grid.resolution", 500, "larger than the grid"),
+        ("lidar.channels", 7, "even number"),
+        ("radar.channels", 0, "even number"),
+        ("planning.channels", 6, "multiple of 4"),
+        ("data.workers", -1, "0 or more"),
+        ("seed", -1, "0 or more"),
+    ],
+)
+def test_a_value_out_of_range_is_named_at_every_door(tmp_path, key, value, expected) -> None:
+    section, _, name = key.rpartition(".")
+    values = {section: {name: value}} if section else {name: value}
+    with pytest.raises(ConfigError, match=f"{key}: .*{expected}"):
+        from_dict(values)
+    with pytest.raises(ConfigError, match=f"{key}: .*{expected}"):
+        override(Config(), [f"--{key}", str(value)])
+    (tmp_path / "run.yaml").write_text(str(values).replace("nan", ".nan"))
+    with pytest.raises(ConfigError, match=rf"run\.yaml: {key}: .*{expected}"):
+        load_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"grid": {"x": [5, -5]}},
+        {"grid": {"y": [0, float("inf")]}},
+        {"augment": {"bev_scale": [0, 0]}},
+        {"augment": {"image_scale": [0.2, 0.1]}},
+        {"trunk": {"blocks": [2, 0]}},
+        {"trunk": {"blocks": []}},
+    ],
+)
+def test_ranges_of_values_are_checked_too(values) -> None:
+    ((section, inner),) = values.items()
+    with pytest.raises(ConfigError, match=f"{section}.{next(iter(inner))}: expected"):
+        from_dict(values)
+
+
+def test_augmentation_is_switched_off_by_null() -> None:
+    assert from_dict({"augment": None}).augment is None
+    assert from_dict({"camera": None, "planning": None, "lidar": None}).branches == ("radar",)
 
 
 def test_every_field_is_documented() -> None:

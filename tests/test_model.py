@@ -86,9 +86,8 @@ def test_no_sensor_at_all():
     run(make_model(), select_sensors(full, []), full)
 
 
-def test_sensors_absent_in_some_samples_only():
+def mixed_sensors(full: Batch) -> Batch:
     """Camera in the first sample, LiDAR in the second, nothing in the third."""
-    full = make_batch(3)
     assert full.cameras is not None and full.lidar is not None
     first, second = full.cameras.batch_index == 0, full.lidar.batch_index == 1
     cameras = dataclasses.replace(
@@ -100,11 +99,16 @@ def test_sensors_absent_in_some_samples_only():
         channels=full.cameras.channels[:6],
     )
     lidar = PointCloud(full.lidar.points[second], full.lidar.batch_index[second], torch.tensor([False, True, False]))
-    seen = dataclasses.replace(full, cameras=cameras, lidar=lidar, radar=None)
+    return dataclasses.replace(full, cameras=cameras, lidar=lidar, radar=None)
+
+
+def test_sensors_absent_in_some_samples_only():
+    full = make_batch(3)
+    seen = mixed_sensors(full)
     run(make_model(), seen, full)
     model = make_model().eval()
     together = model(seen)
-    alone = model(dataclasses.replace(make_batch(1), cameras=cameras, lidar=None, radar=None))
+    alone = model(dataclasses.replace(make_batch(1), cameras=seen.cameras, lidar=None, radar=None))
     torch.testing.assert_close(together["detection"].heatmap[:1], alone["detection"].heatmap, atol=1e-4, rtol=1e-4)
 
 
@@ -211,6 +215,20 @@ def test_bfloat16_forward_stays_near_float32():
         assert rough[name].item() == pytest.approx(value.item(), rel=0.05, abs=0.02), name
 
 
+def test_bfloat16_trains_on_samples_with_different_sensors():
+    """The gradients of bf16 autocast point where those of float32 do."""
+    grads = []
+    for rough in (False, True):
+        config = dataclasses.replace(TINY, planning=dataclasses.replace(TINY.planning, command_dropout=0.0))  # type: ignore[type-var]
+        model, full = make_model(config), make_batch(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=rough):
+            run(model, mixed_sensors(full), full)
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    exact, rough = (torch.cat([grad.flatten() for grad in of_type.values()]) for of_type in grads)
+    assert torch.cosine_similarity(exact, rough, dim=0) > 0.9
+
+
 def test_it_overfits_two_samples():
     torch.manual_seed(0)
     config = dataclasses.replace(TINY, planning=dataclasses.replace(TINY.planning, command_dropout=0.0))  # type: ignore[type-var]
@@ -246,13 +264,15 @@ def test_every_shipped_configuration_trains_for_two_steps(path):
     small["trunk"] = dataclasses.replace(config.trunk, channels=16, out_channels=16)
     config = dataclasses.replace(config, **small)
     model, batch = make_model(config), random_batch(config, 2, 300, 30, 6)
-    assert {name for name in SENSORS if getattr(model, name) is not None} <= set(config.data.sensors)
+    assert tuple(name for name in SENSORS if getattr(model, name) is not None) == config.branches
+    assert set(config.branches) <= set(config.data.sensors)
     optimizer = torch.optim.AdamW(model.parameters(), config.train.learning_rate)
     generator = torch.Generator().manual_seed(0)
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(2):
-        seen = drop_sensors(select_sensors(batch, config.data.sensors), config.train, generator)
+        seen = drop_sensors(select_sensors(batch, config.branches), config.train, generator)
         optimizer.zero_grad()
+        assert sum(seen.present[name] for name in config.branches).all(), "a sample without any sensor"  # type: ignore[union-attr]
         losses = model.losses(model(seen), batch)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()

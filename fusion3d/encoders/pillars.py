@@ -50,7 +50,7 @@ class PillarNet(nn.Module):
         values_PC = self.net(described_PF).float()
         mean_QC = ops.scatter(values_PC, pillar_P, len(cell_Q), "mean")
         map_NC = values_PC.new_zeros(num_cells, 2 * values_PC.shape[1])
-        map_NC = map_NC.index_copy(0, cell_Q, torch.cat([_largest(values_PC, count_Q), mean_QC], dim=1))
+        map_NC = map_NC.index_copy(0, cell_Q, torch.cat([largest(values_PC, count_Q), mean_QC], dim=1))
         return map_NC.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
 
     def describe(self, xyz_P3: Tensor, features_PF: Tensor, pillar_P: Tensor, num_pillars: int) -> Tensor:
@@ -62,7 +62,7 @@ class PillarNet(nn.Module):
         return torch.cat([features_PF, xyz_P3 / 10, offset_P3, steps_P2 - steps_P2.floor() - 0.5], dim=1)
 
 
-def _largest(values_PC: Tensor, count_Q: Tensor) -> Tensor:
+def largest(values_PC: Tensor, count_Q: Tensor) -> Tensor:
     """[Q, C] the largest values of consecutive runs of rows, ``count_Q`` long."""
     if not len(values_PC):
         return values_PC

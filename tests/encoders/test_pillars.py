@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fusion3d import ops
 from fusion3d.config import LidarConfig, RadarConfig
+from fusion3d.encoders import pillars
 from fusion3d.encoders import radar as radar_encoder
 from fusion3d.encoders.lidar import LidarEncoder
 from fusion3d.encoders.pillars import PillarNet
@@ -58,18 +60,34 @@ def test_map_is_maximum_and_mean_of_the_points_in_each_cell():
     assert 200 < seen < 300
 
 
-def test_gradient_of_the_reductions():
-    net = PillarNet(GRID, 1, 4).double()
-    xyz = torch.tensor([[2.2, -1.4, 0.5], [2.6, -1.8, 1.5], [-3.5, 0.5, 0.0]]).double()
-    features = torch.rand(3, 1, dtype=torch.float64, requires_grad=True)
-    torch.nn.init.normal_(net.net[0].weight, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+def test_gradient_of_the_largest_and_of_the_mean():
+    values = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    count, pillar = torch.tensor([2, 1, 3]), torch.tensor([0, 0, 1, 2, 2, 2])
+    assert torch.autograd.gradcheck(lambda v: pillars.largest(v, count), (values,))
+    assert torch.autograd.gradcheck(lambda v: ops.scatter(v, pillar, 3, "mean"), (values,))
 
-    def reduced(features):
-        told = net.describe(xyz, features, torch.tensor([0, 0, 1]), 2)
-        largest = torch.segment_reduce(net.net[0](told), "max", lengths=torch.tensor([2, 1]), unsafe=True)
-        return largest
 
-    assert torch.autograd.gradcheck(reduced, (features,))
+def test_gradient_through_the_network_is_that_of_each_cell_by_itself():
+    """Against plain maxima and means, cell by cell, with points that share a cell, lie alone and lie outside."""
+    torch.manual_seed(0)
+    net = PillarNet(GRID, 1, 8)
+    xyz = torch.rand(40, 3) * torch.tensor([3.0, 3.0, 1.0]) - torch.tensor([1.0, 1.0, 0.0])
+    xyz[0, 0] = 9.0
+    features, weight = torch.rand(40, 1, requires_grad=True), torch.randn(8, 8, 16)
+    (net(xyz, features, torch.zeros(40, dtype=torch.int64), 1)[0] * weight).sum().backward()
+    found = [features.grad, *(p.grad for p in net.parameters())]
+    features.grad = None
+    net.zero_grad()
+    cell, inside = GRID.cell_of(xyz)
+    total = torch.zeros(())
+    for number in cell[inside].unique():
+        mine = inside & (cell == number)
+        values = net.net(net.describe(xyz[mine], features[mine], torch.zeros(int(mine.sum()), dtype=torch.int64), 1))
+        total = total + (torch.cat([values.amax(0), values.mean(0)]) * weight.flatten(1)[:, number]).sum()
+    total.backward()
+    for ours, theirs in zip(found, [features.grad, *(p.grad for p in net.parameters())], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert features.grad is not None and features.grad.count_nonzero() == inside.sum() == 39
 
 
 def test_order_of_points_does_not_matter():
@@ -108,6 +126,8 @@ def test_absent_samples_do_not_touch_the_others_even_in_training():
 def test_pillars_that_do_not_divide_the_grid():
     with pytest.raises(ConfigError, match="power of two"):
         LidarEncoder(LidarConfig(pillar=0.3), GRID)
+    with pytest.raises(ConfigError, match="an even number, found 7"):
+        PillarNet(GRID, 1, 7)
 
 
 def test_radar_states_become_bits():
