@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusion3d.config import CameraConfig, Config
+from fusion3d.config import CameraConfig, Config, from_dict
+from fusion3d.encoders.resnet import ResNet
 from fusion3d.engine import checkpoint as module
 from fusion3d.engine.checkpoint import (
     Position,
@@ -16,12 +17,14 @@ from fusion3d.engine.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_config_of,
+    load_model,
     load_state,
     load_weights,
     save_checkpoint,
 )
 from fusion3d.errors import CheckpointError, Fusion3DError
 from fusion3d.files import whole_folder, write_json, write_whole
+from fusion3d.model import build_model
 
 WEIGHTS = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
 
@@ -103,7 +106,36 @@ def test_damaged_files_are_named(tmp_path, name, damage):
         load_config_of(folder)
         load_state(folder)
         load_weights(torch.nn.Linear(3, 2), folder / "model.safetensors", Config())
-    assert str(folder) in str(error.value) or "no checkpoint in" in str(error.value)
+    if (name, damage) == ("config.json", "missing"):  # then it is no checkpoint at all
+        file = folder
+    assert str(file) in str(error.value)
+
+
+def test_a_checkpoint_does_not_need_the_backbones_file(tmp_path):
+    backbone = tmp_path / "resnet.pt"
+    torch.save(ResNet(18, 4).state_dict(), backbone)
+    config = from_dict(
+        {
+            "data": {"image_size": [64, 64]},
+            "grid": {"x": [-6.4, 6.4], "y": [-6.4, 6.4], "resolution": 0.8},
+            "camera": {
+                "backbone": {"depth": 18, "width": 4, "weights": str(backbone)},
+                "fpn_channels": 8, "channels": 8, "depth": [1, 9, 1],
+            },
+            "lidar": None, "radar": None, "planning": None,
+            "fusion": {"channels": 8}, "trunk": {"channels": 8, "blocks": [1], "out_channels": 8},
+        }
+    )  # fmt: skip
+    model = build_model(config)
+    assert model.camera is not None
+    name, weight = next(iter(torch.load(backbone, weights_only=True).items()))
+    assert torch.equal(model.camera.encoder.backbone.state_dict()[name], weight), "a fresh start reads the file"
+    folder = save_checkpoint(checkpoint_folder(tmp_path, 1), config, model.state_dict(), Position(1))
+    backbone.unlink()
+    loaded, _ = load_model(folder)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"resnet\.pt"):
+        build_model(config)
 
 
 def test_optimizer_state_with_code_in_it_is_not_run(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,14 +18,20 @@ import torch
 from safetensors.torch import load_file
 
 from fusion3d.config import load_config
+from fusion3d.engine import evaluate as module
 from fusion3d.engine.checkpoint import list_checkpoints, load_model
 from fusion3d.engine.evaluate import COLUMNS, PLAN_COLUMNS, evaluate, format_table
 from fusion3d.engine.evaluate import main as evaluate_main
-from fusion3d.engine.inference import choose_subsets, sensor_subsets
+from fusion3d.engine.inference import choose_subsets, run_split, sensor_subsets
 from fusion3d.engine.log import read_log
 from fusion3d.engine.predict import main as predict_main
+from fusion3d.engine.split import open_split
+from fusion3d.engine.train import main as train_main
 from fusion3d.engine.train import train
 from fusion3d.errors import CheckpointError, ConfigError, DataError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import run_ranks
 
 ROOT = Path(__file__).parents[2]
 SMALL = """
@@ -59,8 +66,12 @@ def whole_run(config_file, tmp_path_factory) -> Path:
     return run
 
 
+def training_command(config: Path, run: Path) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "train.py"), str(config), "--run-dir", str(run), "--device", "cpu"]
+
+
 def start(config: Path, run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fusion3d.engine.train", str(config), "--run", str(run), "--device", "cpu"]
+    command = training_command(config, run)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     # Its own session, so that its loader processes can be killed with it.
     return subprocess.Popen(
@@ -103,6 +114,41 @@ def test_a_finished_run_is_left_as_it_is(whole_run, config_file):
         train(load_config(config_file), whole_run, resume=False)
 
 
+@pytest.mark.slow
+def test_two_processes_train_the_real_model_and_go_on_after_a_stop(config_file, tmp_path):
+    """Sensors drop at random on each rank; the run that goes on from the second step ends as the whole one."""
+    config, whole, part = tmp_path / "two.yaml", tmp_path / "whole", tmp_path / "part"
+    config.write_text(config_file.read_text().replace("epochs: 2", "epochs: 1, drop_sensor: 0.5, accumulate: 1"))
+    config.write_text(config.read_text().replace("checkpoint_every: 2", "checkpoint_every: 1"))
+    ranks = run_ranks(training_command(config, whole))
+    assert [status for status, _ in ranks] == [0, 0], ranks
+    assert [path.name for path in list_checkpoints(whole)] == ["step-00000002", "step-00000003"]
+    shutil.copytree(whole, part)
+    shutil.rmtree(part / "checkpoints" / "step-00000003")
+    ranks = run_ranks(training_command(config, part))
+    assert [status for status, _ in ranks] == [0, 0], ranks
+    assert "resumed from" in ranks[0][1] and "step 3/3" in ranks[0][1]
+    expected, found = (load_file(run / "checkpoints" / "step-00000003" / "model.safetensors") for run in (whole, part))
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    with pytest.raises(CheckpointError, match="on 12 samples by 2 processes, here are 12 samples and 1 processes"):
+        train(load_config(config), part, device="cpu")
+
+
+def test_training_wants_its_configuration_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"expected the configuration file first, found '--train.epochs'"):
+        train_main(["--train.epochs", "3"])
+    with pytest.raises(ConfigError, match=r"cannot read the configuration nowhere\.yaml"):
+        train_main(["nowhere.yaml", "--train.epochs", "3"])
+
+
+def test_no_augmentation_leaves_training_samples_as_they_are(config_file):
+    config = load_config(config_file)
+    plain = dataclasses.replace(config, augment=None)
+    turned, still = (open_split(c, c.data.train_split, training=True)[0, 0] for c in (config, plain))
+    assert not torch.equal(turned.aug_from_ego, torch.eye(4)) and torch.equal(still.aug_from_ego, torch.eye(4))
+
+
 def test_every_subset_from_one_checkpoint(whole_run, tmp_path, capsys):
     assert evaluate_main(["--checkpoint", str(whole_run), "--out", str(tmp_path), "--data.workers", "0"]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -129,8 +175,19 @@ def test_every_subset_from_one_checkpoint(whole_run, tmp_path, capsys):
     assert all(f"\n{name} " in out for name in SUBSETS)
 
 
-def test_the_same_numbers_again_and_by_name(whole_run, tmp_path):
+def test_the_same_numbers_again_and_by_name(whole_run, tmp_path, monkeypatch):
     config = load_model(whole_run)[1]
+    outputs, left = [], []
+    monkeypatch.setattr(module, "run_split", lambda *args: outputs.append(run_split(*args)) or outputs[-1])
+    score = module.score_detections
+
+    def scored(*args):
+        left.append([bool(subset.boxes) for subset in outputs[-1].subsets.values()])
+        return score(*args)
+
+    monkeypatch.setattr(module, "score_detections", scored)
+    evaluate(whole_run, config, tmp_path / "c", ["camera+radar", "camera"])
+    assert left == [[False, True], [False, False]], "boxes that were scored are kept"
     first = evaluate(whole_run, config, tmp_path / "a", ["radar+camera"])
     second = evaluate(whole_run, config, tmp_path / "b", ["camera+radar"])
     assert list(first["subsets"]) == ["camera+radar"]
@@ -141,6 +198,7 @@ def test_the_same_numbers_again_and_by_name(whole_run, tmp_path):
 def test_subsets_of_what_the_checkpoint_has(config_file):
     config = load_config(config_file)
     assert tuple(sensor_subsets(config)) == SUBSETS
+    assert tuple(choose_subsets(config, ["radar+camera", "lidar", "camera"])) == ("camera", "lidar", "camera+radar")
     no_radar = load_config(config_file, ["--data.sensors", "camera", "lidar"])
     assert tuple(sensor_subsets(no_radar)) == ("camera", "lidar", "camera+lidar")
     with pytest.raises(ConfigError, match=r"no sensor subset 'radar'.*possible: camera, lidar, camera\+lidar"):

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusion3d.config import Config, DataConfig, TrainConfig
+from fusion3d.engine.distributed import processes
+from fusion3d.engine.log import RunLog
+from fusion3d.engine.train import Trainer
 from fusion3d.types import Batch, BEVGrid, Sample, Trajectory
 
 
@@ -66,6 +74,45 @@ class TinyModel(nn.Module):
         assert batch.future is not None
         error = outputs["planning"] - batch.future.position[:, 0]
         return {"plan": error.pow(2).mean(), "size": 0.01 * outputs["planning"].pow(2).mean()}
+
+
+def train_tiny(out: str | Path, model: TinyModel, size: int, **settings: Any) -> None:
+    """Train in this process, which may be one of several; the weights go to ``rank<number>.pt``."""
+    with processes("cpu") as where:
+        trainer = Trainer(tiny_config(**settings), model, TinyData(size), Path(out), where)
+        with RunLog(Path(out), active=where.first) as log:
+            trainer.run(log)
+        torch.save(dict(trainer.model.named_parameters()), Path(out, f"rank{where.rank}.pt"))
+
+
+def run_ranks(command: list[str], world: int = 2) -> list[tuple[int, str]]:
+    """Run a command as ``world`` processes that find each other, as torchrun does: exit status and output of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            command,
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        told = [worker.communicate(timeout=240)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [(worker.returncode, text) for worker, text in zip(workers, told, strict=True)]
+
+
+def python(code: str) -> list[str]:
+    """The command that runs a piece of code."""
+    return [sys.executable, "-c", code]
 
 
 def with_train(config: Config, **changes: Any) -> Config:
