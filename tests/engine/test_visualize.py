@@ -12,6 +12,7 @@ from PIL import Image
 
 from fusion3d.config import Config, from_dict
 from fusion3d.data.dataset import NuScenesDataset
+from fusion3d.engine import visualize as visualize_module
 from fusion3d.engine.checkpoint import Position, save_checkpoint
 from fusion3d.engine.inference import run_split
 from fusion3d.engine.visualize import IMAGE_SIZE, choose, look, main, restrict, visualize
@@ -137,6 +138,12 @@ def test_what_is_not_there_is_named(config, dataset, tmp_path):
     scene = dataset[0].scene
     with pytest.raises(Fusion3DError, match="use --out"):
         main([*arguments(config), "--scene", scene, "--save", str(tmp_path / "a.png")])
+
+
+def test_a_scenes_name_cannot_lead_out_of_the_folder(dataset):
+    sample = dataclasses.replace(dataset[0], scene="../../a b/.c:é")
+    assert visualize_module._file_name(sample, 7, "scene") == "_a_b_c_-0007-3d.png"
+    assert visualize_module._file_name(dataset[0], 7, "pictures") == f"{dataset[0].scene}-0007.png"
 
 
 def test_a_window_without_display_says_how_to_save(config, monkeypatch):

@@ -153,7 +153,7 @@ def test_nothing_found_scores_zero_and_a_missing_sample_is_an_error():
 
 def test_without_the_devkit_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nuscenes.eval.common", None)
-    with pytest.raises(Fusion3DError, match=r"pip install --no-deps nuscenes-devkit==1\.2\.0 && pip install .fusion3d\[eval\]"):
+    with pytest.raises(Fusion3DError, match=r"--no-deps nuscenes-devkit==1\.2\.0 && pip install .fusion3d\[eval\]"):
         score_detections(sample_with([]), {"a": []})
 
 

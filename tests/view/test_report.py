@@ -139,7 +139,7 @@ def test_values_are_escaped(tmp_path, picture):
     metrics["subsets"]["camera"]["AP"][evil] = 0.5
     metrics["planning"][evil] = metrics["planning"]["model"]
     metrics["seconds"][evil] = 1.0
-    metrics["protocol"] = evil
+    metrics["protocol"] = metrics["num_samples"] = evil
     html, page = page_of(
         tmp_path, metrics=metrics, curves=[{"step": 1, f"loss/{evil}": 1.0}], pictures=[(evil, picture)],
         config_text=evil, environment={evil: evil}, title=evil, summary=evil,

@@ -1,5 +1,7 @@
 """The 3-D scene: its arrays by hand, its rendering by the pixels."""
 
+import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -100,6 +102,21 @@ def test_a_crash_of_the_renderer_is_an_error_with_its_remedy(sample, tmp_path, m
     with pytest.raises(Fusion3DError, match=r"status -11.*apt-get install -y libusb"):
         scene.save(scene.build_scene(sample), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named(sample, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scene.np, "savez", full)
+    with pytest.raises(Fusion3DError, match=r"cannot write .*scene\.npz: No space left on device; check free space"):
+        scene.save(scene.build_scene(sample), tmp_path / "a.png")
+
+
+def test_the_car_stands_around_its_rear_axle(sample):
+    corners = scene.build_scene(dataclasses.replace(sample, lidar=None, radar=None)).triangles[:12].reshape(-1, 3)
+    low, high = [1.39 - 4.084 / 2, -1.73 / 2, 0], [1.39 + 4.084 / 2, 1.73 / 2, 1.562]
+    np.testing.assert_allclose([corners.min(0), corners.max(0)], [low, high], atol=1e-5)
 
 
 def test_a_renderer_without_open3d_or_end_is_an_error(sample, tmp_path, monkeypatch):
