@@ -121,14 +121,13 @@ class BuildKernels(build_ext):
         """Compile and link."""
         torch = torch_folder()
         assert torch is not None
-        cuda = Cuda()
-        if cuda.nvcc:
-            try:
+        try:
+            if (cuda := Cuda()).nvcc:
                 return self.build_library(ext, torch, cuda)
-            except RuntimeError as error:
-                if os.environ.get("FUSION3D_CUDA") == "1":
-                    raise
-                warn(f"the CUDA kernels could not be compiled and are left out:\n{error}")
+        except (RuntimeError, OSError) as error:  # an nvcc that is too old, or does not even run
+            if os.environ.get("FUSION3D_CUDA") == "1":
+                raise
+            warn(f"the CUDA kernels could not be compiled and are left out:\n{error}")
         self.build_library(ext, torch, None)
 
     def build_library(self, ext: Extension, torch: Path, cuda: Cuda | None) -> None:

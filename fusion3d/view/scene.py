@@ -6,6 +6,7 @@ graphics driver that is missing or broken ends its process instead of raising an
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -271,10 +272,9 @@ def _import_open3d() -> Any:
     if importlib.util.find_spec("open3d") is None:
         raise Fusion3DError(f"the 3-D view needs Open3D, which is not installed: {_REMEDY}")
     try:
-        import open3d
+        return importlib.import_module("open3d")  # no statement: types are checked where it is not installed too
     except (ImportError, OSError) as error:
         raise Fusion3DError(f"Open3D cannot be loaded ({error}): {_REMEDY}") from error
-    return open3d
 
 
 def _geometries(o3d: Any, scene: Scene) -> list[tuple[str, Any, str]]:

