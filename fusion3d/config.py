@@ -102,6 +102,8 @@ class CameraConfig:
     """First edge, last edge and step of the depth bins [m]."""
     depth_loss: float = 1.0
     """Weight of the depth loss (supervised by LiDAR where a sample has it)."""
+    image_loss: float = 0.0
+    """Weight of a loss on the class that each image cell shows, which teaches the features directly; 0: none."""
 
 
 @dataclass(frozen=True)

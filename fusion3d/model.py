@@ -22,27 +22,45 @@ from fusion3d.encoders.radar import RadarEncoder
 from fusion3d.encoders.resnet import load_weights
 from fusion3d.errors import ConfigError
 from fusion3d.heads.detection import DetectionHead
+from fusion3d.heads.image import ImageClasses
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.heads.sensors import SensorHeatmaps
 from fusion3d.types import Batch, Predictions
 
 
 class CameraBranch(nn.Module):
-    """Images to a bird's-eye map, and the depth it was lifted with."""
+    """Images to a bird's-eye map, and what can be asked of the images themselves."""
 
-    def __init__(self, encoder: CameraEncoder, lift: LiftSplat, depth_weight: float) -> None:
+    def __init__(
+        self, encoder: CameraEncoder, lift: LiftSplat, depth_weight: float, classes: ImageClasses | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.lift = lift
-        self.depth_weight = depth_weight
         self.channels = lift.channels
+        self.depth_weight = depth_weight
+        self.classes = classes
 
-    def forward(self, batch: Batch) -> tuple[Tensor | None, DepthOutput | None]:
-        """[B, C, Y, X] and the depth logits; None where the batch has no image."""
-        if batch.cameras is None or not len(batch.cameras.images):
-            return None, None
-        features = self.encoder(batch.cameras)
-        return self.lift(features, batch.cameras, len(batch)), DepthOutput(features.depth, batch.cameras)
+    def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Any]]:
+        """[B, C, Y, X], and "depth" (DepthOutput) and, in training, "image" (ImageOutput); nothing without images."""
+        cameras = batch.cameras
+        if cameras is None or not len(cameras.images):
+            return None, {}
+        features = self.encoder(cameras)
+        outputs: dict[str, Any] = {"depth": DepthOutput(features.depth, cameras)}
+        if self.training and self.classes is not None:
+            outputs["image"] = self.classes(features.context, cameras)
+        return self.lift(features, cameras, len(batch)), outputs
+
+    def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
+        """Weighted terms of the outputs that are there."""
+        terms: dict[str, Tensor] = {}
+        if "depth" in outputs:
+            depth = depth_loss(outputs["depth"], batch.lidar, self.lift.bins, self.lift.stride)
+            terms["depth"] = self.depth_weight * depth
+        if self.classes is not None and "image" in outputs:
+            terms |= self.classes.losses(outputs["image"], batch)
+        return terms
 
 
 class Fusion3D(nn.Module):
@@ -76,14 +94,13 @@ class Fusion3D(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Any]:
         """Raw outputs, those there are.
 
-        "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput); in training "sensors" too.
+        "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput); "sensors" and "image" in training.
         """
         outputs: dict[str, Any] = {}
         maps: dict[str, Tensor | None] = {}
         if self.camera is not None:
-            maps["camera"], depth = self.camera(batch)
-            if depth is not None:
-                outputs["depth"] = depth
+            maps["camera"], of_images = self.camera(batch)
+            outputs |= of_images
         if self.lidar is not None:
             maps["lidar"] = None if batch.lidar is None else self.lidar(batch.lidar)
         if self.radar is not None:
@@ -114,11 +131,8 @@ class Fusion3D(nn.Module):
             terms |= self.planning.losses(outputs["planning"], batch)
         if self.sensors is not None and "sensors" in outputs:
             terms |= self.sensors.losses(outputs["sensors"], batch)
-        if self.camera is not None and "depth" in outputs:
-            lift = self.camera.lift
-            terms["depth"] = self.camera.depth_weight * depth_loss(
-                outputs["depth"], batch.lidar, lift.bins, lift.stride
-            )
+        if self.camera is not None:
+            terms |= self.camera.losses(outputs, batch)
         return terms
 
     def decode(self, outputs: dict[str, Any], batch: Batch) -> Predictions:
@@ -147,10 +161,14 @@ def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
         if min(config.data.image_size) < 64:
             raise ConfigError(f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}")
         bins = DepthBins(*config.camera.depth)
+        classes = None
+        if config.camera.image_loss > 0:
+            classes = ImageClasses(config.camera.channels, config.camera.stride, config.camera.image_loss)
         camera = CameraBranch(
             CameraEncoder(config.camera, len(bins)),
             LiftSplat(bins, grid, config.camera.stride, config.camera.channels),
             config.camera.depth_loss,
+            classes,
         )
         if pretrained and config.camera.backbone.weights:
             load_weights(camera.encoder.backbone, config.camera.backbone.weights)

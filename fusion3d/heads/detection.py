@@ -135,17 +135,21 @@ def prior_bias_(layer: nn.Module) -> None:
     nn.init.constant_(layer.bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
 
 
-def heatmap_loss(logits_BKYX: Tensor, targets: DetectionTargets, annotated_B: Tensor) -> Tensor:
-    """Gaussian focal loss (CornerNet, Law and Deng, 2018), per object.
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Gaussian focal loss (CornerNet, Law and Deng, 2018), element by element.
 
-    Every cell is pushed down with weight (1 - target)^4 p^2, every centre up with (1 - p)^2. Written with logits, so
-    nothing is clamped. Samples that are not annotated do not count.
+    Every element is pushed down with weight (1 - target)^4 p^2; where the target is 1, up with (1 - p)^2. Written with
+    logits, so nothing is clamped.
     """
-    p, log_p, log_not_p = logits_BKYX.sigmoid(), F.logsigmoid(logits_BKYX), F.logsigmoid(-logits_BKYX)
-    center = targets.heatmap == 1
-    positive = -((1 - p) ** 2) * log_p
-    negative = -((1 - targets.heatmap) ** 4) * p**2 * log_not_p
-    loss_B = torch.where(center, positive, negative).flatten(1).sum(1)
+    p, minus_log_not_p = logits.sigmoid(), F.softplus(logits)
+    down = (1 - target) ** 4 * p**2 * minus_log_not_p
+    up = (1 - p) ** 2 * (minus_log_not_p - logits)
+    return torch.where(target == 1, up, down)
+
+
+def heatmap_loss(logits_BKYX: Tensor, targets: DetectionTargets, annotated_B: Tensor) -> Tensor:
+    """Focal loss of the heatmaps, per object. Samples that are not annotated do not count."""
+    loss_B = focal_loss(logits_BKYX, targets.heatmap).flatten(1).sum(1)
     return (loss_B * annotated_B).sum() / max(len(targets.cell), 1)
 
 
