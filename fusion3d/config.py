@@ -302,7 +302,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda value: 0 <= value < math.inf,
         "0 or more",
     ),
-    ("grid.resolution lidar.pillar train.learning_rate train.clip_norm", lambda value: value > 0, "more than 0"),
+    ("lidar.pillar train.learning_rate train.clip_norm", lambda value: value > 0, "more than 0"),
     (
         "detection.score_threshold planning.command_dropout train.warmup train.ema train.drop_sensor train.drop_camera "
         "train.drop_radar",
@@ -311,7 +311,6 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("lidar.channels radar.channels", lambda value: value > 0 and value % 2 == 0, "an even number, half for maxima"),
     ("planning.channels", lambda value: value > 0 and value % 4 == 0, "a multiple of 4, for its attention heads"),
-    ("grid.x grid.y grid.z", lambda value: -math.inf < value[0] < value[1] < math.inf, "first edge < last edge"),
     ("augment.image_scale", lambda value: -1 < value[0] <= value[1] < math.inf, "-1 < low <= high"),
     ("augment.bev_scale", lambda value: 0 < value[0] <= value[1] < math.inf, "0 < low <= high"),
     ("trunk.blocks", lambda value: len(value) > 0 and min(value) > 0, "at least one block at each of the scales"),
@@ -331,8 +330,6 @@ def check(config: Config, source: str = "configuration") -> Config:
                 value = None if value is None else getattr(value, name)
             if value is not None and not holds(value):
                 raise ConfigError(f"{source}: {key}: expected {expected}, found {value!r}")
-    if min(config.grid.shape) < 1:
-        raise ConfigError(f"{source}: grid.resolution: {config.grid.resolution} m is larger than the grid; take less")
     return config
 
 
@@ -362,7 +359,11 @@ def _build(schema: type[T], values: Any, path: str) -> T:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
             raise ConfigError(f"{path}: unknown key {key!r}; did you mean {near[0]!r}? known: {', '.join(hints)}")
-    return schema(**{key: _coerce(hints[key], value, f"{path}: {key}") for key, value in values.items()})
+    built = {key: _coerce(hints[key], value, f"{path}: {key}") for key, value in values.items()}
+    try:
+        return schema(**built)
+    except ConfigError as error:  # of a section that checks itself and names itself, as the grid does
+        raise ConfigError(f"{path.rpartition(': ')[0]}: {error}") from error
 
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:

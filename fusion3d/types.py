@@ -15,12 +15,15 @@ Absent is absent: a sensor that is not there is ``None`` (or has no row); a sens
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from fusion3d.errors import ConfigError
 
 DETECTION_CLASSES = (
     "car", "truck", "bus", "trailer", "construction_vehicle",
@@ -68,6 +71,23 @@ class BEVGrid:
     y: tuple[float, float] = (-54.0, 54.0)  # [m]
     z: tuple[float, float] = (-5.0, 3.0)  # [m] what is above or below is not seen
     resolution: float = 0.6  # [m] side of a cell
+
+    def __post_init__(self) -> None:
+        """ConfigError where edges are not in order, or x and y are not whole numbers of cells long."""
+        for name, (first, last) in (("x", self.x), ("y", self.y), ("z", self.z)):
+            if not -math.inf < first < last < math.inf:
+                raise ConfigError(f"grid.{name}: expected first edge < last edge, found {(first, last)}")
+        if not 0 < self.resolution < math.inf:
+            raise ConfigError(f"grid.resolution: expected more than 0, found {self.resolution}")
+        for name, (first, last) in (("x", self.x), ("y", self.y)):
+            cells = (last - first) / self.resolution
+            if round(cells) < 1:
+                raise ConfigError(f"grid.resolution: {self.resolution} m is larger than the grid; take less")
+            if abs(cells - round(cells)) > 1e-4:
+                raise ConfigError(
+                    f"grid.{name}: expected a whole number of cells of {self.resolution} m, found {cells:.3f} of them "
+                    f"from {first} to {last}; move an edge or change grid.resolution"
+                )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -20,13 +20,13 @@ def test_defaults_survive_a_round_trip() -> None:
 
 def test_yaml_and_overrides(tmp_path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("camera: null\ntrain: {epochs: 3, learning_rate: 1}\ngrid: {x: [-10, 10]}\n")
+    path.write_text("camera: null\ntrain: {epochs: 3, learning_rate: 1}\ngrid: {x: [-12, 12]}\n")
     config = load_config(path, ["--train.epochs", "5", "--data.cameras", "CAM_FRONT", "CAM_BACK"])
     assert config.camera is None
     assert config.train.learning_rate == 1.0 and isinstance(config.train.learning_rate, float)
     assert differences(config) == {
         "data.cameras": ("CAM_FRONT", "CAM_BACK"),
-        "grid.x": (-10.0, 10.0),
+        "grid.x": (-12.0, 12.0),
         "camera": None,
         "train.epochs": 5,
         "train.learning_rate": 1.0,
@@ -77,6 +77,7 @@ def test_only_a_shipped_name_is_looked_up_beside_the_package(tmp_path, monkeypat
         ("train.warmup", 2, "0 to 1"),
         ("train.learning_rate", float("nan"), "more than 0"),
         ("grid.resolution", 0, "more than 0"),
+        ("grid.resolution", float("nan"), "more than 0"),
         ("grid.resolution", 500, "larger than the grid"),
         ("lidar.channels", 7, "even number"),
         ("radar.channels", 0, "even number"),

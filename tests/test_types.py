@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusion3d.config import from_dict
+from fusion3d.errors import ConfigError
 from fusion3d.types import BEVGrid, Boxes, to_device
 
 
@@ -17,6 +23,26 @@ def test_grid_cells_by_floor() -> None:
     assert inside.tolist() == [True, False, True, False, False]
     assert cell.tolist() == [0, 0, 23, 0, 0]
     assert not grid.cell_of(torch.full((1, 3), torch.nan))[1].any()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"x": (54.0, -54.0)}, "grid.x: expected first edge < last edge"),
+        ({"z": (1.0, 1.0)}, "grid.z: expected first edge < last edge"),
+        ({"y": (0.0, math.inf)}, "grid.y: expected first edge < last edge"),
+        ({"resolution": 0.0}, "grid.resolution: expected more than 0"),
+        ({"resolution": math.nan}, "grid.resolution: expected more than 0"),
+        ({"resolution": 300.0}, "grid.resolution: 300.0 m is larger than the grid"),
+        ({"resolution": 0.7}, "grid.x: expected a whole number of cells of 0.7 m, found 154.286"),
+        ({"y": (-54.0, 53.9)}, "grid.y: expected a whole number of cells"),
+    ],
+)
+def test_a_grid_that_cannot_be(values, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        BEVGrid(**values)
+    with pytest.raises(ConfigError, match=re.escape(f"run.yaml: {words}")):
+        from_dict({"grid": {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}}, "run.yaml")
 
 
 @given(st.integers(0, 3), st.integers(0, 5))
