@@ -23,6 +23,10 @@ def select_sensors(batch: Batch, sensors: Iterable[str]) -> Batch:
         sensors: kinds ("camera", "lidar", "radar") and single channels ("CAM_FRONT", "RADAR_FRONT",
             "LIDAR_TOP").
 
+    Returns:
+        The batch. A sample whose chosen cameras are all absent has no camera any more. With chosen radars it still
+        counts as having radar: a batch does not know which of them there were, and one that saw nothing is there.
+
     Raises:
         ValueError: an unknown name.
     """

@@ -117,6 +117,10 @@ def test_selecting_channels():
     assert chosen.cameras.channels == ("CAM_BACK",) * 3 and chosen.cameras.batch_index.tolist() == [0, 1, 2]
     assert set(chosen.radar.points[:, 10].tolist()) == {0.0} and chosen.lidar is batch.lidar
     assert select_sensors(batch, ["lidar"]).cameras is None
+    mixed = collate([make_sample(0, cameras=[0, 3], radars=[0]), make_sample(1, cameras=[0], radars=[1])])
+    chosen = select_sensors(mixed, [CAMERAS[3], RADARS[1]])
+    assert chosen.present["camera"].tolist() == [True, False], "known by image"
+    assert chosen.present["radar"].tolist() == [True, True], "not known by radar: none there, or none that saw anything"
     with pytest.raises(ValueError, match=r"unknown sensors .*sonar"):
         select_sensors(batch, ["sonar"])
 
