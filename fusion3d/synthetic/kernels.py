@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -54,7 +54,7 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
         folder, usual = str(kernel_folder()), numba.config.CACHE_DIR  # type: ignore[attr-defined]
         numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]  # read when the decorator is applied
         try:
-            return numba.njit(cache=True, **options)(function)
+            return cast(Function, numba.njit(cache=True, **options)(function))
         finally:
             numba.config.CACHE_DIR = usual  # type: ignore[attr-defined]
 

@@ -26,7 +26,7 @@ def check_motion(tables: Tables) -> list[Finding]:
     change = later / seconds[1][:, None] - earlier / seconds[0][:, None]
     force = np.linalg.norm(change[:, :2], axis=1) / seconds.mean(0)
     jumps, worst = int((force > _HARDEST).sum()), int(force.argmax())
-    instance = tables.instance_token[tables.box_instance[here[worst]]].decode()
+    instance = bytes(tables.instance_token[tables.box_instance[here[worst]]]).decode()
     detail = (
         f"{jumps} of {len(here)} boxes jump (limit {_JUMPS:.1%}); the hardest change is {force[worst]:.1f} m/s2 "
         f"(limit {_HARDEST:g}), of instance {instance}"
