@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from fusion3d.synthetic.kernels import kernel
 from fusion3d.synthetic.rays import MISS, ROUND, X_FACE, hit_box, hit_cylinder, seed_of
 from fusion3d.synthetic.rig import RIG, mount_of
 from fusion3d.synthetic.scene import BOX, MATERIALS, SIM_STEP, Scene
@@ -149,7 +149,7 @@ def _echoes(stage: Stage, time: float, global_from_sensor: np.ndarray, rng: np.r
     )
 
 
-@njit(cache=True)
+@kernel()
 def _cross(kind, center, half, yaw, keeps, heading, azimuths, reach):
     """All crossings of the beams with the bodies, near to far, until a beam has lost its power.
 
