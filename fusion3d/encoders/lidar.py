@@ -21,8 +21,8 @@ class LidarEncoder(nn.Module):
 
     def __init__(self, config: LidarConfig, grid: BEVGrid) -> None:
         super().__init__()
+        halvings = self._halvings(config.pillar, grid.resolution)
         fine = dataclasses.replace(grid, resolution=config.pillar)
-        halvings = self._halvings(fine, grid)
         self.pillars = PillarNet(fine, 2, config.channels)
         self.down = nn.Sequential(
             *[conv_block(config.channels, config.channels, stride=2) for _ in range(halvings)],
@@ -31,16 +31,14 @@ class LidarEncoder(nn.Module):
         self.channels = config.channels
 
     @staticmethod
-    def _halvings(fine: BEVGrid, grid: BEVGrid) -> int:
+    def _halvings(pillar: float, resolution: float) -> int:
         """How often the pillar grid is halved to become the shared grid."""
         for halvings in range(8):
-            side = fine.resolution * 2**halvings
-            same_shape = fine.shape == tuple(count * 2**halvings for count in grid.shape)
-            if abs(side - grid.resolution) < 1e-6 * grid.resolution and same_shape:
+            if abs(pillar * 2**halvings - resolution) < 1e-6 * resolution:
                 return halvings
         raise ConfigError(
-            f"lidar.pillar: {fine.resolution} m does not divide grid.resolution {grid.resolution} m by a power of two "
-            f"(grid of {grid.shape} cells); use {grid.resolution / 2:g} or {grid.resolution / 4:g}"
+            f"lidar.pillar: {pillar} m does not divide grid.resolution {resolution} m by a power of two; "
+            f"use {resolution / 2:g} or {resolution / 4:g}"
         )
 
     def forward(self, cloud: PointCloud) -> Tensor | None:
