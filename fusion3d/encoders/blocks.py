@@ -21,6 +21,22 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(1, channels)
 
 
+class Subsampled1x1(nn.Conv2d):
+    """A strided 1x1 convolution without bias, as an unstrided one of every ``step``-th row and column.
+
+    The same numbers and the same weights. oneDNN's strided one (torch 2.13, CPU) writes out of bounds in its backward
+    pass for few channels in channels-last order.
+    """
+
+    def __init__(self, inputs: int, outputs: int, step: int) -> None:
+        super().__init__(inputs, outputs, 1, bias=False)
+        self.step = step
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, outputs, ceil(H / step), ceil(W / step)]."""
+        return super().forward(x_BCHW[..., :: self.step, :: self.step])
+
+
 def conv_block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm: Norm = "batch") -> nn.Sequential:
     """Convolution, normalisation, ReLU; the size shrinks by ``stride`` (rounded up)."""
     return nn.Sequential(
@@ -59,7 +75,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = (
             nn.Identity()
             if inputs == outputs and stride == 1
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(norm, outputs))
+            else nn.Sequential(Subsampled1x1(inputs, outputs, stride), make_norm(norm, outputs))
         )
         self.relu = nn.ReLU(inplace=True)
 
