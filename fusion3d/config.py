@@ -185,22 +185,6 @@ class PlanningConfig:
 
 
 @dataclass(frozen=True)
-class DropConfig:
-    """Random losses of sensors, so that one model serves every subset: probabilities, each for itself."""
-
-    camera: float = 0.25
-    """That a sample loses all its cameras; it never loses the last kind of sensor that it has."""
-    lidar: float = 0.25
-    """That it loses its LiDAR."""
-    radar: float = 0.25
-    """That it loses all its radars."""
-    one_camera: float = 0.1
-    """That a single camera is lost, never the last."""
-    one_radar: float = 0.1
-    """That a single radar is lost, never the last."""
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """The optimisation."""
 
@@ -222,8 +206,12 @@ class TrainConfig:
     """Decay of the averaged weights that are evaluated; 0 switches them off."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type of the forward pass."""
-    drop: DropConfig = field(default_factory=DropConfig)
-    """What a training sample loses at random."""
+    drop_sensor: float = 0.25
+    """Probability that a training sample loses each kind of sensor (never all of those it has)."""
+    drop_camera: float = 0.1
+    """Probability that a single camera is lost."""
+    drop_radar: float = 0.1
+    """Probability that a single radar is lost."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is always written at the end."""
     log_every: int = 20
@@ -316,8 +304,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("lidar.pillar train.learning_rate train.clip_norm", lambda value: value > 0, "more than 0"),
     (
-        "detection.score_threshold planning.command_dropout train.warmup train.ema train.drop.camera train.drop.lidar "
-        "train.drop.radar train.drop.one_camera train.drop.one_radar",
+        "detection.score_threshold planning.command_dropout train.warmup train.ema train.drop_sensor train.drop_camera "
+        "train.drop_radar",
         lambda value: 0 <= value <= 1,
         "0 to 1",
     ),

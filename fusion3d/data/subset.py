@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fusion3d.config import DropConfig
+from fusion3d.config import TrainConfig
 from fusion3d.data.tables import REFERENCE_CHANNEL
 from fusion3d.types import CAMERAS, RADAR_FIELDS, RADARS, SENSORS, Batch, Cameras, PointCloud
 
@@ -48,12 +48,12 @@ def select_sensors(batch: Batch, sensors: Iterable[str]) -> Batch:
     return dataclasses.replace(batch, cameras=cameras, lidar=lidar, radar=radar)
 
 
-def drop_sensors(batch: Batch, config: DropConfig, generator: torch.Generator) -> Batch:
+def drop_sensors(batch: Batch, config: TrainConfig, generator: torch.Generator) -> Batch:
     """The batch after random losses, for training one model for every subset of sensors.
 
-    Each sample loses each kind of sensor with that kind's probability, but never the last kind that it has; each of
-    its images is lost with probability ``one_camera`` and each radar with ``one_radar``, but never the last of its
-    kind.
+    Each sample loses each kind of sensor with probability ``drop_sensor``, but never the last kind that it
+    has; each of its images is lost with probability ``drop_camera`` and each radar with ``drop_radar``, but
+    never the last of its kind.
 
     Args:
         batch: any batch.
@@ -61,15 +61,14 @@ def drop_sensors(batch: Batch, config: DropConfig, generator: torch.Generator) -
         generator: on the CPU; the same state gives the same losses on any device.
     """
     there = torch.stack([batch.present[kind].cpu() for kind in SENSORS])  # [3, B]
-    chance = torch.tensor([getattr(config, kind) for kind in SENSORS])[:, None]
-    lost = torch.rand(there.shape, generator=generator) < chance
+    lost = torch.rand(there.shape, generator=generator) < config.drop_sensor
     kept = _spare_one(there, lost, torch.rand(there.shape, generator=generator))
     kept = {kind: kept[row] for row, kind in enumerate(SENSORS)}
     return dataclasses.replace(
         batch,
-        cameras=_drop_cameras(batch.cameras, kept["camera"], config.one_camera, generator),
+        cameras=_drop_cameras(batch.cameras, kept["camera"], config.drop_camera, generator),
         lidar=_drop_samples(batch.lidar, kept["lidar"]),
-        radar=_drop_radars(_drop_samples(batch.radar, kept["radar"]), len(batch), config.one_radar, generator),
+        radar=_drop_radars(_drop_samples(batch.radar, kept["radar"]), len(batch), config.drop_radar, generator),
     )
 
 

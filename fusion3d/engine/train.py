@@ -182,7 +182,7 @@ class Trainer:
             seed_all(*draw)
             full = batch.to(self.where.device)
             # Sensors that only supervise, such as LiDAR of a camera's depth, do not count as those left to a sample.
-            seen = drop_sensors(select_sensors(full, self.config.branches), settings.drop, generator(*draw, 1))
+            seen = drop_sensors(select_sensors(full, self.config.branches), settings, generator(*draw, 1))
             last = number == len(group) - 1
             with nullcontext() if last or self.where.world == 1 else self.objective.no_sync():  # type: ignore[operator]
                 with torch.autocast(

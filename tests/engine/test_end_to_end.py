@@ -118,11 +118,7 @@ def test_a_finished_run_is_left_as_it_is(whole_run, config_file):
 def test_two_processes_train_the_real_model_and_go_on_after_a_stop(config_file, tmp_path):
     """Sensors drop at random on each rank; the run that goes on from the second step ends as the whole one."""
     config, whole, part = tmp_path / "two.yaml", tmp_path / "whole", tmp_path / "part"
-    config.write_text(
-        config_file.read_text().replace(
-            "epochs: 2", "epochs: 1, drop: {camera: 0.5, lidar: 0.5, radar: 0.5}, accumulate: 1"
-        )
-    )
+    config.write_text(config_file.read_text().replace("epochs: 2", "epochs: 1, drop_sensor: 0.5, accumulate: 1"))
     config.write_text(config.read_text().replace("checkpoint_every: 2", "checkpoint_every: 1"))
     ranks = run_ranks(training_command(config, whole))
     assert [status for status, _ in ranks] == [0, 0], ranks

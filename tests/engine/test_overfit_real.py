@@ -50,8 +50,8 @@ def configure(root: Path, epochs: int, *overrides: str) -> Config:
     settings = {
         "data.root": root, "data.version": "v1.0-mini", "data.train_split": SPLIT, "data.split": SPLIT,
         "data.workers": 0, "data.lidar_sweeps": 1, "data.radar_sweeps": 1,
-        **{f"train.drop.{what}": 0 for what in ("camera", "lidar", "radar", "one_camera", "one_radar")},
-        "train.epochs": epochs, "train.ema": 0.97, "train.checkpoint_every": 10**6,
+        "train.epochs": epochs, "train.drop_sensor": 0, "train.drop_camera": 0, "train.drop_radar": 0,
+        "train.ema": 0.97, "train.checkpoint_every": 10**6,
     }  # fmt: skip
     arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
     return load_config(Path(__file__).parents[2] / "configs" / "demo.yaml", [*arguments, *overrides])

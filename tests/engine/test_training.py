@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fusion3d.bev.fuse import ConcatFusion, WeightedFusion
-from fusion3d.config import DropConfig, PlanningConfig
+from fusion3d.config import PlanningConfig
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.checkpoint import list_checkpoints
 from fusion3d.engine.distributed import Processes, processes
@@ -104,7 +104,7 @@ def test_average_against_a_written_out_sum():
 def test_accumulated_batches_are_one_big_batch(tmp_path):
     seed_all(0)
     model = TinyModel(norm=False, dropout=0)
-    quiet = {"drop": DropConfig(0, 0, 0, 0, 0), "epochs": 2}
+    quiet = {"drop_sensor": 0.0, "drop_radar": 0.0, "epochs": 2}
     data = TinyData(size=8)
     small = make_trainer(tiny_config(batch_size=2, accumulate=4, **quiet), tmp_path / "a", copy.deepcopy(model), data)
     big = make_trainer(tiny_config(batch_size=8, accumulate=1, **quiet), tmp_path / "b", copy.deepcopy(model), data)
@@ -152,7 +152,7 @@ def test_training_learns(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_samples_and_changes_nothing(tmp_path):
-    config = tiny_config(epochs=1, checkpoint_every=1, drop=DropConfig(0, 0, 0))
+    config = tiny_config(epochs=1, checkpoint_every=1, drop_sensor=0.0)
     trainer = make_trainer(config, tmp_path, data=TinyData(broken=3))
     with pytest.raises(TrainingError, match=r"plan = nan.*sample-3"):
         run(trainer)
@@ -207,7 +207,7 @@ def test_every_sample_keeps_a_sensor_that_the_model_has(tmp_path):
             supervised_by.append(batch)
             return super().losses(outputs, batch)
 
-    config = dataclasses.replace(tiny_config(drop=DropConfig(0.9, 0.9, 0.9)), camera=None, lidar=None)
+    config = dataclasses.replace(tiny_config(drop_sensor=0.9), camera=None, lidar=None)
     run(make_trainer(config, tmp_path, Watched()))
     assert all(batch.present["radar"].all() and batch.lidar is None for batch in seen_by_model)
     assert all(batch.present["lidar"].all() for batch in supervised_by)
@@ -275,7 +275,7 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
     code = (
         "import os; from tiny import *; from fusion3d.engine.seed import seed_all; "
         "seed_all(int(os.environ['RANK'])); "  # DDP itself must make the weights equal
-        f"train_tiny({str(tmp_path)!r}, TinyModel(), 9, epochs=2, accumulate=2, drop=DropConfig(0.5, 0.5, 0.5))"
+        f"train_tiny({str(tmp_path)!r}, TinyModel(), 9, epochs=2, accumulate=2, drop_sensor=0.5)"
     )
     (first_status, first_told), (second_status, second_told) = run_ranks(python(code))
     assert first_status == second_status == 0, first_told + second_told
@@ -290,7 +290,7 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
 
 def test_two_processes_are_one_with_the_union_of_their_batches(tmp_path):
     """Weights alone would not show a wrong scale of the gradients, which AdamW takes out: their norm does."""
-    quiet = {"epochs": 2, "drop": DropConfig(0, 0, 0, 0, 0), "clip_norm": 1e9}
+    quiet = {"epochs": 2, "drop_sensor": 0.0, "drop_camera": 0.0, "drop_radar": 0.0, "clip_norm": 1e9}
     code = (
         "from tiny import *; from fusion3d.engine.seed import seed_all; seed_all(0); "
         f"train_tiny({str(tmp_path / 'two')!r}, TinyModel(norm=False, dropout=0), 8, batch_size=2, **{quiet})"

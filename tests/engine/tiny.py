@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion3d.config import Config, DataConfig, DropConfig, TrainConfig
+from fusion3d.config import Config, DataConfig, TrainConfig
 from fusion3d.engine.distributed import processes
 from fusion3d.engine.log import RunLog
 from fusion3d.engine.train import Trainer
@@ -21,7 +21,7 @@ from fusion3d.types import Batch, BEVGrid, Sample, Trajectory
 
 
 def tiny_config(**train: Any) -> Config:
-    settings: dict[str, Any] = {"epochs": 3, "batch_size": 2, "learning_rate": 0.01, "drop": DropConfig(0.3, 0.3, 0.3)}
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 2, "learning_rate": 0.01, "drop_sensor": 0.3}
     settings |= {"checkpoint_every": 2, "log_every": 1}
     return Config(data=DataConfig(workers=0), train=TrainConfig(**(settings | train)), grid=BEVGrid())
 
