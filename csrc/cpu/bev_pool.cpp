@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "dispatch.h"
 #include "vector.h"
 
 namespace fusion3d {
@@ -113,40 +114,6 @@ FUSION3D_INLINE void unpool_pixels(const BevPoolBackward& args, int64_t first, i
   }
 }
 
-template <typename Args, typename Worker>
-FUSION3D_INLINE void for_dtype(const Args& args, const Worker& worker) {
-  switch (args.dtype) {
-    case Dtype::kFloat16: return worker(Half());
-    case Dtype::kBFloat16: return worker(BFloat16());
-    case Dtype::kFloat32: return worker(float());
-    case Dtype::kFloat64: return worker(double());
-  }
-}
-
-// A worker for the baseline, one for AVX2, and the choice between them.
-#if defined(__x86_64__)
-#define FUSION3D_DISPATCH(NAME, ARGS, TEMPLATE)                                                        \
-  template <typename T>                                                                                \
-  void NAME##_baseline(const ARGS& args, int64_t begin, int64_t end) {                                 \
-    TEMPLATE<T>(args, begin, end);                                                                     \
-  }                                                                                                    \
-  template <typename T>                                                                                \
-  __attribute__((target("avx2,fma"))) void NAME##_avx2(const ARGS& args, int64_t begin, int64_t end) { \
-    TEMPLATE<T>(args, begin, end);                                                                     \
-  }                                                                                                    \
-  template <typename T>                                                                                \
-  void NAME(const ARGS& args, int64_t begin, int64_t end) {                                            \
-    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");          \
-    avx2 ? NAME##_avx2<T>(args, begin, end) : NAME##_baseline<T>(args, begin, end);                    \
-  }
-#else
-#define FUSION3D_DISPATCH(NAME, ARGS, TEMPLATE)             \
-  template <typename T>                                     \
-  void NAME(const ARGS& args, int64_t begin, int64_t end) { \
-    TEMPLATE<T>(args, begin, end);                          \
-  }
-#endif
-
 FUSION3D_DISPATCH(run_forward, BevPoolForward, pool_cells)
 FUSION3D_DISPATCH(run_backward, BevPoolBackward, unpool_pixels)
 
@@ -168,11 +135,11 @@ int64_t bev_pool_part(const BevPoolForward& args, int64_t part, int64_t parts) {
 }
 
 void bev_pool_forward_cpu(const BevPoolForward& args, int64_t begin, int64_t end) {
-  for_dtype(args, [&](auto zero) { run_forward<decltype(zero)>(args, begin, end); });
+  for_dtype(args.dtype, [&](auto zero) { run_forward<decltype(zero)>(args, begin, end); });
 }
 
 void bev_pool_backward_cpu(const BevPoolBackward& args, int64_t begin, int64_t end) {
-  for_dtype(args, [&](auto zero) { run_backward<decltype(zero)>(args, begin, end); });
+  for_dtype(args.dtype, [&](auto zero) { run_backward<decltype(zero)>(args, begin, end); });
 }
 
 }  // namespace fusion3d

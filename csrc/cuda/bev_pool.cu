@@ -2,51 +2,16 @@
 // cell's samples. Backward: a warp owns a pixel, its lanes are channels. No atomics; the order of every sum is fixed.
 #include "fusion3d/bev_pool.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include <algorithm>
 #include <cstdint>
+
+#include "numbers.cuh"
 
 namespace fusion3d {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = 4;          // pixels of a block, backward
 constexpr int kLaneChannels = 8;   // channels that a lane holds in registers, backward
 constexpr int kThreads = 256;      // threads of a block, forward
-constexpr int64_t kBlocks = 1 << 20;
-
-template <typename T>
-struct Compute {
-  typedef float Real;
-};
-template <>
-struct Compute<double> {
-  typedef double Real;
-};
-
-__device__ inline float widen(float v) { return v; }
-__device__ inline double widen(double v) { return v; }
-__device__ inline float widen(__half v) { return __half2float(v); }
-__device__ inline float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-
-template <typename T>
-__device__ T narrow(typename Compute<T>::Real v);
-template <>
-__device__ inline float narrow<float>(float v) { return v; }
-template <>
-__device__ inline double narrow<double>(double v) { return v; }
-template <>
-__device__ inline __half narrow<__half>(float v) { return __float2half_rn(v); }
-template <>
-__device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float v) { return __float2bfloat16_rn(v); }
-
-template <typename T, int N>
-struct alignas(sizeof(T) * N) Pack {
-  T value[N];
-};
 
 template <typename T, int N>
 __global__ void pool_cells(BevPoolForward args) {
@@ -125,10 +90,6 @@ __global__ void unpool_pixels(BevPoolBackward args) {
   }
 }
 
-int64_t blocks_for(int64_t items, int64_t per_block) {
-  return std::min((items + per_block - 1) / per_block, kBlocks);
-}
-
 template <typename T>
 cudaError_t forward(const BevPoolForward& args, cudaStream_t stream) {
   constexpr int kPack = sizeof(T) == 8 ? 2 : 4;
@@ -155,25 +116,11 @@ cudaError_t backward(const BevPoolBackward& args, cudaStream_t stream) {
 }  // namespace
 
 int bev_pool_forward_cuda(const BevPoolForward& args, cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::kFloat16: return forward<__half>(args, stream);
-    case Dtype::kBFloat16: return forward<__nv_bfloat16>(args, stream);
-    case Dtype::kFloat32: return forward<float>(args, stream);
-    case Dtype::kFloat64: return forward<double>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_dtype(args.dtype, [&](auto zero) { return forward<decltype(zero)>(args, stream); });
 }
 
 int bev_pool_backward_cuda(const BevPoolBackward& args, cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::kFloat16: return backward<__half>(args, stream);
-    case Dtype::kBFloat16: return backward<__nv_bfloat16>(args, stream);
-    case Dtype::kFloat32: return backward<float>(args, stream);
-    case Dtype::kFloat64: return backward<double>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_dtype(args.dtype, [&](auto zero) { return backward<decltype(zero)>(args, stream); });
 }
-
-const char* cuda_error_name(int error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }
 
 }  // namespace fusion3d

@@ -101,8 +101,7 @@ Tensor bev_pool_cuda(
   const torch::stable::accelerator::DeviceGuard guard(depth.get_device_index());
   Tensor out;
   const BevPoolForward args = forward_args(depth, feat, cell, sample, pixel, cell_ptr, out);
-  const int error = bev_pool_forward_cuda(args, current_stream(depth));
-  STD_TORCH_CHECK(error == 0, "fusion3d: bev_pool did not start: ", cuda_error_name(error));
+  check_launch(bev_pool_forward_cuda(args, current_stream(depth)), "bev_pool");
   return out;
 }
 
@@ -111,14 +110,18 @@ std::tuple<Tensor, Tensor> bev_pool_backward_cuda_op(
   const torch::stable::accelerator::DeviceGuard guard(depth.get_device_index());
   Tensor grad_depth, grad_feat;
   const BevPoolBackward args = backward_args(grad, depth, feat, cell, grad_depth, grad_feat);
-  const int error = bev_pool_backward_cuda(args, current_stream(depth));
-  STD_TORCH_CHECK(error == 0, "fusion3d: bev_pool_backward did not start: ", cuda_error_name(error));
+  check_launch(bev_pool_backward_cuda(args, current_stream(depth)), "bev_pool_backward");
   return {grad_depth, grad_feat};
 }
 #endif
 
 }  // namespace
 }  // namespace fusion3d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fusion3d, m) {
+  m.def("bev_pool(Tensor depth, Tensor feat, Tensor cell, Tensor sample, Tensor pixel, Tensor cell_ptr) -> Tensor");
+  m.def("bev_pool_backward(Tensor grad, Tensor depth, Tensor feat, Tensor cell) -> (Tensor, Tensor)");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fusion3d, CPU, m) {
   m.impl("bev_pool", TORCH_BOX(&fusion3d::bev_pool_cpu));

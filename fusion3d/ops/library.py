@@ -1,4 +1,4 @@
-"""Loading of the compiled kernels, and what torch must know of them: shapes without data, and gradients.
+"""Loading of the compiled kernels.
 
 The library registers its operations with torch when it is loaded; nothing here compiles anything. Where it is
 missing, ``has_kernel`` is False everywhere and the callers use the pure-torch twins.
@@ -10,7 +10,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 LIBRARY = Path(__file__).parents[1] / "_kernels.abi3.so"
 
@@ -60,30 +59,3 @@ def warn_once(problem: str) -> None:
             RuntimeWarning,
             stacklevel=4,
         )
-
-
-def _register() -> None:
-    """Tell torch the output shapes and the gradient of each operation."""
-
-    @torch.library.register_fake("fusion3d::bev_pool")
-    def _(depth: Tensor, feat: Tensor, cell: Tensor, sample: Tensor, pixel: Tensor, cell_ptr: Tensor) -> Tensor:
-        return feat.new_empty(cell_ptr.shape[0] - 1, feat.shape[3])
-
-    @torch.library.register_fake("fusion3d::bev_pool_backward")
-    def _(grad: Tensor, depth: Tensor, feat: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        return depth.new_empty(depth.shape), feat.new_empty(feat.shape)
-
-    def keep(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        depth, feat, cell, *_ = inputs
-        ctx.save_for_backward(depth, feat, cell)
-
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        depth, feat, cell = ctx.saved_tensors
-        grads = torch.ops.fusion3d.bev_pool_backward(grad.contiguous(), depth, feat, cell)
-        return (*grads, None, None, None, None)
-
-    torch.library.register_autograd("fusion3d::bev_pool", backward, setup_context=keep)
-
-
-if not PROBLEM:
-    _register()

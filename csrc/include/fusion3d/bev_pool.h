@@ -47,6 +47,5 @@ void bev_pool_backward_cpu(const BevPoolBackward& args, int64_t begin, int64_t e
 // CUDA, on device pointers and the given stream, without synchronisation. Returns a cudaError_t.
 int bev_pool_forward_cuda(const BevPoolForward& args, cudaStream_t stream);
 int bev_pool_backward_cuda(const BevPoolBackward& args, cudaStream_t stream);
-const char* cuda_error_name(int error);
 
 }  // namespace fusion3d

@@ -1,10 +1,5 @@
-// The library "fusion3d": schemas, and the helpers that its operations share. Kernels are registered beside their glue.
+// What the operations share. Each registers itself, schema and kernels, in the file of its name.
 #include "tensors.h"
-
-STABLE_TORCH_LIBRARY(fusion3d, m) {
-  m.def("bev_pool(Tensor depth, Tensor feat, Tensor cell, Tensor sample, Tensor pixel, Tensor cell_ptr) -> Tensor");
-  m.def("bev_pool_backward(Tensor grad, Tensor depth, Tensor feat, Tensor cell) -> (Tensor, Tensor)");
-}
 
 namespace fusion3d {
 
@@ -29,9 +24,17 @@ void check(const Tensor& tensor, const char* name, int64_t dims, ScalarType dtyp
       "fusion3d: ", name, " must be on the device of the other tensors");
 }
 
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Range& range) {
+  torch::stable::parallel_for(begin, end, grain, [&](int64_t b, int64_t e) { range(b, e); });
+}
+
 }  // namespace fusion3d
 
 #ifdef FUSION3D_WITH_CUDA
+void fusion3d::check_launch(int error, const char* op) {
+  STD_TORCH_CHECK(error == 0, "fusion3d: ", op, " did not start: ", cuda_error_name(error));
+}
+
 // Of libtorch_cuda: weak, so that one library loads with every build of torch.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 

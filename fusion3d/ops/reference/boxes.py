@@ -1,9 +1,4 @@
-"""Pure-torch twins of the compiled kernels, and the operations that need no kernel of their own yet.
-
-They run on any device, differentiate through plain autograd, and are what the kernels are tested against.
-Letters: M images, D depth bins, H W rows and columns, C channels, P points, N K boxes, S kept
-samples of a plan.
-"""
+"""Twins of what is done with oriented boxes seen from above. Letters: N K boxes, P pairs."""
 
 from __future__ import annotations
 
@@ -16,41 +11,6 @@ from torch import Tensor
 # Distance [m] within which an edge counts as lying on another box's edge; far above float64 rounding at 1 km.
 _TOUCH = 1e-9
 _PAIRS_AT_ONCE = 1 << 18  # bounds the memory of one pass over box pairs to some 100 MB
-
-
-def bev_pool(depth_MDHW: Tensor, feat_MHWC: Tensor, sample: Tensor, pixel: Tensor, cell_ptr: Tensor) -> Tensor:
-    """Sum of depth-weighted pixel features over the samples of each cell (see ``fusion3d.ops.bev_pool``).
-
-    Args:
-        depth_MDHW: [M, D, H, W] weights.
-        feat_MHWC: [M, H, W, C] features, same dtype.
-        sample: [S] integer, flat index in ``depth`` of each kept sample, ordered by cell.
-        pixel: [S] integer, flat index in [M, H, W] of its pixel.
-        cell_ptr: [cells + 1] integer, where each cell's samples begin and end.
-
-    Returns:
-        [cells, C], accumulated in float32 (float64 for float64 input).
-    """
-    num_cells = cell_ptr.numel() - 1
-    exact = torch.promote_types(depth_MDHW.dtype, torch.float32)
-    weight = depth_MDHW.reshape(-1)[sample.long()].to(exact)
-    feat = feat_MHWC.flatten(0, 2)[pixel.long()].to(exact)
-    cell = torch.repeat_interleave(
-        torch.arange(num_cells, device=sample.device), cell_ptr.diff().long(), output_size=sample.numel()
-    )
-    pooled = torch.zeros(num_cells, feat.shape[1], dtype=exact, device=feat.device)
-    return pooled.index_add(0, cell, weight[:, None] * feat).to(depth_MDHW.dtype)
-
-
-def scatter(values: Tensor, index: Tensor, num_cells: int, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
-    """Reduce rows that share an index (see ``fusion3d.ops.scatter``)."""
-    exact = values.to(torch.promote_types(values.dtype, torch.float32))
-    out = exact.new_zeros(num_cells, values.shape[1]).index_add(0, index, exact)
-    if reduce == "mean":
-        count = torch.zeros(num_cells, dtype=exact.dtype, device=values.device)
-        count = count.index_add(0, index, torch.ones_like(index, dtype=exact.dtype))
-        out = out / count.clamp(min=1)[:, None]
-    return out.to(values.dtype)
 
 
 def pair_overlap(a: Tensor, b: Tensor) -> Tensor:

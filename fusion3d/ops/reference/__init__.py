@@ -1,0 +1,10 @@
+"""Pure-torch twins of the compiled kernels.
+
+They run on any device, differentiate through plain autograd, and are what the kernels are tested against.
+"""
+
+from fusion3d.ops.reference.pooling import bev_pool
+from fusion3d.ops.reference.boxes import box_iou_bev, nms_bev
+from fusion3d.ops.reference.segments import scatter
+
+__all__ = ["bev_pool", "box_iou_bev", "nms_bev", "scatter"]
