@@ -5,6 +5,15 @@ Coordinates are in ego: metres and radians. Wrong shapes and dtypes raise ``Valu
 
 from fusion3d.ops.pooling import BEVPoolPlan, bev_pool, bev_pool_plan
 from fusion3d.ops.boxes import box_iou_bev, nms_bev
-from fusion3d.ops.segments import scatter
+from fusion3d.ops.segments import SegmentPlan, segment_plan, segment_reduce
 
-__all__ = ["BEVPoolPlan", "bev_pool", "bev_pool_plan", "box_iou_bev", "nms_bev", "scatter"]
+__all__ = [
+    "BEVPoolPlan",
+    "SegmentPlan",
+    "bev_pool",
+    "bev_pool_plan",
+    "box_iou_bev",
+    "nms_bev",
+    "segment_plan",
+    "segment_reduce",
+]
