@@ -5,6 +5,7 @@ Coordinates are in ego: metres and radians. Wrong shapes and dtypes raise ``Valu
 
 from fusion3d.ops.pooling import BEVPoolPlan, bev_pool, bev_pool_plan
 from fusion3d.ops.boxes import box_iou_bev, nms_bev
+from fusion3d.ops.deformable import ms_deform_attn
 from fusion3d.ops.segments import SegmentPlan, segment_plan, segment_reduce
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "bev_pool",
     "bev_pool_plan",
     "box_iou_bev",
+    "ms_deform_attn",
     "nms_bev",
     "segment_plan",
     "segment_reduce",
