@@ -1,6 +1,6 @@
 // Deformable attention on the CPU, forward. Value is first laid out head by head, so that the pixels that a head reads
 // lie side by side, and in float, so that each is converted once and not for every point that meets it: a small part of the
-// work. Then a unit of work is some queries of one head, heads outermost: what a head reads is small enough for the caches.
+// work. Then a unit of work is a thousand queries of one head, so that neighbours find in the caches what the others have read.
 #include "fusion3d/deform_attn.h"
 
 #include "deform_samples.h"
@@ -8,7 +8,7 @@
 namespace fusion3d {
 namespace {
 
-constexpr int64_t kUnit = 256;  // queries of a unit of work
+constexpr int64_t kUnit = 1024;  // queries of a unit of work: some rows of a BEV grid
 constexpr int64_t kBlock = 8;   // queries that are located together, so that reading one can overlap the next
 
 struct Pack {
@@ -73,18 +73,19 @@ FUSION3D_INLINE void attend_units(const Attend& attend, int64_t begin, int64_t e
   typedef typename Compute<T>::Real Real;
   constexpr int64_t kLanes = Lanes<Real>::kCount;
   const DeformAttn& in = attend.args.in;
-  const int64_t width = padded<Real>(in.channels), chunks = (in.queries + kUnit - 1) / kUnit;
+  const int64_t width = padded<Real>(in.channels);
   const Rows<Real> rows = {static_cast<const Real*>(attend.rows), width, in.area, in.heads};
   const int64_t references = 2 * in.reference_levels * in.anchors;
   PointLevels<Real> levels(in, 0, in.num_levels);
   Samples<Real> samples(kBlock, levels.count);
   std::vector<Real> reference(references), out(width);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t h = unit / chunks, first = unit % chunks * kUnit, last = std::min(first + kUnit, in.queries);
+    const int64_t h = unit % in.heads, first = unit / in.heads * kUnit, last = std::min(first + kUnit, in.queries);
     for (int64_t block = first; block < last; block += kBlock) {
       const int64_t size = std::min(kBlock, last - block);
       for (int64_t k = 0; k < size; ++k) {
         Real largest, total;
+        foresee_points(in, block + k + kBlock, h, levels.count);
         widen(in.reference_dtype, in.reference, (block + k) * references, references, reference.data());
         locate(in, levels, block + k, h, reference.data(), k, samples, &largest, &total);
       }

@@ -7,7 +7,7 @@
 namespace fusion3d {
 namespace {
 
-constexpr int64_t kUnit = 512;   // queries of a unit of work of the first pass
+constexpr int64_t kUnit = 1024;   // queries of a unit of work of the first pass
 constexpr int64_t kBlock = 8;    // queries that are located together, as in the forward pass
 constexpr int64_t kRun = 32;     // the same in the second pass, where a query has the points of one level only
 
@@ -117,6 +117,9 @@ FUSION3D_INLINE void own_points(const Points& points, int64_t begin, int64_t end
         const int64_t size = std::min(kBlock, last - block);
         for (int64_t k = 0; k < size; ++k) {
           Real* norm = static_cast<Real*>(points.norms) + ((block + k) * in.heads + h) * 2;
+          foresee_points(in, block + k + kBlock, h, count);
+          foresee(in.dtype, args.grad_out, (std::min(block + k + kBlock, in.queries - 1) * in.heads + h) * in.channels,
+                  in.channels);
           widen(in.reference_dtype, in.reference, (block + k) * references, references, reference.data());
           locate(in, levels, block + k, h, reference.data(), k, samples, norm, norm + 1);
         }
@@ -196,6 +199,12 @@ FUSION3D_INLINE void own_pixels(const Pixels& pixels, int64_t begin, int64_t end
         const int64_t first = (row * in.num_levels + l) * in.points;
         const Real* norm = static_cast<const Real*>(pixels.norms) + 2 * row;
         Real *offsets = levels.reals.data(), *attention = samples.attention + k * in.points;
+        if (run + k + kRun < pixels.ptr[map + 1]) {
+          const int64_t ahead = pixels.order[run + k + kRun] * in.heads + h;
+          foresee(in.offset_dtype, in.offsets, 2 * (ahead * in.num_levels + l) * in.points, 2 * in.points);
+          foresee(in.logit_dtype, in.logits, (ahead * in.num_levels + l) * in.points, in.points);
+          foresee(in.dtype, args.grad_out, ahead * in.channels, in.channels);
+        }
         widen(in.reference_dtype, in.reference, q * references, references, reference.data());
         widen(in.offset_dtype, in.offsets, 2 * first, 2 * in.points, offsets);
         widen(in.logit_dtype, in.logits, first, in.points, attention);

@@ -76,13 +76,8 @@ def ms_deform_attn(
     device = value.device.type
     if torch.is_autocast_enabled(device):
         value = value.to(torch.get_autocast_dtype(device))
-    num_heads, num_levels, num_points = logits.shape[-3:]
     flat = [int(size) for shape in spatial_shapes for size in shape]
-    args = (
-        points_QRA2,
-        offsets.reshape(-1, num_heads, num_levels, num_points, 2),
-        logits.reshape(-1, num_heads, num_levels, num_points),
-    )
+    args = (points_QRA2, *(tensor.flatten(0, len(lead) - 1) for tensor in (offsets, logits)))
     if map_of_query is not None:
         map_of_query = map_of_query.to(torch.int32).contiguous()
     if library.has_kernel(value.device):
@@ -90,7 +85,7 @@ def ms_deform_attn(
         out = torch.ops.fusion3d.ms_deform_attn(value.contiguous(), flat, *args, map_of_query)
     else:
         out = reference.ms_deform_attn(value, flat, *args, map_of_query)
-    return out.reshape(*lead, num_heads * value.shape[3])
+    return out.reshape(*lead, value.shape[2] * value.shape[3])
 
 
 def _check_sizes(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], offsets: Tensor, logits: Tensor) -> None:
@@ -157,7 +152,7 @@ def _anchors(points: Tensor, logits: Tensor) -> Tensor:
             f"reference_points has shape {shape_of(points)}; expected {lead} and then [2], [1 or {num_levels}, 2] or "
             f"[1 or {num_levels}, a divisor of {num_points}, 2]"
         )
-    return full.reshape(-1, *full.shape[-3:])
+    return full.flatten(0, len(lead) - 1)
 
 
 def _register() -> None:

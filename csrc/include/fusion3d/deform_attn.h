@@ -55,14 +55,15 @@ struct DeformAttnBackward {
 
 // The map that query q reads, -1 for none.
 FUSION3D_SHARED int64_t deform_map(const DeformAttn& in, int64_t q) {
-  if (in.map_of_query == nullptr) return q / (in.queries / in.maps);
+  if (in.map_of_query == nullptr) return in.maps == 1 ? 0 : q / (in.queries / in.maps);
   const int64_t map = in.map_of_query[q];
   return map < in.maps ? map : -1;
 }
 
 // Where in `reference` (in pairs) query q's point p of level l goes out from.
 FUSION3D_SHARED int64_t deform_reference(const DeformAttn& in, int64_t q, int64_t l, int64_t p) {
-  return (q * in.reference_levels + (in.reference_levels == 1 ? 0 : l)) * in.anchors + p % in.anchors;
+  const int64_t anchor = in.anchors == 1 ? 0 : p % in.anchors;
+  return (q * in.reference_levels + (in.reference_levels == 1 ? 0 : l)) * in.anchors + anchor;
 }
 
 // A point between four pixels: column x0 (-1 .. cols - 1) and the next, row y0 likewise, and how far it is past them.

@@ -56,8 +56,9 @@ def _sample(value: Tensor, shapes: list[tuple[int, int]], location: Tensor, weig
     """[N, q, H, D] from value [N, S, H, D], location [N, q, H, L, P, 2] and weights [N, q, H, L, P]."""
     num_maps, num_queries, num_heads = weights.shape[:3]
     out = value.new_zeros(num_maps * num_heads, value.shape[3], num_queries)
-    if out.numel() == 0:
-        return out.view(num_maps, num_queries, num_heads, -1)
+    if out.numel() == 0:  # grid_sample takes nothing that is empty; a gradient there is, of zeros
+        nothing = 0 * (value.sum() + location.sum() + weights.sum())
+        return nothing + value.new_zeros(num_maps, num_queries, num_heads, value.shape[3])
     for level, part in enumerate(value.split([rows * cols for rows, cols in shapes], dim=1)):
         image = part.permute(0, 2, 3, 1).reshape(num_maps * num_heads, -1, *shapes[level])
         grid = location[:, :, :, level].transpose(1, 2).flatten(0, 1) * 2 - 1
