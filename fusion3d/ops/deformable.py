@@ -1,6 +1,7 @@
 """Multi-scale deformable attention: each query reads a few points of a map, near where it is.
 
-Letters: N maps, S pixels of all levels, H heads, D channels of a head, Q queries, L levels, P points, R 1 or L, A anchors.
+Letters: N maps, S pixels of all levels, H heads, D channels of a head, Q queries, L levels, P points, R 1 or L, A
+anchors.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def ms_deform_attn(
     """Multi-scale deformable attention, with the softmax and the arithmetic of locations inside.
 
     For query q, head h: the sum over levels l and points p of ``softmax(logits[q, h])[l, p]`` times level l of the
-    query's map, read bilinearly at ``reference_points[q] + offsets[q, h, l, p] / (columns, rows)``, where 0 and 1 are the
-    outer edges of the level's first and last pixel (``align_corners=False``). What lies outside of a level is zero.
+    query's map, read bilinearly at ``reference_points[q] + offsets[q, h, l, p] / (columns, rows)``, where 0 and 1 are
+    the outer edges of the level's first and last pixel (``align_corners=False``). What lies outside of a level is zero.
 
     One operation serves three uses; no query is ever padded:
 
@@ -37,22 +38,22 @@ def ms_deform_attn(
       one row: leading dimension [Q], and ``map_of_query`` names the camera of each. Heights of a pillar are anchors.
     - *Fusion of sensors*: the sensors' maps are levels, of any sizes; an absent sensor is a level fewer.
 
-    A map is ``[S, H, D]``: all heads of a pixel side by side, as a linear layer leaves them, and levels one after the other,
-    so that no level needs a tensor of its own. Levels' sizes are plain numbers: nothing is read from the device.
+    A map is ``[S, H, D]``: all heads of a pixel side by side, as a linear layer leaves them, and levels one after the
+    other, so that no level needs a tensor of its own. Levels' sizes are plain numbers: nothing is read from the device.
 
     Locations, softmax and sums are in float32 (float64 for float64), whatever the dtypes. Results and gradients are
-    the same to the bit in every run and for any number of threads. Under autocast value is cast to its type; offsets and
-    logits are read in the type that they have, reference points never below float32.
+    the same to the bit in every run and for any number of threads. Under autocast value is cast to its type; offsets
+    and logits are read in the type that they have, reference points never below float32.
 
     Args:
         value: [N, S, H, D] float, S the sum of rows * columns over the levels.
         spatial_shapes: (rows, columns) of each level, L of them, at most 16.
-        reference_points: [..., 2], [..., R, 2] or [..., R, A, 2] float32 or float64: x, y in [0, 1] of a level's extent;
-            one for all levels or one for each; of A anchors, A a divisor of P, point p goes out from anchor p % A.
+        reference_points: [..., 2], [..., R, 2] or [..., R, A, 2] float32 or float64: x, y in [0, 1] of a level's
+            extent; one for all levels or one for each; of A anchors, A a divisor of P, point p goes out from anchor p % A.
         offsets: [..., H, L, P, 2] float: x, y in pixels of the level.
         logits: [..., H, L, P] float.
-        map_of_query: [Q] int32 or int64 in [0, N), in any order, or -1 for a query that reads nothing; ``...`` is then [Q].
-            Without it, ``...`` is [N, Q], or [Q] where there is one map.
+        map_of_query: [Q] int32 or int64 in [0, N), in any order, or -1 for a query that reads nothing; ``...`` is then
+            [Q]. Without it, ``...`` is [N, Q], or [Q] where there is one map.
 
     Returns:
         [..., H * D] in the dtype of value. Differentiable with respect to value, reference points, offsets and logits.
@@ -92,10 +93,13 @@ def _check_sizes(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], offse
     """Levels make up the map; heads, levels and points are the same everywhere."""
     num_heads, num_levels, num_points = logits.shape[-3:]
     if any(len(shape) != 2 or min(shape) < 1 for shape in spatial_shapes):
-        raise ValueError(f"spatial_shapes: found {list(spatial_shapes)}; expected (rows, columns) of each level, above 0")
+        raise ValueError(
+            f"spatial_shapes: found {list(spatial_shapes)}; expected (rows, columns) of each level, above 0"
+        )
     if len(spatial_shapes) != num_levels or not 1 <= num_levels <= MAX_LEVELS:
         raise ValueError(
-            f"spatial_shapes has {len(spatial_shapes)} levels and logits {num_levels}; expected as many, at most {MAX_LEVELS}"
+            f"spatial_shapes has {len(spatial_shapes)} levels and logits {num_levels}; "
+            f"expected as many, at most {MAX_LEVELS}"
         )
     area = sum(rows * cols for rows, cols in spatial_shapes)
     if value.shape[1] != area:
@@ -121,7 +125,8 @@ def _check_queries(value: Tensor, lead: torch.Size, map_of_query: Tensor | None)
     check(map_of_query, "map_of_query", "Q", (torch.int32, torch.int64))
     if len(lead) != 1 or len(map_of_query) != lead[0]:
         raise ValueError(
-            f"map_of_query has shape {shape_of(map_of_query)} and logits leading dimensions {list(lead)}; expected [Q] both"
+            f"map_of_query has shape {shape_of(map_of_query)} and logits leading dimensions {list(lead)}; "
+            "expected [Q] both"
         )
     if map_of_query.device != value.device:
         raise ValueError(f"map_of_query is on {map_of_query.device} and value on {value.device}; expected one device")
@@ -135,7 +140,9 @@ def _anchors(points: Tensor, logits: Tensor) -> Tensor:
     """[Q, R, A, 2] from what may lack R and A."""
     *lead, _, num_levels, num_points = logits.shape
     if points.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"reference_points is {points.dtype}; expected torch.float32 or torch.float64: coordinates are exact")
+        raise ValueError(
+            f"reference_points is {points.dtype}; expected torch.float32 or torch.float64: coordinates are exact"
+        )
     missing = len(lead) + 3 - points.ndim
     full = points
     if missing in (1, 2):  # one anchor; where both are missing, one point for all levels too

@@ -1,4 +1,4 @@
-"""The index arithmetic that the CUDA kernels of deformable attention share with the CPU: cells of points, and back to pixels."""
+"""The index arithmetic that the CUDA kernels of deformable attention share with the CPU: cells of points."""
 
 from __future__ import annotations
 

@@ -27,7 +27,9 @@ def make(maps=2, queries=11, heads=3, channels=19, shapes=SHAPES, points=4, anch
         return torch.randn(size, generator=random, dtype=torch.float64)
 
     value = normal(maps, sum(rows * cols for rows, cols in shapes), heads, channels)
-    refs = torch.rand(maps, queries, levels if own else 1, anchors, 2, generator=random, dtype=torch.float64) * 1.2 - 0.1
+    refs = (
+        torch.rand(maps, queries, levels if own else 1, anchors, 2, generator=random, dtype=torch.float64) * 1.2 - 0.1
+    )
     offsets = normal(maps, queries, heads, levels, points, 2) * reach
     logits = normal(maps, queries, heads, levels, points) * 2
     exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -49,7 +51,7 @@ def exactly(args):
 def twin(value, shapes, refs, offsets, logits):
     flat = [size for shape in shapes for size in shape]
     out = reference.ms_deform_attn(value, flat, refs.flatten(0, 1), offsets.flatten(0, 1), logits.flatten(0, 1), None)
-    return out.view(*logits.shape[:2], -1)
+    return out.view(*logits.shape[:2], value.shape[2] * value.shape[3])
 
 
 def plain_loops(value, shapes, refs, offsets, logits):
@@ -159,7 +161,7 @@ def test_a_query_without_map_reads_nothing(device):
     maps = torch.tensor([0, -1, 1] * 6, device=device)
     out = ops.ms_deform_attn(value, shapes, *rows, map_of_query=maps)
     out.square().sum().backward()
-    assert out[maps >= 0].all() and not out[maps < 0].any()
+    assert out[maps >= 0].any(1).sum() > 6 and not out[maps < 0].any()
     assert not any(t.grad[maps < 0].any() for t in rows)
 
 
@@ -187,10 +189,13 @@ def test_masked_logits(device):
     masked.sum().backward()
     assert not logits.grad[..., 1, :].any() and logits.grad.isfinite().all()
     with torch.no_grad():
-        logits.mul_(0).add_(torch.linspace(-200, 80, 8, device=device).view(2, 4))  # far apart: none overflows
+        logits.copy_(torch.linspace(-200, 80, 8, device=device).view(2, 4))  # far apart: none overflows
     torch.testing.assert_close(
-        ops.ms_deform_attn(value, shapes, refs, offsets, logits), twin(value, shapes, refs, offsets, logits), rtol=1e-4, atol=1e-5
-    )  # fmt: skip
+        ops.ms_deform_attn(value, shapes, refs, offsets, logits),
+        twin(value, shapes, refs, offsets, logits),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -248,7 +253,13 @@ def test_exports():
         def forward(self, v, r, o, w, m):
             return ops.ms_deform_attn(v, shapes, r, o, w, m)
 
-    args = (value.detach(), refs[0].detach(), offsets[0].detach(), logits[0].detach(), torch.zeros(7, dtype=torch.int64))
+    args = (
+        value.detach(),
+        refs[0].detach(),
+        offsets[0].detach(),
+        logits[0].detach(),
+        torch.zeros(7, dtype=torch.int64),
+    )
     assert torch.equal(torch.export.export(Module(), args).module()(*args), Module()(*args))
 
 

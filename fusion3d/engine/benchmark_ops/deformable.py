@@ -1,4 +1,4 @@
-"""Deformable attention against its usual form of ``grid_sample``: BEV self-attention, and attention to camera features."""
+"""Deformable attention against its usual form of ``grid_sample``: on levels of a camera, and of a grid."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Layer:
 
     def by_grid_sample(self) -> Tensor:
         """[N, Q, 256]: each level sampled by itself, the weighted sum over its points added up; in float32."""
-        num_maps, num_queries, num_heads, num_levels, num_points = self.logits.shape
+        num_maps, num_queries, num_heads = self.logits.shape[:3]
         weight = self.logits.float().flatten(3).softmax(-1).view(self.logits.shape).transpose(1, 2).flatten(0, 1)
         total = torch.zeros((), device=self.value.device)
         start = 0
@@ -55,7 +55,7 @@ class Layer:
 
 
 def _layer(shapes: list[tuple[int, int]], side: int, device: str, dtype: torch.dtype) -> Layer:
-    """Queries of a square grid, which read around where they are: offsets of some pixels, all heads and levels apart."""
+    """Queries of a square grid, which read around where they are: with offsets of some pixels."""
     random = torch.Generator().manual_seed(0)
     along = (torch.arange(side) + 0.5) / side
     reference = torch.stack(torch.meshgrid(along, along, indexing="xy"), -1).reshape(1, -1, 2)

@@ -1,6 +1,7 @@
 """Twin of multi-scale deformable attention.
 
-Letters: N maps, S pixels of all levels, H heads, D channels of a head, Q queries, L levels, P points, R 1 or L, A anchors.
+Letters: N maps, S pixels of all levels, H heads, D channels of a head, Q queries, L levels, P points, R 1 or L, A
+anchors.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def ms_deform_attn(
         out = value.new_zeros(num_queries, num_heads, value.shape[3])
         for i in range(len(value)):
             rows = torch.nonzero(map_of_query == i)[:, 0]
-            out = out.index_copy(0, rows, _sample(value[i : i + 1], shapes, location[rows][None], weights[rows][None])[0])
+            out = out.index_copy(
+                0, rows, _sample(value[i : i + 1], shapes, location[rows][None], weights[rows][None])[0]
+            )
     return out.to(value_NSHD.dtype)
 
 
