@@ -49,7 +49,7 @@ def ms_deform_attn(
         value: [N, S, H, D] float, S the sum of rows * columns over the levels.
         spatial_shapes: (rows, columns) of each level, L of them, at most 16.
         reference_points: [..., 2], [..., R, 2] or [..., R, A, 2] float32 or float64: x, y in [0, 1] of a level's
-            extent; one for all levels or one for each; of A anchors, A a divisor of P, point p goes out from anchor p % A.
+            extent; one for all levels or one for each; of A anchors (A divides P), point p goes out from anchor p % A.
         offsets: [..., H, L, P, 2] float: x, y in pixels of the level.
         logits: [..., H, L, P] float.
         map_of_query: [Q] int32 or int64 in [0, N), in any order, or -1 for a query that reads nothing; ``...`` is then
@@ -78,12 +78,12 @@ def ms_deform_attn(
     if torch.is_autocast_enabled(device):
         value = value.to(torch.get_autocast_dtype(device))
     flat = [int(size) for shape in spatial_shapes for size in shape]
-    args = (points_QRA2, *(tensor.flatten(0, len(lead) - 1) for tensor in (offsets, logits)))
+    args = (points_QRA2, offsets.flatten(0, len(lead) - 1), logits.flatten(0, len(lead) - 1))
     if map_of_query is not None:
         map_of_query = map_of_query.to(torch.int32).contiguous()
     if library.has_kernel(value.device):
-        args = [arg.contiguous() for arg in args]
-        out = torch.ops.fusion3d.ms_deform_attn(value.contiguous(), flat, *args, map_of_query)
+        ready = [arg.contiguous() for arg in args]
+        out = torch.ops.fusion3d.ms_deform_attn(value.contiguous(), flat, *ready, map_of_query)
     else:
         out = reference.ms_deform_attn(value, flat, *args, map_of_query)
     return out.reshape(*lead, value.shape[2] * value.shape[3])
