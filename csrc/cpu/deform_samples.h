@@ -228,11 +228,13 @@ FUSION3D_INLINE void locate(
   widen(in.offset_dtype, in.offsets, 2 * row, 2 * count, offsets);
   widen(in.logit_dtype, in.logits, row, count, samples.attention + i);
   softmax(samples.attention + i, count, stride, largest, total);
-  Real *x = samples.x + i, *y = samples.y + i;
+  Real *__restrict__ x = samples.x + i, *__restrict__ y = samples.y + i;
   if (in.reference_levels * in.anchors == 1) {
+    const Real reference_x = reference[0], reference_y = reference[1];
+    const Real *cols = levels.cols.data(), *rows = levels.rows.data();
     for (int64_t s = 0; s < count; ++s) {
-      x[s] = reference[0] * levels.cols[s] - Real(0.5) + offsets[2 * s];
-      y[s] = reference[1] * levels.rows[s] - Real(0.5) + offsets[2 * s + 1];
+      x[s] = reference_x * cols[s] - Real(0.5) + offsets[2 * s];
+      y[s] = reference_y * rows[s] - Real(0.5) + offsets[2 * s + 1];
     }
   } else {
     for (int64_t s = 0; s < count; ++s) {
