@@ -6,5 +6,6 @@ They run on any device, differentiate through plain autograd, and are what the k
 from fusion3d.ops.reference.pooling import bev_pool
 from fusion3d.ops.reference.boxes import box_iou_bev, nms_bev
 from fusion3d.ops.reference.segments import segment_plan, segment_reduce
+from fusion3d.ops.reference.windows import window_attention
 
-__all__ = ["bev_pool", "box_iou_bev", "nms_bev", "segment_plan", "segment_reduce"]
+__all__ = ["bev_pool", "box_iou_bev", "nms_bev", "segment_plan", "segment_reduce", "window_attention"]
