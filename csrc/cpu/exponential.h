@@ -7,7 +7,7 @@
 
 namespace fusion3d {
 
-// Within one unit in the last place for x in [-126, 127]; below, 2^-126: nothing, beside the 1 of a softmax's largest. NaN
+// Within 1.25 units in the last place (one with FMA) for x in [-126, 127]; below, 2^-126: nothing, beside the 1 of a largest. NaN
 // stays NaN.
 FUSION3D_INLINE Floats exp2(Floats x) {
   x = x < -126.0f ? Floats() - 126.0f : x;

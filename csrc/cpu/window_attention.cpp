@@ -66,55 +66,72 @@ int64_t padded(int64_t dim, int64_t lanes) { return (dim + lanes - 1) / lanes * 
 
 // ---- forward
 
-template <typename T>
+template <typename Real>
 struct Queries {
-  typedef typename Compute<T>::Real Real;
   Real* q;      // [D][tile] times scale * log2(e): softmax is computed with 2^x
   Real* out;    // [D][tile] not yet divided by the sum
   Real* peak;   // [tile] largest score
   Real* total;  // [tile] sum of 2^(score - peak)
 };
 
-// A tile of queries meets a tile of keys.
-template <int N, typename T, typename Real>
-FUSION3D_INLINE void meet(
-    const Queries<T>& tile, int64_t dim, int64_t width, const Real* k, const Real* v, int64_t keys, Real* score) {
-  typedef typename Compute<T>::Vector Vector;
-  constexpr int64_t kRow = kTile<T>;
-  multiply<false, N, Vector>(keys, dim, k, width, int64_t(1), tile.q, kRow, score, kRow);
+// A tile of queries and a tile of keys. What is computed with them does not know how tensors are stored.
+template <typename Real>
+struct Meeting {
+  const Queries<Real>& tile;
+  int64_t dim, width;
+  const Real *k, *v;  // [j][width]
+  Real* score;        // [j][tile]
+};
+
+template <int N, typename Real>
+FUSION3D_INLINE void meet_vectors(const Meeting<Real>& at, int64_t keys) {
+  typedef typename Compute<Real>::Vector Vector;
+  constexpr int64_t kRow = kTile<Real>, kWide = kLanes<Real>;
+  const Queries<Real>& tile = at.tile;
+  Real* score = at.score;
+  multiply<false, N, Vector>(keys, at.dim, at.k, at.width, int64_t(1), tile.q, kRow, score, kRow);
   Vector old[N], peak[N], total[N], shrink[N];
 #pragma GCC unroll 3
   for (int n = 0; n < N; ++n) {
-    old[n] = peak[n] = load(tile.peak + n * kLanes<T>);
+    old[n] = peak[n] = load(tile.peak + n * kWide);
     total[n] = Vector();
   }
   for (int64_t j = 0; j < keys; ++j)
 #pragma GCC unroll 3
     for (int n = 0; n < N; ++n) {
-      const Vector x = load(score + j * kRow + n * kLanes<T>);
+      const Vector x = load(score + j * kRow + n * kWide);
       peak[n] = x > peak[n] ? x : peak[n];
     }
   for (int64_t j = 0; j < keys; ++j)
 #pragma GCC unroll 3
     for (int n = 0; n < N; ++n) {
-      const Vector p = exp2(load(score + j * kRow + n * kLanes<T>) - peak[n]);
-      store(score + j * kRow + n * kLanes<T>, p);
+      const Vector p = exp2(load(score + j * kRow + n * kWide) - peak[n]);
+      store(score + j * kRow + n * kWide, p);
       total[n] += p;
     }
 #pragma GCC unroll 3
   for (int n = 0; n < N; ++n) {
     shrink[n] = exp2(old[n] - peak[n]);
-    store(tile.peak + n * kLanes<T>, peak[n]);
-    store(tile.total + n * kLanes<T>, load(tile.total + n * kLanes<T>) * shrink[n] + total[n]);
+    store(tile.peak + n * kWide, peak[n]);
+    store(tile.total + n * kWide, load(tile.total + n * kWide) * shrink[n] + total[n]);
   }
-  for (int64_t c = 0; c < dim; ++c)
+  for (int64_t c = 0; c < at.dim; ++c)
 #pragma GCC unroll 3
     for (int n = 0; n < N; ++n) {
-      Real* out = tile.out + c * kRow + n * kLanes<T>;
+      Real* out = tile.out + c * kRow + n * kWide;
       store(out, load(out) * shrink[n]);
     }
-  multiply<true, N, Vector>(dim, keys, v, int64_t(1), width, score, kRow, tile.out, kRow);
+  multiply<true, N, Vector>(at.dim, keys, at.v, int64_t(1), at.width, score, kRow, tile.out, kRow);
 }
+
+template <typename Real>
+FUSION3D_INLINE void meet(const Meeting<Real>& at, int64_t keys, int64_t queries) {
+  if (queries > 2 * kLanes<Real>) return meet_vectors<3>(at, keys);
+  if (queries > kLanes<Real>) return meet_vectors<2>(at, keys);
+  return meet_vectors<1>(at, keys);
+}
+
+FUSION3D_DISPATCH(run_meet, Meeting<T>, meet)
 
 template <typename T>
 FUSION3D_INLINE void attend(const Work<WindowForward>& work, int64_t first, int64_t last) {
@@ -123,7 +140,7 @@ FUSION3D_INLINE void attend(const Work<WindowForward>& work, int64_t first, int6
   const WindowInput& in = work.args.in;
   const int64_t dim = in.dim, width = padded(dim, kLanes<T>);
   Scratch<Real> scratch(kTiles * kRow * (2 * dim + 2) + 2 * kKeys * width + kKeys * kRow + kRow);
-  Queries<T> tiles[kTiles];
+  Queries<Real> tiles[kTiles];
   for (auto& tile : tiles)
     tile = {scratch.take(dim * kRow), scratch.take(dim * kRow), scratch.take(kRow), scratch.take(kRow)};
   Real *k = scratch.take(kKeys * width), *v = scratch.take(kKeys * width), *score = scratch.take(kKeys * kRow);
@@ -147,12 +164,8 @@ FUSION3D_INLINE void attend(const Work<WindowForward>& work, int64_t first, int6
       pack_rows<T>(from, keys, dim, width, Real(1), k);
       locate(in, static_cast<const T*>(in.v), in.v_stride, head, j, keys, from);
       pack_rows<T>(from, keys, dim, width, Real(1), v);
-      for (int64_t t = 0, i = 0; i < queries; ++t, i += kRow) {
-        const int64_t vectors = std::min(kRow, queries - i + kLanes<T> - 1) / kLanes<T>;
-        if (vectors == 3) meet<3>(tiles[t], dim, width, k, v, keys, score);
-        if (vectors == 2) meet<2>(tiles[t], dim, width, k, v, keys, score);
-        if (vectors == 1) meet<1>(tiles[t], dim, width, k, v, keys, score);
-      }
+      for (int64_t t = 0, i = 0; i < queries; ++t, i += kRow)
+        run_meet<Real>({tiles[t], dim, width, k, v, score}, keys, std::min(kRow, queries - i));
     }
     for (int64_t t = 0, i = 0; i < queries; ++t, i += kRow) {
       const int64_t count = std::min(kRow, queries - i);
@@ -171,61 +184,87 @@ FUSION3D_INLINE void attend(const Work<WindowForward>& work, int64_t first, int6
 // ---- backward
 
 // One worker's packed pieces of one head; "c" is a channel, "i" a query of the tile, "j" a key.
-template <typename T>
+template <typename Real>
 struct Pieces {
-  typedef typename Compute<T>::Real Real;
-  Real *k, *v, *grad_k, *grad_v;      // [j][width] of the keys at hand, or of all that are owned
-  Real *q_ci, *grad_ci, *grad_q;      // [c][tile]; q times scale * log2(e)
-  Real *q_ic, *grad_ic;               // [i][width]; q times scale
-  Real *p, *grad_p;                   // [j][tile]
-  Real *lse, *delta, *factor;         // [tile]; lse in base 2, delta = sum over c of grad_out * out
+  Real *k, *v, *grad_k, *grad_v;  // [j][width] of the keys at hand, or of all that are owned
+  Real *q_ci, *grad_ci, *grad_q;  // [c][tile]; q times scale * log2(e)
+  Real *q_ic, *grad_ic;           // [i][width]; q times scale
+  Real *p, *grad_p;               // [j][tile]
+  Real *lse, *delta, *factor;     // [tile]; lse in base 2, delta = sum over c of grad_out * out
 
-  int64_t size(int64_t dim, int64_t width) const {
-    return 4 * kWhole * width + 3 * dim * kTile<T> + 2 * kTile<T> * width + 2 * kKeys * kTile<T> + 3 * kTile<T>;
+  static int64_t size(int64_t dim, int64_t width) {
+    return 4 * kWhole * width + 3 * dim * kTile<Real> + 2 * kTile<Real> * width + 2 * kKeys * kTile<Real> +
+           3 * kTile<Real>;
   }
-  void take(Scratch<Real>& scratch, int64_t dim, int64_t width) {
+  Pieces(Scratch<Real>& scratch, int64_t dim, int64_t width) {
     for (Real** piece : {&k, &v, &grad_k, &grad_v}) *piece = scratch.take(kWhole * width);
-    for (Real** piece : {&p, &grad_p}) *piece = scratch.take(kKeys * kTile<T>);
-    for (Real** piece : {&q_ci, &grad_ci, &grad_q}) *piece = scratch.take(dim * kTile<T>);
-    for (Real** piece : {&lse, &delta, &factor}) *piece = scratch.take(kTile<T>);
-    for (Real** piece : {&q_ic, &grad_ic}) *piece = scratch.take(kTile<T> * width);
+    for (Real** piece : {&p, &grad_p}) *piece = scratch.take(kKeys * kTile<Real>);
+    for (Real** piece : {&q_ci, &grad_ci, &grad_q}) *piece = scratch.take(dim * kTile<Real>);
+    for (Real** piece : {&lse, &delta, &factor}) *piece = scratch.take(kTile<Real>);
+    for (Real** piece : {&q_ic, &grad_ic}) *piece = scratch.take(kTile<Real> * width);
   }
 };
 
-// A tile of queries meets `keys` keys, which lie at k and v: weights again, then every gradient that is asked for.
-template <int N, typename T, typename Real>
-FUSION3D_INLINE void unmeet(
-    const Pieces<T>& at, const Task& task, int64_t dim, int64_t width, int64_t count, int64_t keys, int64_t key) {
-  typedef typename Compute<T>::Vector Vector;
-  constexpr int64_t kRow = kTile<T>;
-  const Real *k = at.k + key * width, *v = at.v + key * width;
-  multiply<false, N, Vector>(keys, dim, k, width, int64_t(1), at.q_ci, kRow, at.p, kRow);
-  multiply<false, N, Vector>(keys, dim, v, width, int64_t(1), at.grad_ci, kRow, at.grad_p, kRow);
+// A tile of queries and a tile of keys that begins at `key` of those packed.
+template <typename Real>
+struct Unmeeting {
+  const Pieces<Real>& at;
+  const Task& task;
+  int64_t dim, width, key;
+};
+
+// Weights again, the gradient of the scores, and from it that of the queries.
+template <int N, typename Real>
+FUSION3D_INLINE void unmeet_vectors(const Unmeeting<Real>& args, int64_t keys) {
+  typedef typename Compute<Real>::Vector Vector;
+  constexpr int64_t kRow = kTile<Real>, kWide = kLanes<Real>;
+  const Pieces<Real>& at = args.at;
+  const Real *k = at.k + args.key * args.width, *v = at.v + args.key * args.width;
+  for (int part = 0; part < 2; ++part)
+    multiply<false, N, Vector>(
+        keys, args.dim, part ? v : k, args.width, int64_t(1), part ? at.grad_ci : at.q_ci, kRow,
+        part ? at.grad_p : at.p, kRow);
   Vector lse[N], delta[N];
 #pragma GCC unroll 3
   for (int n = 0; n < N; ++n) {
-    lse[n] = load(at.lse + n * kLanes<T>);
-    delta[n] = load(at.delta + n * kLanes<T>);
+    lse[n] = load(at.lse + n * kWide);
+    delta[n] = load(at.delta + n * kWide);
   }
   for (int64_t j = 0; j < keys; ++j)
 #pragma GCC unroll 3
     for (int n = 0; n < N; ++n) {
-      Real* place = at.p + j * kRow + n * kLanes<T>;
-      Real* grad = at.grad_p + j * kRow + n * kLanes<T>;
+      Real* place = at.p + j * kRow + n * kWide;
+      Real* grad = at.grad_p + j * kRow + n * kWide;
       const Vector p = exp2(load(place) - lse[n]);
       store(place, p);
       store(grad, p * (load(grad) - delta[n]));
     }
-  if (task.queries) multiply<true, N, Vector>(dim, keys, k, int64_t(1), width, at.grad_p, kRow, at.grad_q, kRow);
-  if (!task.keys) return;
-  multiply_wide<Vector>(keys, count, at.p, kRow, int64_t(1), at.grad_ic, at.grad_v + key * width, width);
-  multiply_wide<Vector>(keys, count, at.grad_p, kRow, int64_t(1), at.q_ic, at.grad_k + key * width, width);
+  if (args.task.queries)
+    multiply<true, N, Vector>(args.dim, keys, k, int64_t(1), args.width, at.grad_p, kRow, at.grad_q, kRow);
 }
+
+template <typename Real>
+FUSION3D_INLINE void unmeet(const Unmeeting<Real>& args, int64_t keys, int64_t queries) {
+  if (queries > 2 * kLanes<Real>)
+    unmeet_vectors<3>(args, keys);
+  else if (queries > kLanes<Real>)
+    unmeet_vectors<2>(args, keys);
+  else
+    unmeet_vectors<1>(args, keys);
+  if (!args.task.keys) return;
+  const Pieces<Real>& at = args.at;
+  for (int part = 0; part < 2; ++part)
+    multiply_wide<typename Compute<Real>::Vector>(
+        keys, queries, part ? at.grad_p : at.p, int64_t(kTile<Real>), int64_t(1), part ? at.q_ic : at.grad_ic,
+        (part ? at.grad_k : at.grad_v) + args.key * args.width, args.width);
+}
+
+FUSION3D_DISPATCH(run_unmeet, Unmeeting<T>, unmeet)
 
 // Packs a tile of queries, their gradients and statistics.
 template <typename T>
 FUSION3D_INLINE void pack_queries(
-    const WindowBackward& args, const Pieces<T>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
+    const WindowBackward& args, const Pieces<typename Compute<T>::Real>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
   typedef typename Compute<T>::Real Real;
   const WindowInput& in = args.in;
   const T *from[kTile<T>], *out[kTile<T>];
@@ -253,7 +292,7 @@ FUSION3D_INLINE void pack_queries(
 // Packs the keys and values of some places.
 template <typename T>
 FUSION3D_INLINE void pack_keys(
-    const WindowInput& in, const Pieces<T>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
+    const WindowInput& in, const Pieces<typename Compute<T>::Real>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
   typedef typename Compute<T>::Real Real;
   const T* from[kKeys];
   for (int64_t j = 0; j < count; j += kKeys) {
@@ -267,7 +306,7 @@ FUSION3D_INLINE void pack_keys(
 
 template <typename T>
 FUSION3D_INLINE void unpack_keys(
-    const WindowBackward& args, const Pieces<T>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
+    const WindowBackward& args, const Pieces<typename Compute<T>::Real>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
   const WindowInput& in = args.in;
   T* to[kKeys];
   for (int64_t j = 0; j < count; j += kKeys) {
@@ -285,9 +324,8 @@ FUSION3D_INLINE void unattend(const Work<WindowBackward>& work, int64_t first, i
   constexpr int64_t kRow = kTile<T>;
   const WindowInput& in = work.args.in;
   const int64_t dim = in.dim, width = padded(dim, kLanes<T>);
-  Pieces<T> at;
-  Scratch<Real> scratch(at.size(dim, width));
-  at.take(scratch, dim, width);
+  Scratch<Real> scratch(Pieces<Real>::size(dim, width));
+  const Pieces<Real> at(scratch, dim, width);
   T* to[kRow];
   for (int64_t item = first; item < last; ++item) {
     const Task& task = work.tasks[item / in.heads];
@@ -302,15 +340,13 @@ FUSION3D_INLINE void unattend(const Work<WindowBackward>& work, int64_t first, i
       std::fill_n(at.grad_v, (key_end - key_begin) * width, Real(0));
     }
     for (int64_t i = query_begin; i < query_end; i += kRow) {
-      const int64_t count = std::min(kRow, query_end - i), vectors = (count + kLanes<T> - 1) / kLanes<T>;
+      const int64_t count = std::min(kRow, query_end - i);
       pack_queries<T>(work.args, at, head, i, count, width);
       std::fill_n(at.grad_q, dim * kRow, Real(0));
       for (int64_t j = key_begin; j < key_end; j += kKeys) {
         const int64_t keys = std::min(kKeys, key_end - j), key = task.keys ? j - key_begin : 0;
         if (!task.keys) pack_keys<T>(in, at, head, j, keys, width);
-        if (vectors == 3) unmeet<3, T, Real>(at, task, dim, width, count, keys, key);
-        if (vectors == 2) unmeet<2, T, Real>(at, task, dim, width, count, keys, key);
-        if (vectors == 1) unmeet<1, T, Real>(at, task, dim, width, count, keys, key);
+        run_unmeet<Real>({at, task, dim, width, key}, keys, count);
       }
       if (!task.queries) continue;
       std::fill_n(at.factor, kRow, Real(in.scale));

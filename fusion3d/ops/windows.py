@@ -33,7 +33,7 @@ class Windows:
 
     @cached_property
     def inverse(self) -> Tensor:
-        """[N] int32, place of each row in ``order``, -1 where it has none: ``packed[inverse]`` undoes ``values[order]``."""
+        """[N] int32, place of each row in ``order`` or -1: ``packed[inverse]`` undoes ``values[order]``."""
         place = torch.arange(len(self.order), dtype=torch.int32, device=self.order.device)
         return self.order.new_full((self.num_rows,), -1).index_copy(0, self.order.long(), place)
 
@@ -90,11 +90,11 @@ def window_partition(
         batch_size: samples B.
         grid: cells along (z,) y, x.
         window: cells of a window along (z,) y, x.
-        shift: cells by which the windows are moved back along (z,) y, x, as every other block of a Swin does; none if None.
+        shift: cells by which the windows are moved back along (z,) y, x, as in every other block of a Swin; or none.
 
     Returns:
-        The windows that hold any row, ordered by sample, (z,) y, x; rows in each keep their order. Takes one host read on
-        CUDA.
+        The windows that hold any row, ordered by sample, (z,) y, x; rows in each keep their order. Takes one host read
+        on CUDA.
 
     Raises:
         ValueError: wrong shape, dtype or sizes.
@@ -166,20 +166,21 @@ def window_attention(
 ) -> Tensor:
     """Attention of every row to the rows of its own window: softmax(scale * q k^T) v, for each head.
 
-    Windows of any length lie side by side, none is padded, and no matrix of scores is kept: memory beside input and output
-    does not grow with the windows. Scores and sums are in float32 (float64 for float64); results are reproducible to the
-    bit. Under autocast q, k and v are cast to its type. Slices of one projection (``qkv.unbind(1)``) are read where they
-    lie. Positions are the caller's: add an embedding of the place in the window to q and k, as DSVT does.
+    Windows of any length lie side by side, none is padded, and no matrix of scores is kept: memory beside input and
+    output does not grow with the windows. Scores and sums are in float32 (float64 for float64); results are
+    reproducible to the bit. Under autocast q, k and v are cast to its type. Slices of one projection
+    (``qkv.unbind(1)``) are read where they lie. Positions are the caller's: add an embedding of the place in the window
+    to q and k, as DSVT does.
 
     Args:
         q_NHD: [N, H, D] queries.
         k_NHD: [N, H, D] keys, same dtype and device.
         v_NHD: [N, H, D] values, same dtype and device.
-        cu_seqlens: [W + 1] int32, where each window begins and ends, from 0 to K: of ``window_partition``. An empty window is
-            fine.
-        order: [K] int32, rows window by window, each at most once: of ``window_partition``. Rows are then read and written
-            where they lie, which spares gathering q, k and v and scattering the result. If None, rows lie in the order of
-            their windows and K is N.
+        cu_seqlens: [W + 1] int32, where each window begins and ends, from 0 to K: of ``window_partition``. An empty
+            window is fine.
+        order: [K] int32, rows window by window, each at most once: of ``window_partition``. Rows are then read and
+            written where they lie, which spares gathering q, k and v and scattering the result. If None, rows lie in
+            the order of their windows and K is N.
         scale: of the scores; D ** -0.5 if None.
 
     Returns:

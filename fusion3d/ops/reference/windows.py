@@ -9,7 +9,7 @@ from torch import Tensor
 def window_attention(
     q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, cu_seqlens: Tensor, order: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention inside windows (see ``fusion3d.ops.window_attention``), the windows of one length at a time: no padding.
+    """Attention inside windows (see ``fusion3d.ops.window_attention``), those of one length at a time: no padding.
 
     Args:
         q_NHD: [N, H, D] queries.
@@ -20,11 +20,12 @@ def window_attention(
         scale: of the scores.
 
     Returns:
-        [N, H, D] results of the dtype of q, and [N, H] log-sum-exp of the scaled scores in float32 (float64 for float64);
-        both 0 for rows that no window lists.
+        [N, H, D] results of the dtype of q, and [N, H] log-sum-exp of the scaled scores in float32 (float64 for
+        float64); both 0 for rows that no window lists.
     """
     exact = torch.promote_types(q_NHD.dtype, torch.float32)
-    out = torch.zeros_like(q_NHD, dtype=exact, memory_format=torch.contiguous_format)
+    out = sum(t[:0].sum() for t in (q_NHD, k_NHD, v_NHD))  # 0, that has a gradient where there is no window at all
+    out = out + torch.zeros_like(q_NHD, dtype=exact, memory_format=torch.contiguous_format)
     lse = out.new_zeros(out.shape[:2])
     lengths = cu_seqlens.diff().long()
     for length in lengths.unique().tolist():
