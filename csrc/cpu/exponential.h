@@ -7,8 +7,8 @@
 
 namespace fusion3d {
 
-// Within 1.25 units in the last place (one with FMA) for x in [-126, 127]; below, 2^-126: nothing, beside the 1 of a largest. NaN
-// stays NaN.
+// Within 1.25 units in the last place (one with FMA) for x in [-126, 127]; below, 2^-126: nothing, beside the 1 of a
+// largest. NaN stays NaN.
 FUSION3D_INLINE Floats exp2(Floats x) {
   x = x < -126.0f ? Floats() - 126.0f : x;
   const Floats shifted = x + 0x1.8p23f;  // the nearest whole number is in the lowest bits

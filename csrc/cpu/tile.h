@@ -1,6 +1,8 @@
-// Small matrices in scratch memory: products whose results stay in registers, and rows packed or turned on the way in and out.
+// Small matrices in scratch memory: products whose results stay in registers, and rows packed or turned on the way in
+// and out.
 //
-// A tile holds its columns side by side in rows of kTile<T>, three vectors; only the vectors that are needed are computed.
+// A tile holds its columns side by side in rows of kTile<T>, three vectors; only the vectors that are needed are
+// computed.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +16,8 @@ constexpr int kLanes = sizeof(typename Compute<T>::Vector) / sizeof(typename Com
 template <typename T>
 constexpr int kTile = 3 * kLanes<T>;
 
-// c[r][n] = sum over k < depth of a[r * row + k * step] * b[k * b_row + n], for R rows and N vectors; where kAdd, added to it.
+// c[r][n] = sum over k < depth of a[r * row + k * step] * b[k * b_row + n], for R rows and N vectors; where kAdd, added
+// to it.
 template <bool kAdd, int R, int N, typename V, typename Real>
 FUSION3D_INLINE void multiply_block(
     int64_t depth, const Real* a, int64_t row, int64_t step, const Real* b, int64_t b_row, Real* c, int64_t c_row) {

@@ -1,6 +1,7 @@
-// Window attention on the CPU. Queries lie in the lanes of the vectors, keys and channels are walked: largest scores and sums
-// are then taken lane by lane, and every product reads its other factor one scalar at a time. A tile of queries meets its window
-// a tile of keys after the other, keeping the running maximum and sum of its softmax (Dao et al., "FlashAttention", 2022).
+// Window attention on the CPU. Queries lie in the lanes of the vectors, keys and channels are walked: largest scores
+// and sums are then taken lane by lane, and every product reads its other factor one scalar at a time. A tile of
+// queries meets its window a tile of keys after the other, keeping the running maximum and sum of its softmax (Dao et
+// al., "FlashAttention", 2022).
 #include "fusion3d/window_attention.h"
 
 #include <algorithm>
@@ -205,6 +206,9 @@ struct Pieces {
   }
 };
 
+template <typename T>
+using PiecesOf = Pieces<typename Compute<T>::Real>;
+
 // A tile of queries and a tile of keys that begins at `key` of those packed.
 template <typename Real>
 struct Unmeeting {
@@ -264,7 +268,7 @@ FUSION3D_DISPATCH(run_unmeet, Unmeeting<T>, unmeet)
 // Packs a tile of queries, their gradients and statistics.
 template <typename T>
 FUSION3D_INLINE void pack_queries(
-    const WindowBackward& args, const Pieces<typename Compute<T>::Real>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
+    const WindowBackward& args, const PiecesOf<T>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
   typedef typename Compute<T>::Real Real;
   const WindowInput& in = args.in;
   const T *from[kTile<T>], *out[kTile<T>];
@@ -292,7 +296,7 @@ FUSION3D_INLINE void pack_queries(
 // Packs the keys and values of some places.
 template <typename T>
 FUSION3D_INLINE void pack_keys(
-    const WindowInput& in, const Pieces<typename Compute<T>::Real>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
+    const WindowInput& in, const PiecesOf<T>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
   typedef typename Compute<T>::Real Real;
   const T* from[kKeys];
   for (int64_t j = 0; j < count; j += kKeys) {
@@ -306,7 +310,7 @@ FUSION3D_INLINE void pack_keys(
 
 template <typename T>
 FUSION3D_INLINE void unpack_keys(
-    const WindowBackward& args, const Pieces<typename Compute<T>::Real>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
+    const WindowBackward& args, const PiecesOf<T>& at, int64_t head, int64_t first, int64_t count, int64_t width) {
   const WindowInput& in = args.in;
   T* to[kKeys];
   for (int64_t j = 0; j < count; j += kKeys) {

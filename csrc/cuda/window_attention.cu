@@ -1,8 +1,9 @@
-// Window attention on CUDA. A block owns one tile of one window for one head: of queries forward and for their gradient, of keys
-// for theirs; it meets the window's other rows a tile after the other. No atomics; the order of every sum is fixed.
+// Window attention on CUDA. A block owns one tile of one window for one head: of queries forward and for their
+// gradient, of keys for theirs; it meets the window's other rows a tile after the other. No atomics; the order of every
+// sum is fixed.
 //
-// 16-bit storage, up to 128 channels: tensor cores (mma.sync m16n8k16), the scores stay in registers. All else: tiles in shared
-// memory and plain arithmetic, in float or double.
+// 16-bit storage, up to 128 channels: tensor cores (mma.sync m16n8k16), the scores stay in registers. All else: tiles
+// in shared memory and plain arithmetic, in float or double.
 #include "fusion3d/window_attention.h"
 
 #include <cmath>
@@ -15,16 +16,15 @@
 namespace fusion3d {
 namespace {
 
-constexpr int kRowsOfBlock = 64;  // tensor cores: owned rows, 16 of each warp
-constexpr int kSide = 32;         // tensor cores: rows of the other side at once
-constexpr int kMmaThreads = 128;
-constexpr int kThreads = 128;
+constexpr int kRowsOfBlock = 64;   // tensor cores: owned rows, 16 of each warp
+constexpr int kSide = 32;          // tensor cores: rows of the other side at once
+constexpr int kThreads = 128;      // four warps
 constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 
 // ---- tensor cores
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kMmaThreads) attend_mma(WindowForward args) {
+__global__ void __launch_bounds__(kThreads) attend_mma(WindowForward args) {
   constexpr int kLine = kDim + kPad;
   __shared__ __align__(16) T q[kRowsOfBlock * kLine], k[kSide * kLine], vt[kDim * (kSide + kPad)];
   const WindowInput& in = args.in;
@@ -92,10 +92,10 @@ __global__ void __launch_bounds__(kMmaThreads) attend_mma(WindowForward args) {
   }
 }
 
-// A gradient of the owned rows of one side (kKeys: k and v, else q) from all rows of the other. With the sides swapped, scores
-// and weights come out transposed, and both cases are one: owned rows in a, others in b.
+// A gradient of the owned rows of one side (kKeys: k and v, else q) from all rows of the other. With the sides swapped,
+// scores and weights come out transposed, and both cases are one: owned rows in a, others in b.
 template <typename T, int kDim, bool kKeys>
-__global__ void __launch_bounds__(kMmaThreads) unattend_mma(WindowBackward args) {
+__global__ void __launch_bounds__(kThreads) unattend_mma(WindowBackward args) {
   constexpr int kLine = kDim + kPad, kTurned = kSide + kPad;
   extern __shared__ __align__(16) unsigned char memory[];
   T* a1 = reinterpret_cast<T*>(memory);  // owned q, or k
@@ -291,11 +291,11 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) row_delta(WindowBackward args) {
   typedef typename Compute<T>::Real Real;
   const int64_t items = args.in.rows * args.in.heads, dim = args.in.dim;
+  const T *out = static_cast<const T*>(args.out), *grad = static_cast<const T*>(args.grad_out);
   const int lane = threadIdx.x % kWarp, warps = kThreads / kWarp;
   for (int64_t i = blockIdx.x * int64_t(warps) + threadIdx.x / kWarp; i < items; i += int64_t(gridDim.x) * warps) {
     Real sum = 0;
-    for (int64_t c = lane; c < dim; c += kWarp)
-      sum += widen(static_cast<const T*>(args.out)[i * dim + c]) * widen(static_cast<const T*>(args.grad_out)[i * dim + c]);
+    for (int64_t c = lane; c < dim; c += kWarp) sum += widen(out[i * dim + c]) * widen(grad[i * dim + c]);
     sum = warp_sum(sum);
     if (lane == 0) static_cast<Real*>(args.delta)[i] = sum;
   }
@@ -311,33 +311,31 @@ bool grid_fits(const WindowInput& in, int64_t size) {
   return window_tile_count(in.listed, in.windows, size) < int64_t(1) << 31 && in.heads < 65536;
 }
 
-template <typename T, int kDim>
-cudaError_t forward_mma(const WindowForward& args, cudaStream_t stream) {
-  if (!grid_fits(args.in, kRowsOfBlock)) return cudaErrorInvalidValue;
-  attend_mma<T, kDim><<<grid_of(args.in, kRowsOfBlock), kMmaThreads, 0, stream>>>(args);
+// Starts a kernel with a block for each tile and head; more shared memory than 48 KiB has to be asked for.
+template <typename Args>
+cudaError_t launch(void (*kernel)(Args), const Args& args, int64_t size, size_t bytes, cudaStream_t stream) {
+  if (!grid_fits(args.in, size)) return cudaErrorInvalidValue;
+  if (bytes > 46 * 1024) {  // the rest is for what a kernel declares itself
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid_of(args.in, size), kThreads, bytes, stream>>>(args);
   return cudaGetLastError();
 }
 
-template <typename T, int kDim, bool kKeys>
-cudaError_t backward_mma_side(const WindowBackward& args, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(T) * ((2 * kRowsOfBlock + 2 * kSide) * (kDim + kPad) + 2 * kDim * (kSide + kPad));
-  const auto kernel = unattend_mma<T, kDim, kKeys>;
-  if (kBytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (error != cudaSuccess) return error;
-  }
-  kernel<<<grid_of(args.in, kRowsOfBlock), kMmaThreads, kBytes, stream>>>(args);
-  return cudaGetLastError();
+template <typename T, int kDim>
+cudaError_t forward_mma(const WindowForward& args, cudaStream_t stream) {
+  return launch(attend_mma<T, kDim>, args, kRowsOfBlock, 0, stream);
 }
 
 template <typename T, int kDim>
 cudaError_t backward_mma(const WindowBackward& args, cudaStream_t stream) {
-  if (!grid_fits(args.in, kRowsOfBlock)) return cudaErrorInvalidValue;
-  const cudaError_t error = backward_mma_side<T, kDim, false>(args, stream);
-  return error == cudaSuccess ? backward_mma_side<T, kDim, true>(args, stream) : error;
+  constexpr size_t kBytes = sizeof(T) * ((2 * kRowsOfBlock + 2 * kSide) * (kDim + kPad) + 2 * kDim * (kSide + kPad));
+  const cudaError_t error = launch(unattend_mma<T, kDim, false>, args, kRowsOfBlock, kBytes, stream);
+  return error == cudaSuccess ? launch(unattend_mma<T, kDim, true>, args, kRowsOfBlock, kBytes, stream) : error;
 }
 
-// Six tiles of rows and two of scores fit the 48 KiB that every GPU has: the rows of a tile that allow it.
+// Six tiles of rows and two of scores: as many rows as fit 48 KiB; 4 always fit what a kernel may ask for.
 template <typename Real>
 size_t plain_bytes(const WindowInput& in, int rows) {
   return sizeof(Real) * (6 * size_t(rows) * (plain_width(int(in.dim)) + 1) + 2 * size_t(rows) * (rows + 1));
@@ -347,7 +345,6 @@ template <typename T, typename Run>
 cudaError_t with_rows(const WindowInput& in, const Run& run) {
   typedef typename Compute<T>::Real Real;
   constexpr size_t kMost = 46 * 1024;  // the rest is for the statistics of the rows
-  if (!grid_fits(in, 4)) return cudaErrorInvalidValue;
   if constexpr (sizeof(T) == 4) {
     if (plain_bytes<Real>(in, 32) <= kMost) return run(std::integral_constant<int, 32>());
     if (plain_bytes<Real>(in, 8) <= kMost && plain_bytes<Real>(in, 16) > kMost)
@@ -370,8 +367,7 @@ cudaError_t forward(const WindowForward& args, cudaStream_t stream) {
   }
   return with_rows<T>(args.in, [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
-    attend_plain<T, kRows><<<grid_of(args.in, kRows), kThreads, plain_bytes<Real>(args.in, kRows), stream>>>(args);
-    return cudaGetLastError();
+    return launch(attend_plain<T, kRows>, args, kRows, plain_bytes<Real>(args.in, kRows), stream);
   });
 }
 
@@ -392,9 +388,8 @@ cudaError_t backward(const WindowBackward& args, cudaStream_t stream) {
   return with_rows<T>(args.in, [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     const size_t bytes = plain_bytes<Real>(args.in, kRows);
-    unattend_plain<T, kRows, false><<<grid_of(args.in, kRows), kThreads, bytes, stream>>>(args);
-    unattend_plain<T, kRows, true><<<grid_of(args.in, kRows), kThreads, bytes, stream>>>(args);
-    return cudaGetLastError();
+    const cudaError_t first = launch(unattend_plain<T, kRows, false>, args, kRows, bytes, stream);
+    return first == cudaSuccess ? launch(unattend_plain<T, kRows, true>, args, kRows, bytes, stream) : first;
   });
 }
 

@@ -1,4 +1,5 @@
-// Tiles of window attention on CUDA: rows into shared memory and back, and the products of tiles, by tensor cores or plainly.
+// Tiles of window attention on CUDA: rows into shared memory and back, and the products of tiles, by tensor cores or
+// plainly.
 #pragma once
 
 #include <cmath>
@@ -9,7 +10,8 @@
 
 namespace fusion3d {
 
-constexpr int kPad = 8;  // elements between the lines of a tile of 16-bit numbers: every access of a warp meets 32 banks
+// Elements between the lines of a tile of 16-bit numbers: what a warp reads at once then lies in 32 banks.
+constexpr int kPad = 8;
 
 __device__ inline int64_t row_of(const WindowInput& in, int64_t place) {
   return in.order == nullptr ? place : in.order[place];
@@ -18,7 +20,8 @@ __device__ inline int64_t row_of(const WindowInput& in, int64_t place) {
 __device__ inline float power(float x) { return exp2f(x); }
 __device__ inline double power(double x) { return exp2(x); }
 
-// ---- 16-bit numbers, tensor cores. In a product of 16 x 8, lane 4 g + t holds rows g and g + 8, columns 2 t and 2 t + 1.
+// ---- 16-bit numbers, tensor cores. In a product of 16 x 8, lane 4 g + t holds rows g and g + 8, columns 2 t and 2 t +
+// 1.
 
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __half) {
   asm volatile(
@@ -44,8 +47,8 @@ __device__ inline uint32_t pair_of(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// One head of the rows at places [first, first + count) to `rows` ([room][kDim + kPad]), to `turned` ([kDim][room + kPad]), or
-// both; 0 beyond `count` and beyond the head's channels. All threads of the block take part.
+// One head of the rows at places [first, first + count) to `rows` ([room][kDim + kPad]), to `turned` ([kDim][room +
+// kPad]), or both; 0 beyond `count` and beyond the head's channels. All threads of the block take part.
 template <typename T, int kDim>
 __device__ inline void load_rows(
     const WindowInput& in, const void* base, int64_t stride, int head, int64_t first, int count, int room, T* rows,
@@ -132,7 +135,8 @@ __device__ inline void store_row(
 
 // ---- any numbers, plain arithmetic in shared memory
 
-// Channels of a tile: whole quads. Lines are one longer, so that the lanes of a warp meet different banks in a column too.
+// Channels of a tile: whole quads. Lines are one longer, so that the lanes of a warp meet different banks in a column
+// too.
 inline __host__ __device__ int plain_width(int dim) { return (dim + 3) / 4 * 4; }
 
 template <typename Real>
@@ -179,8 +183,9 @@ __device__ inline void store_plain(
   }
 }
 
-// c[r][n] = (add: c[r][n] * shrink[r]) + sum over k of a[r][k] * b[k][n]. A thread owns two rows and four columns, a quarter of
-// the columns apart; `rows` is even, `columns` a multiple of four. The owner of an element is the same in every call.
+// c[r][n] = (add: c[r][n] * shrink[r]) + sum over k of a[r][k] * b[k][n]. A thread owns two rows and four columns, a
+// quarter of the columns apart; `rows` is even, `columns` a multiple of four. The owner of an element is the same in
+// every call.
 template <typename Real>
 __device__ inline void multiply_plain(
     int rows, int columns, int depth, const Real* a, int a_row, int a_step, const Real* b, int b_step, int b_column,

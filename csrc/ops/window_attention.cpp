@@ -1,6 +1,7 @@
 // Window attention between torch and the kernels: checks, output tensors, threads, stream.
 #include "fusion3d/window_attention.h"
 
+#include <functional>
 #include <optional>
 #include <tuple>
 
@@ -70,7 +71,8 @@ void check_lists(const WindowInput& in) {
 
 // Rows that no window lists stay 0; where every row is listed, nothing needs to be cleared.
 Tensor output(const Tensor& like, const WindowInput& in) {
-  return in.listed < in.rows ? torch::stable::new_zeros(like, like.sizes()) : torch::stable::new_empty(like, like.sizes());
+  const auto shape = like.sizes();
+  return in.listed < in.rows ? torch::stable::new_zeros(like, shape) : torch::stable::new_empty(like, shape);
 }
 
 std::tuple<Tensor, Tensor> forward(

@@ -215,7 +215,7 @@ def window_attention(
     if device.type == "cuda" and q_NHD.shape[2] > 256:
         raise ValueError(f"q has heads of {q_NHD.shape[2]} channels; expected at most 256 on CUDA")
     if scale is None:
-        scale = max(q_NHD.shape[2], 1) ** -0.5
+        scale = float(max(q_NHD.shape[2], 1) ** -0.5)
     if library.has_kernel(device):
         q_NHD, k_NHD, v_NHD = (_rows_whole(t) for t in (q_NHD, k_NHD, v_NHD))
         order = None if order is None else order.contiguous()

@@ -1,9 +1,10 @@
-// Window attention: out[i] = sum over the rows j of the window of i of softmax_j(scale * q[i] . k[j]) * v[j], for each head.
+// Window attention: out[i] = sum over the rows j of the window of i of softmax_j(scale * q[i] . k[j]) * v[j], for each
+// head.
 //
-// Rows belong to windows through a list: `order` names the rows window by window, or is null where they lie so already. q, k
-// and v may be slices of one array, a stride apart; all else is contiguous. Sums are in float, or in double for double. Memory
-// beside the tensors does not grow with the windows. Every output element has one owner: nothing is atomic, and results are
-// the same to the bit for any number of threads.
+// Rows belong to windows through a list: `order` names the rows window by window, or is null where they lie so already.
+// q, k and v may be slices of one array, a stride apart; all else is contiguous. Sums are in float, or in double for
+// double. Memory beside the tensors does not grow with the windows. Every output element has one owner: nothing is
+// atomic, and results are the same to the bit for any number of threads.
 #pragma once
 
 #include <cstdint>
@@ -52,8 +53,8 @@ struct WindowTile {
   int64_t begin, end, first;
 };
 
-// Tiles are numbered without a look at the windows' lengths: those of window w begin at number cu_seqlens[w] / size + w, which
-// leaves room enough for all. Some numbers are of no tile; they get an empty one (first >= end).
+// Tiles are numbered without a look at the windows' lengths: those of window w begin at number cu_seqlens[w] / size +
+// w, which leaves room enough for all. Some numbers are of no tile; they get an empty one (first >= end).
 FUSION3D_SHARED int64_t window_tile_count(int64_t listed, int64_t windows, int64_t size) {
   return windows == 0 ? 0 : listed / size + windows;
 }
