@@ -3,9 +3,18 @@
 They run on any device, differentiate through plain autograd, and are what the kernels are tested against.
 """
 
-from fusion3d.ops.reference.pooling import bev_pool
 from fusion3d.ops.reference.boxes import box_iou_bev, nms_bev
 from fusion3d.ops.reference.deformable import ms_deform_attn
+from fusion3d.ops.reference.pooling import bev_pool
 from fusion3d.ops.reference.segments import segment_plan, segment_reduce
+from fusion3d.ops.reference.windows import window_attention
 
-__all__ = ["bev_pool", "box_iou_bev", "ms_deform_attn", "nms_bev", "segment_plan", "segment_reduce"]
+__all__ = [
+    "bev_pool",
+    "box_iou_bev",
+    "ms_deform_attn",
+    "nms_bev",
+    "segment_plan",
+    "segment_reduce",
+    "window_attention",
+]
