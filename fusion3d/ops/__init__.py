@@ -4,16 +4,27 @@ Coordinates are in ego: metres and radians. Wrong shapes and dtypes raise ``Valu
 """
 
 from fusion3d.ops.pooling import BEVPoolPlan, bev_pool, bev_pool_plan
-from fusion3d.ops.boxes import box_iou_bev, nms_bev
+from fusion3d.ops.boxes import (
+    PointsInBoxes,
+    box_iou_bev,
+    box_iou_bev_aligned,
+    nms_bev,
+    nms_bev_padded,
+    points_in_boxes,
+)
 from fusion3d.ops.segments import SegmentPlan, segment_plan, segment_reduce
 
 __all__ = [
     "BEVPoolPlan",
+    "PointsInBoxes",
     "SegmentPlan",
     "bev_pool",
     "bev_pool_plan",
     "box_iou_bev",
+    "box_iou_bev_aligned",
     "nms_bev",
+    "nms_bev_padded",
+    "points_in_boxes",
     "segment_plan",
     "segment_reduce",
 ]

@@ -4,7 +4,15 @@ They run on any device, differentiate through plain autograd, and are what the k
 """
 
 from fusion3d.ops.reference.pooling import bev_pool
-from fusion3d.ops.reference.boxes import box_iou_bev, nms_bev
+from fusion3d.ops.reference.boxes import box_iou_bev, box_iou_bev_aligned, nms_bev, points_in_boxes
 from fusion3d.ops.reference.segments import segment_plan, segment_reduce
 
-__all__ = ["bev_pool", "box_iou_bev", "nms_bev", "segment_plan", "segment_reduce"]
+__all__ = [
+    "bev_pool",
+    "box_iou_bev",
+    "box_iou_bev_aligned",
+    "nms_bev",
+    "points_in_boxes",
+    "segment_plan",
+    "segment_reduce",
+]
