@@ -56,6 +56,7 @@ std::tuple<Tensor, Tensor> nms_bev_cuda(
     const Tensor& boxes, const Tensor& scores, const Tensor& labels, std::vector<double> thresholds, int64_t max_out,
     int64_t metric) {
   const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
+  STD_TORCH_CHECK(boxes.size(0) <= kNmsCudaBoxes, "fusion3d: nms_bev takes at most 2^18 boxes on CUDA");
   Tensor keep, num_keep;
   const Nms args = nms_args(boxes, scores, labels, thresholds, max_out, metric, keep, num_keep);
   Tensor scratch = torch::stable::new_empty(labels, {(nms_cuda_bytes(args.count) + 7) / 8});

@@ -106,7 +106,7 @@ def nms_bev(
     ¶ On CUDA it reads the number of boxes kept on the host; ``nms_bev_padded`` does not.
 
     Args:
-        boxes: [N, 5] float: x, y [m], length, width [m], yaw [rad].
+        boxes: [N, 5] float: x, y [m], length, width [m], yaw [rad]; at most 2^18 on CUDA.
         scores: [N] float; NaN is worse than all else.
         labels: [N] int64; boxes of different labels never suppress one another. A label below 0 says that the row is no
             box: it is never kept.
