@@ -1,9 +1,8 @@
-"""Operations on clouds, images and bird's-eye-view grids: the compiled kernel where there is one, else its pure-torch twin.
+"""Operations on clouds, images and bird's-eye-view grids: compiled kernels, or else their pure-torch twins.
 
 Coordinates are in ego: metres and radians. Wrong shapes and dtypes raise ``ValueError``.
 """
 
-from fusion3d.ops.pooling import BEVPoolPlan, bev_pool, bev_pool_plan
 from fusion3d.ops.boxes import (
     PointsInBoxes,
     box_iou_bev,
@@ -12,6 +11,7 @@ from fusion3d.ops.boxes import (
     nms_bev_padded,
     points_in_boxes,
 )
+from fusion3d.ops.pooling import BEVPoolPlan, bev_pool, bev_pool_plan
 from fusion3d.ops.segments import SegmentPlan, segment_plan, segment_reduce
 
 __all__ = [

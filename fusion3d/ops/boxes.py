@@ -57,9 +57,9 @@ def box_iou_bev(a: Tensor, b: Tensor) -> Tensor:
 def box_iou_bev_aligned(a: Tensor, b: Tensor) -> Tensor:
     """Exact intersection over union of rectangle ``a[i]`` and rectangle ``b[i]``, differentiable: for losses.
 
-    Computed in float64 whatever the dtype. Where edges coincide the area has a kink, and the gradient is the mean of its two
-    slopes; so it is 0 for equal boxes, where the overlap is best. Boxes that do not touch have gradient 0: add a
-    term that draws them together. Autocast leaves it alone.
+    Computed in float64 whatever the dtype; autocast leaves it alone. Where edges coincide the area has a kink, and the
+    kernel's gradient is the mean of its two slopes: it is 0 for equal boxes, where the overlap is best. Boxes that do
+    not touch have gradient 0: add a term that draws them together.
 
     Args:
         a: [P, 5] float: x, y [m], length, width [m], yaw [rad].
@@ -117,12 +117,12 @@ def nms_bev(
             turned to the nearest right angle; ``circle`` measures the distance of centres.
 
     Returns:
-        [at most max_out] int64 indices, by descending score (equal scores by ascending index). Boxes without area or not
-        finite overlap nothing and are kept.
+        [at most max_out] int64 indices, by descending score (equal scores by ascending index). Boxes without area or
+        not finite overlap nothing and are kept.
 
     Raises:
-        ValueError: wrong shape, dtype, device or metric, a threshold that is negative or NaN, or (on the CPU, where it is
-            cheap) a label without a threshold; on CUDA such a row is no box.
+        ValueError: wrong shape, dtype, device or metric, a threshold that is negative or NaN, or (on the CPU, where it
+            is cheap) a label without a threshold; on CUDA such a row is no box.
 
     Source: the circle variant is CenterPoint's (Yin et al. 2021), with the radius not squared.
     """
@@ -240,7 +240,7 @@ def points_in_boxes(
         point_batch, box_batch = point_batch.contiguous(), box_batch.contiguous()
         places |= {point_batch.device, box_batch.device}
     if len(places) > 1:
-        raise ValueError(f"points, boxes and their batch indices are on {sorted(map(str, places))}; expected one device")
+        raise ValueError(f"points, boxes and their batch indices are on {sorted(map(str, places))}; expected one")
     dtype = torch.promote_types(points.dtype, boxes.dtype)
     points, boxes = points.detach().to(dtype), boxes.detach().to(dtype)
     if library.has_kernel(points.device):

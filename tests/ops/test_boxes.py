@@ -67,9 +67,7 @@ places = st.floats(-10, 10)
 
 
 @settings(max_examples=80, deadline=None)
-@given(
-    *[st.tuples(places, places, sizes, sizes, st.floats(-7, 7))] * 2, st.sampled_from([0, 1e3, -1e6])
-)
+@given(*[st.tuples(places, places, sizes, sizes, st.floats(-7, 7))] * 2, st.sampled_from([0, 1e3, -1e6]))
 @example((0, 0, 4, 2, 0.3), (0, 0, 4, 2, 0.3), 0)
 @example((0, 0, 4, 2, 0.3), (1, 0, 4, 2, 0.3 + 1e-13), 0)
 @example((0, 0, 1e3, 1e3, 1), (9, 9, 1e-3, 1e-3, 2), 1e3)
@@ -162,7 +160,9 @@ def test_iou_kernel_equals_twin(device, dtype, rows, columns):
     a, b = random_boxes(rows, 4, 1, dtype, device), random_boxes(columns, 4, 2, dtype, device)
     found, want = ops.box_iou_bev(a, b), reference.box_iou_bev(a, b)
     assert found.dtype == dtype and (rows == 1 or found.any())
-    torch.testing.assert_close(found.double(), want.double(), rtol=1e-14 if dtype == torch.float64 else 1e-2, atol=1e-14)
+    torch.testing.assert_close(
+        found.double(), want.double(), rtol=1e-14 if dtype == torch.float64 else 1e-2, atol=1e-14
+    )
     a, b = [boxes[: min(rows, columns)].clone().requires_grad_() for boxes in (a, b)]
     exact = [boxes.detach().double().requires_grad_() for boxes in (a, b)]
     found, want = ops.box_iou_bev_aligned(a, b), reference.box_iou_bev_aligned(*exact)
@@ -177,7 +177,10 @@ def test_iou_kernel_equals_twin(device, dtype, rows, columns):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_iou_gradcheck(device):
-    a, b = random_boxes(40, 2, 3, device=device).requires_grad_(), random_boxes(40, 2, 4, device=device).requires_grad_()
+    a, b = (
+        random_boxes(40, 2, 3, device=device).requires_grad_(),
+        random_boxes(40, 2, 4, device=device).requires_grad_(),
+    )
     assert torch.autograd.gradcheck(ops.box_iou_bev_aligned, (a, b), atol=1e-6)
     assert torch.autograd.gradcheck(reference.box_iou_bev_aligned, (a, b), atol=1e-6)
 
@@ -264,7 +267,9 @@ def clustered(count, seed, dtype=torch.float32, device="cpu", spread=50.0, label
     """Boxes as a detector gives them: some for each object, among them small, huge and broken ones."""
     random = torch.Generator().manual_seed(seed)
     objects = torch.rand(max(count // 8, 1), 5, generator=random, dtype=torch.float64)
-    objects = objects * torch.tensor([2 * spread, 2 * spread, 5, 2, 7]) - torch.tensor([spread, spread, -0.4, -0.4, 3.5])
+    objects = objects * torch.tensor([2 * spread, 2 * spread, 5, 2, 7]) - torch.tensor(
+        [spread, spread, -0.4, -0.4, 3.5]
+    )
     which = torch.randint(0, len(objects), (count,), generator=random)
     noise = torch.randn(count, 5, generator=random, dtype=torch.float64)
     boxes = objects[which] + noise * torch.tensor([0.4, 0.4, 0.2, 0.1, 0.2])

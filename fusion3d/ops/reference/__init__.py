@@ -3,8 +3,8 @@
 They run on any device, differentiate through plain autograd, and are what the kernels are tested against.
 """
 
-from fusion3d.ops.reference.pooling import bev_pool
 from fusion3d.ops.reference.boxes import box_iou_bev, box_iou_bev_aligned, nms_bev, points_in_boxes
+from fusion3d.ops.reference.pooling import bev_pool
 from fusion3d.ops.reference.segments import segment_plan, segment_reduce
 
 __all__ = [
