@@ -1,4 +1,4 @@
-"""Box overlap against shapely, exact cases and finite differences; suppression and points in boxes by their definitions."""
+"""Box overlap against shapely and finite differences; suppression and points in boxes by their definitions."""
 
 from __future__ import annotations
 

@@ -92,12 +92,12 @@ def _shapely_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, thre
     cos, sin = np.cos(boxes[:, 4, None]), np.sin(boxes[:, 4, None])
     x, y = boxes[:, 2, None] / 2 * [1, -1, -1, 1], boxes[:, 3, None] / 2 * [1, 1, -1, -1]
     corners = np.stack([cos * x - sin * y, sin * x + cos * y], axis=2) + boxes[:, None, :2]
-    outlines = shapely.polygons(corners)
+    outlines: Any = shapely.polygons(corners)
     first, second = shapely.STRtree(outlines).query(outlines, predicate="intersects")
     chosen = (first < second) & (labels[first] == labels[second])
     first, second = first[chosen], second[chosen]
     overlap = shapely.area(shapely.intersection(outlines[first], outlines[second]))
-    area = shapely.area(outlines)
+    area: Any = shapely.area(outlines)
     clash = overlap / (area[first] + area[second] - overlap) > threshold
     worse: list[list[int]] = [[] for _ in boxes]
     for one, other in zip(first[clash].tolist(), second[clash].tolist(), strict=True):

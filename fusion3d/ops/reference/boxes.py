@@ -37,8 +37,8 @@ def overlap_area(a: Tensor, b: Tensor) -> Tensor:
     """Area in which rectangle ``a[i]`` and rectangle ``b[i]`` overlap; differentiable.
 
     In the frame of ``a``, a column's overlap is the height of ``b``'s upper edge limited to [-hy, hy], less that of its
-    lower edge. So the area is a sum over ``b``'s edges of the integrals of those limited heights, within [-hx, hx]; every
-    step is continuous.
+    lower edge. So the area is a sum over ``b``'s edges of the integrals of those limited heights, within [-hx, hx].
+    Every step is continuous.
 
     Args:
         a: [P, 6] from ``rectangles``.

@@ -25,7 +25,9 @@ def segment_reduce(values: Tensor, order: Tensor, ptr: Tensor, reduce: str) -> T
     """Reduce the rows of each segment (see ``fusion3d.ops.segment_reduce``)."""
     exact = values[order.long()].to(torch.promote_types(values.dtype, torch.float32))
     length = ptr.diff().long()
-    row = torch.repeat_interleave(torch.arange(len(length), device=values.device), length, output_size=len(order))
+    row = torch.repeat_interleave(
+        torch.arange(len(length), device=values.device), length, output_size=len(order)
+    )
     out = exact.new_zeros(len(length), values.shape[1])
     if reduce == "max":
         index = row[:, None].expand_as(exact)
