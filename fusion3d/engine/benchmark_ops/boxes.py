@@ -18,6 +18,7 @@ from fusion3d import ops
 from fusion3d.engine.benchmark_ops.case import Case
 from fusion3d.engine.benchmark_ops.inputs import lidar_sweeps
 from fusion3d.ops import reference
+from fusion3d.ops.boxes import Metric
 
 _THRESHOLD = 0.2  # intersection over union
 _RADIUS = 2.0  # [m]
@@ -62,9 +63,10 @@ def _close(ours: Tensor, theirs: Tensor) -> None:
 def _suppression(count: int, device: str) -> Iterator[Case]:
     boxes, scores, labels = candidates(count, device)
     num_bytes = count * (5 * 4 + 4 + 8) + count * 8
-    for metric, threshold in (("rotated", _THRESHOLD), ("circle", _RADIUS), ("axis", _THRESHOLD)):
+    limits: dict[Metric, float] = {"rotated": _THRESHOLD, "circle": _RADIUS, "axis": _THRESHOLD}
+    for metric, threshold in limits.items():
 
-        def ours(metric=metric, threshold=threshold) -> Tensor:
+        def ours(metric: Metric = metric, threshold: float = threshold) -> Tensor:
             return ops.nms_bev(boxes, scores, labels, threshold, count, metric)
 
         def twin(metric=metric, threshold=threshold) -> Tensor:
