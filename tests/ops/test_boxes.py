@@ -453,7 +453,7 @@ def test_points_wrong_input():
         ((points.long(), boxes), "points is torch.int64"),
         ((points, boxes, batch), "expected both or neither"),
         ((points, boxes, batch, batch), "as many of each"),
-        ((points, boxes.to("meta")), "expected one device"),
+        ((points, boxes.to("meta")), "expected one"),
     ]:
         with pytest.raises(ValueError, match=message):
             ops.points_in_boxes(*args)
