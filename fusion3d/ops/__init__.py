@@ -1,9 +1,9 @@
-"""Operations on clouds, images and bird's-eye-view grids: the compiled kernel where there is one, else its pure-torch twin.
+"""Operations on clouds, images and bird's-eye-view grids: compiled kernels, or else their pure-torch twins.
 
 Coordinates are in ego: metres and radians. Wrong shapes and dtypes raise ``ValueError``.
 """
 
-from fusion3d.ops.boxes import box_iou_bev, nms_bev
+from fusion3d.ops.boxes import PointsInBoxes, box_iou_bev, box_iou_bev_aligned, nms_bev, nms_bev_padded, points_in_boxes
 from fusion3d.ops.deformable import ms_deform_attn
 from fusion3d.ops.pooling import BEVPoolPlan, bev_pool, bev_pool_plan
 from fusion3d.ops.segments import SegmentPlan, segment_plan, segment_reduce
@@ -11,14 +11,18 @@ from fusion3d.ops.windows import Windows, flat_windows, window_attention, window
 
 __all__ = [
     "BEVPoolPlan",
+    "PointsInBoxes",
     "SegmentPlan",
     "Windows",
     "bev_pool",
     "bev_pool_plan",
     "box_iou_bev",
+    "box_iou_bev_aligned",
     "flat_windows",
     "ms_deform_attn",
     "nms_bev",
+    "nms_bev_padded",
+    "points_in_boxes",
     "segment_plan",
     "segment_reduce",
     "window_attention",

@@ -3,7 +3,7 @@
 They run on any device, differentiate through plain autograd, and are what the kernels are tested against.
 """
 
-from fusion3d.ops.reference.boxes import box_iou_bev, nms_bev
+from fusion3d.ops.reference.boxes import box_iou_bev, box_iou_bev_aligned, nms_bev, points_in_boxes
 from fusion3d.ops.reference.deformable import ms_deform_attn
 from fusion3d.ops.reference.pooling import bev_pool
 from fusion3d.ops.reference.segments import segment_plan, segment_reduce
@@ -12,8 +12,10 @@ from fusion3d.ops.reference.windows import window_attention
 __all__ = [
     "bev_pool",
     "box_iou_bev",
+    "box_iou_bev_aligned",
     "ms_deform_attn",
     "nms_bev",
+    "points_in_boxes",
     "segment_plan",
     "segment_reduce",
     "window_attention",

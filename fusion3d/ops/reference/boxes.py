@@ -1,81 +1,110 @@
-"""Twins of what is done with oriented boxes seen from above. Letters: N K boxes, P pairs."""
+"""Twins of what is done with oriented boxes. Letters: N K boxes, P points or pairs."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Distance [m] within which an edge counts as lying on another box's edge; far above float64 rounding at 1 km.
-_TOUCH = 1e-9
-_PAIRS_AT_ONCE = 1 << 18  # bounds the memory of one pass over box pairs to some 100 MB
+_PAIRS_AT_ONCE = 1 << 18  # bounds the memory of one pass to some 100 MB
+_LARGEST = 1e100  # [m] what is larger counts as infinite, so that areas are finite
 
 
-def pair_overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Area in which box ``a[i]`` and box ``b[i]`` overlap.
-
-    By Green's theorem: the outline of the intersection of two convex shapes is what of each outline lies
-    inside the other, and the sum of cross(start, end) / 2 over those pieces is its area. Nothing is sorted.
+def rectangles(boxes: Tensor, snap: bool = False) -> tuple[Tensor, Tensor]:
+    """Make rectangles ready.
 
     Args:
-        a: [P, 5] float64: x, y, length, width, yaw.
-        b: [P, 5] float64.
+        boxes: [P, 5] float: x, y, length, width, yaw.
+        snap: turn each to the nearest right angle.
 
     Returns:
-        [P] float64 area [m^2].
+        [P, 6] float64: x, y, half length, half width, cosine and sine of the yaw; and [P] bool, whether it has an area
+        and is finite. One that is not has a unit square in its place.
     """
-    # Coordinates relative to the first box keep the products small wherever the boxes are.
-    shift = torch.cat([a[:, :2], torch.zeros_like(a[:, 2:])], dim=1)
-    corners_a, corners_b = _corners(a - shift), _corners(b - shift)
-    return (_outline_inside(corners_a, corners_b, True) + _outline_inside(corners_b, corners_a, False)).clamp(min=0)
+    boxes = boxes.double()
+    exists = (boxes.abs() <= _LARGEST).all(1) & (boxes[:, 2:4] > 0).all(1)
+    boxes = torch.where(exists[:, None], boxes, boxes.new_tensor([0.0, 0, 1, 1, 0]))
+    half, cos, sin = boxes[:, 2:4] / 2, boxes[:, 4].cos(), boxes[:, 4].sin()
+    if snap:
+        half = torch.where((sin.abs() > cos.abs() + 1e-9)[:, None], half.flip(1), half)
+        cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
+    return torch.cat([boxes[:, :2], half, cos[:, None], sin[:, None]], dim=1), exists
 
 
-def _corners(boxes: Tensor) -> Tensor:
-    """[P, 4, 2] corners, counter-clockwise."""
-    half = boxes[:, None, 2:4] / 2 * boxes.new_tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]])
-    cos, sin = torch.cos(boxes[:, 4, None]), torch.sin(boxes[:, 4, None])
-    x, y = half[..., 0], half[..., 1]
-    return boxes[:, None, :2] + torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
+def overlap_area(a: Tensor, b: Tensor) -> Tensor:
+    """Area in which rectangle ``a[i]`` and rectangle ``b[i]`` overlap; differentiable.
 
+    In the frame of ``a``, a column's overlap is the height of ``b``'s upper edge limited to [-hy, hy], less that of its
+    lower edge. So the area is a sum over ``b``'s edges of the integrals of those limited heights, within [-hx, hx].
+    Every step is continuous.
 
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+    Args:
+        a: [P, 6] from ``rectangles``.
+        b: [P, 6].
 
-
-def _outline_inside(outline: Tensor, other: Tensor, owns_shared: bool) -> Tensor:
-    """Half the sum of cross(start, end) over the parts of the outline's edges that lie in the other box.
-
-    Where two edges coincide and run the same way, only the outline that ``owns_shared`` counts them; where
-    they run opposite ways the boxes merely touch, and neither does.
+    Returns:
+        [P] float64 [m^2].
     """
-    start, edge = outline, outline.roll(-1, dims=1) - outline  # [P, 4, 2]
-    side = other.roll(-1, dims=1) - other
-    length = side.norm(dim=-1).clamp(min=1e-300)
-    # [P, edge, side]: how far inside of each side each edge starts, and how that changes along the edge.
-    distance = _cross(side[:, None], start[:, :, None] - other[:, None]) / length[:, None]
-    slope = _cross(side[:, None], edge[:, :, None]) / length[:, None]
-    same_way = (side[:, None] * edge[:, :, None]).sum(-1) > 0
-    distance = distance + torch.where(same_way & owns_shared, _TOUCH, -_TOUCH)
-    crossing = -distance / torch.where(slope == 0, 1.0, slope)
-    enter = torch.where(slope > 0, crossing, 0.0).amax(-1).clamp(min=0)
-    leave = torch.where(slope < 0, crossing, 1.0).amin(-1).clamp(max=1)
-    outside = ((slope == 0) & (distance < 0)).any(-1) | (leave <= enter)
-    begin, end = start + enter[..., None] * edge, start + leave[..., None] * edge
-    return torch.where(outside, 0.0, _cross(begin, end)).sum(-1) / 2
+    x, y = (b[:, :2] - a[:, :2]).unbind(1)
+    _, _, hx, hy, cos_a, sin_a = a.unbind(1)
+    _, _, length, width, cos_b, sin_b = b.unbind(1)
+    cx, cy = cos_a * x + sin_a * y, cos_a * y - sin_a * x
+    cos, sin = cos_a * cos_b + sin_a * sin_b, cos_a * sin_b - sin_a * cos_b
+    ux, uy, vx, vy = length * cos, length * sin, -width * sin, width * cos
+    total = (
+        _edge_integral(cx + ux + vx, cy + uy + vy, -2 * ux, -2 * uy, hx, hy)
+        + _edge_integral(cx - ux + vx, cy - uy + vy, -2 * vx, -2 * vy, hx, hy)
+        + _edge_integral(cx - ux - vx, cy - uy - vy, 2 * ux, 2 * uy, hx, hy)
+        + _edge_integral(cx + ux - vx, cy + uy - vy, 2 * vx, 2 * vy, hx, hy)
+    )
+    return (-total).clamp(min=0)
+
+
+def _edge_integral(x0: Tensor, y0: Tensor, dx: Tensor, dy: Tensor, hx: Tensor, hy: Tensor) -> Tensor:
+    """Integral of y limited to [-hy, hy] along an edge from (x0, y0), over its part in |x| <= hx."""
+    per_x = 1 / torch.where(dx == 0, 1.0, dx)
+    u0, u1 = x0.clamp(-hx, hx), (x0 + dx).clamp(-hx, hx)
+    v0 = y0 + ((u0 - x0) * per_x).clamp(0, 1) * dy
+    v1 = y0 + ((u1 - x0) * per_x).clamp(0, 1) * dy
+    w0, w1 = v0.clamp(-hy, hy), v1.clamp(-hy, hy)
+    dv = v1 - v0
+    per_v = 1 / torch.where(dv == 0, 1.0, dv)
+    first, last = ((w0 - v0) * per_v).clamp(0, 1), ((v1 - w1) * per_v).clamp(0, 1)
+    return (u1 - u0) * 0.5 * (w0 + w1 + (first - last) * (w0 - w1))
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """[P] float64 of rectangles that are ready."""
+    overlap = overlap_area(a, b)
+    whole = 4 * a[:, 2] * a[:, 3] + 4 * b[:, 2] * b[:, 3] - overlap
+    return (overlap / torch.where(whole > 0, whole, 1.0)).clamp(0, 1)
+
+
+def box_iou_bev_aligned(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union row by row (see ``fusion3d.ops.box_iou_bev_aligned``)."""
+    (ready_a, exists_a), (ready_b, exists_b) = rectangles(a), rectangles(b)
+    return torch.where(exists_a & exists_b, _iou(ready_a, ready_b), 0.0).to(a.dtype)
 
 
 def box_iou_bev(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every pair of oriented rectangles (see ``fusion3d.ops.box_iou_bev``)."""
-    a64, b64 = a.double(), b.double()
-    reach = a64[:, None, 2:4].norm(dim=2) / 2 + b64[None, :, 2:4].norm(dim=2) / 2
-    return _pair_iou(a64, b64, _distance(a64, b64) < reach).to(a.dtype)
+    """Intersection over union of every pair (see ``fusion3d.ops.box_iou_bev``)."""
+    (ready_a, exists_a), (ready_b, exists_b) = rectangles(a), rectangles(b)
+    near = _near(ready_a, ready_b) & exists_a[:, None] & exists_b[None]
+    return _pair_iou(ready_a, ready_b, near).to(a.dtype)
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """[N, K] distances between the centres."""
-    return torch.cdist(a[:, :2], b[:, :2], compute_mode="donot_use_mm_for_euclid_dist")
+def _near(a: Tensor, b: Tensor) -> Tensor:
+    """[N, K] whether the circles around two rectangles meet."""
+    reach = (a[:, None, 2:4].norm(dim=2) + b[None, :, 2:4].norm(dim=2)) * (1 + 1e-12)
+    return _squared_distance(a, b) < reach**2
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """[N, K] of the centres."""
+    dx, dy = a[:, None, 0] - b[None, :, 0], a[:, None, 1] - b[None, :, 1]
+    return dx * dx + dy * dy
 
 
 def _pair_iou(a: Tensor, b: Tensor, wanted: Tensor) -> Tensor:
@@ -83,38 +112,63 @@ def _pair_iou(a: Tensor, b: Tensor, wanted: Tensor) -> Tensor:
     iou = torch.zeros(wanted.shape, dtype=torch.float64, device=a.device)
     for pairs in wanted.nonzero().split(_PAIRS_AT_ONCE):
         i, j = pairs.unbind(1)
-        overlap = pair_overlap(a[i], b[j])
-        union = a[i, 2] * a[i, 3] + b[j, 2] * b[j, 3] - overlap
-        iou[i, j] = torch.where(union > 0, overlap / union, 0.0).clamp(max=1)
+        iou[i, j] = _iou(a[i], b[j])
     return iou
 
 
 def nms_bev(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    threshold: Tensor,
-    max_out: int,
-    metric: Literal["rotated", "circle"],
-) -> Tensor:
-    """Greedy suppression per class (see ``fusion3d.ops.nms_bev``); ``threshold`` is [N], one for each box."""
-    order = torch.argsort(scores, descending=True, stable=True)
-    boxes, labels, threshold = boxes[order].double(), labels[order], threshold[order].double()
-    distance = _distance(boxes, boxes)
-    rivals = (labels[:, None] == labels[None]).triu(1)
-    if metric == "rotated":
-        radius = boxes[:, 2:4].norm(dim=1) / 2
-        near = rivals & (distance < radius[:, None] + radius[None])
-        clash = near & (_pair_iou(boxes, boxes, near) > threshold[:, None])
+    boxes: Tensor, scores: Tensor, labels: Tensor, thresholds: list[float], max_out: int, metric: str
+) -> tuple[Tensor, Tensor]:
+    """Greedy suppression per label (see ``fusion3d.ops.nms_bev_padded``); reads the boxes' clashes on the host."""
+    order = torch.argsort(torch.where(scores.isnan(), -math.inf, scores), descending=True, stable=True)
+    order = order[torch.argsort(scores[order].isnan(), stable=True)]  # NaN comes after minus infinity
+    known = labels[order] >= 0
+    if len(thresholds) > 1:
+        known &= labels[order] < len(thresholds)
+    order = order[known]
+    boxes, labels = boxes[order].detach(), labels[order]
+    limits = torch.tensor(thresholds, dtype=torch.float64, device=boxes.device)
+    limit = limits.expand(len(order)) if len(limits) == 1 else limits[labels]
+    clash = (labels[:, None] == labels[None]).triu(1)
+    if metric == "circle":
+        center = boxes[:, :2].double()
+        clash &= _squared_distance(center, center) < limit[:, None] ** 2
     else:
-        clash = rivals & (distance < threshold[:, None])
-    clash_rows = clash.cpu().numpy()  # the greedy choice is sequential: it is made on the host, after one copy
-    alive = np.ones(len(boxes), dtype=bool)
-    keep: list[int] = []
-    for i in range(len(boxes)):
-        if len(keep) == max_out:
+        ready, exists = rectangles(boxes, snap=metric == "axis")
+        clash &= exists[:, None] & exists[None] & _near(ready, ready)
+        clash &= _pair_iou(ready, ready, clash) > limit[:, None]
+    rows = clash.cpu().numpy()  # the greedy choice is sequential: it is made on the host, after one copy
+    alive = np.ones(len(order), dtype=bool)
+    chosen: list[int] = []
+    for i in range(len(order)):
+        if len(chosen) == max_out:
             break
         if alive[i]:
-            keep.append(i)
-            alive &= ~clash_rows[i]
-    return order[torch.tensor(keep, dtype=torch.int64, device=order.device)]
+            chosen.append(i)
+            alive &= ~rows[i]
+    keep = torch.full((max_out,), -1, dtype=torch.int64, device=order.device)
+    keep[: len(chosen)] = order[torch.tensor(chosen, dtype=torch.int64, device=order.device)]
+    return keep, torch.tensor(len(chosen), device=order.device)
+
+
+def points_in_boxes(
+    points: Tensor, boxes: Tensor, point_batch: Tensor | None, box_batch: Tensor | None, margin: float
+) -> tuple[Tensor, Tensor]:
+    """First box of each point, points of each box (see ``fusion3d.ops.points_in_boxes``)."""
+    points, boxes = points[:, :3].double(), boxes.double()
+    first = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    count = torch.zeros(len(boxes), dtype=torch.int64, device=points.device)
+    half = boxes[:, 3:6] / 2 + margin
+    cos, sin = boxes[:, 6].cos()[:, None], boxes[:, 6].sin()[:, None]
+    step = max(_PAIRS_AT_ONCE // max(len(points), 1), 1)
+    for begin in range((len(boxes) - 1) // step * step, -1, -step):  # backwards: the first box is written last
+        some = slice(begin, begin + step)
+        x, y, z = (points[None] - boxes[some, None, :3]).unbind(2)
+        along, across = cos[some] * x + sin[some] * y, cos[some] * y - sin[some] * x
+        inside = torch.stack([along, across, z], dim=2).abs() <= half[some, None]
+        inside = inside.all(2)
+        if point_batch is not None and box_batch is not None:
+            inside &= point_batch[None] == box_batch[some, None]
+        count[some] = inside.sum(1)
+        first = torch.where(inside.any(0), inside.byte().argmax(0) + begin, first)
+    return first, count
