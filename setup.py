@@ -149,11 +149,13 @@ class BuildKernels(build_ext):
         """Nothing is chosen."""
         super().initialize_options()
         self.only = ""
+        self.build_base: str | None = None
 
     def finalize_options(self) -> None:
         """One folder of objects for every Python: they know nothing of it."""
+        self.set_undefined_options("build", ("build_base", "build_base"))
         if self.build_temp is None:
-            self.build_temp = str(Path(self.get_finalized_command("build").build_base) / "objects")
+            self.build_temp = str(Path(self.build_base or "build") / "objects")
         super().finalize_options()
 
     def get_ext_filename(self, fullname: str) -> str:
