@@ -10,8 +10,9 @@ its pure-torch operations.
     FUSION3D_CUDA_ARCHS="90"  GPU architectures, by spaces; default "80 90 100 120"; PTX for the last
     FUSION3D_SANITIZE=address the CPU kernels with sanitizers (address and UBSan, or thread): build/sanitize-address/
     CXX, NVCC, MAX_JOBS       compilers, and how many run at once
+    FUSION3D_OBJECTS=folder   where objects are kept; default build/objects
 
-Objects lie in build/objects under a name that says what went into them (compiler, flags, the source and what it
+Objects lie there under a name that says what went into them (compiler, flags, the source and what it
 includes), beside what the compiler said: whatever is built again with the same is not compiled again.
 """
 
@@ -155,7 +156,7 @@ class BuildKernels(build_ext):
         """One folder of objects for every Python: they know nothing of it."""
         self.set_undefined_options("build", ("build_base", "build_base"))
         if self.build_temp is None:
-            self.build_temp = str(Path(self.build_base or "build") / "objects")
+            self.build_temp = os.environ.get("FUSION3D_OBJECTS") or str(Path(self.build_base or "build") / "objects")
         super().finalize_options()
 
     def get_ext_filename(self, fullname: str) -> str:
