@@ -6,13 +6,14 @@ PY := .venv/bin/python
 FUSION3D_CUDA_ARCHS ?= 90
 export FUSION3D_CUDA_ARCHS
 
-.PHONY: help demo test test-all lint setup gpu-check clean
+.PHONY: help demo test test-all lint setup sanitize gpu-check clean
 
 help:
 	@echo "make demo       synthetic data, training, evaluation, report: runs/demo/report.html"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-all   the slow tests too"
-	@echo "make gpu-check  on a machine with an NVIDIA GPU: build, CUDA tests, a short training"
+	@echo "make sanitize   the CPU kernels' tests under AddressSanitizer and UBSan"
+	@echo "make gpu-check  on a machine with an NVIDIA GPU: build, CUDA tests, compute-sanitizer, benchmark, a short training"
 	@echo "make setup      .venv and the compiled kernels, nothing more"
 	@echo "make lint       ruff and pyright"
 	@echo "make clean      remove what was built (not .venv, data or runs)"
@@ -33,6 +34,10 @@ test: lint
 test-all: lint
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not gpu"
 	@echo "make test-all: passed"
+
+sanitize: setup
+	@sh tools/sanitize.sh
+	@echo "make sanitize: passed"
 
 gpu-check:
 	@sh tools/gpu_check.sh
