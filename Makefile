@@ -1,5 +1,6 @@
 # fusion3d. `make demo` shows what it does, `make test` that it works. Both set up .venv first, the first time.
 #   PYTHON=python3.12         which Python the environment is made with (3.11 or newer)
+#   STEPS="build tests"       which steps of gpu-check (see tools/gpu_check.sh; default: all)
 #   FUSION3D_CUDA_ARCHS="90"  GPU architectures to compile for, where nvcc is (see setup.py)
 
 PY := .venv/bin/python
@@ -40,7 +41,7 @@ sanitize: setup
 	@echo "make sanitize: passed"
 
 gpu-check:
-	@sh tools/gpu_check.sh
+	@sh tools/gpu_check.sh $(STEPS)
 
 clean:
 	rm -rf build dist *.egg-info fusion3d/*.so .venv/build.stamp .pytest_cache .ruff_cache .hypothesis

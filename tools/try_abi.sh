@@ -18,7 +18,11 @@ stand_ins() { # of the libraries that torch in environment $1 names and nobody h
     grep -E '^(__)?(cu|nv|nccl)[A-Za-z_]*' | sort -u | sed 's/.*/int &() { return 100; }/' >"$1/stand_ins/all.c"
   readelf -d "$lib"/*.so | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' | sort -u | while read -r name; do
     [ -e "$lib/$name" ] || ldconfig -p | grep -qF "$name" && continue
-    [ -e "$1/stand_ins/$name" ] || gcc -w -shared -fPIC -fno-builtin -Wl,-soname,"$name" -o "$1/stand_ins/$name" "$1/stand_ins/all.c"
+    version=$name # CUDA's libraries name their symbols' versions after themselves, but for one
+    case $name in libnvshmem*) version=NVSHMEM ;; esac
+    echo "$version { global: *; };" >"$1/stand_ins/versions"
+    [ -e "$1/stand_ins/$name" ] || gcc -w -shared -fPIC -fno-builtin -Wl,-soname,"$name" \
+      -Wl,--version-script="$1/stand_ins/versions" -o "$1/stand_ins/$name" "$1/stand_ins/all.c"
   done
 }
 
