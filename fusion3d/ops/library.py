@@ -1,17 +1,19 @@
 """Loading of the compiled kernels.
 
 The library registers its operations with torch when it is loaded; nothing here compiles anything. Where it is
-missing, ``has_kernel`` is False everywhere and the callers use the pure-torch twins.
+missing, ``has_kernel`` is False everywhere and the callers use the pure-torch twins. The environment variable
+FUSION3D_LIBRARY names another file than the package's own, such as a build with sanitizers.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).parents[1] / "_kernels.abi3.so"
+LIBRARY = Path(os.environ.get("FUSION3D_LIBRARY") or Path(__file__).parents[1] / "_kernels.abi3.so")
 
 _warned: set[str] = set()
 
@@ -19,7 +21,8 @@ _warned: set[str] = set()
 def _load() -> str:
     """Load the library; returns why it could not be, or nothing."""
     if not LIBRARY.is_file():
-        return "the kernels of fusion3d are not compiled"
+        named = f": {LIBRARY}, which FUSION3D_LIBRARY names, is no file" if "FUSION3D_LIBRARY" in os.environ else ""
+        return f"the kernels of fusion3d are not compiled{named}"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:

@@ -21,4 +21,6 @@ class Case:
     peers: Mapping[str, Callable[[], Any]]
     agree: Callable[[Any, Any], None]  # (ours, a peer's)
     num_bytes: int  # that must be moved at least: inputs read once, outputs written once
-    target: Mapping[str, float] = field(default_factory=dict)  # the ratio to each peer that we want at least, on 2 cores
+    target: Mapping[str, float] = field(
+        default_factory=dict
+    )  # the ratio to each peer that we want at least, on 2 cores
