@@ -1,4 +1,4 @@
-"""Scatter against plain loops; box overlap against shapely; suppression against a brute-force one."""
+"""Box overlap against shapely; suppression against a brute-force one."""
 
 from __future__ import annotations
 
@@ -11,48 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
-
-
-@pytest.mark.parametrize("reduce", ["sum", "mean"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_scatter_equals_loops(reduce, dtype):
-    random = torch.Generator().manual_seed(0)
-    values = (torch.randn(40, 3, generator=random) - 2).to(dtype).requires_grad_()
-    index = torch.randint(0, 12, (40,), generator=random)
-    index[index == 5] = 6  # cell 5 stays empty
-    out = ops.scatter(values, index, 12, reduce)
-    assert out.dtype == dtype and not out[5].any()
-    for cell in range(12):
-        rows = values.detach()[index == cell].double()
-        if len(rows):
-            want = {"sum": rows.sum(0), "mean": rows.mean(0)}[reduce]
-            torch.testing.assert_close(out[cell].double(), want, rtol=1e-2, atol=1e-2 if dtype.itemsize == 2 else 1e-6)
-    out.float().sum().backward()
-    assert values.grad.shape == values.shape and values.grad.any()
-
-
-@pytest.mark.parametrize("reduce", ["sum", "mean"])
-def test_scatter_gradcheck_and_empty(reduce):
-    values = torch.randn(9, 2, dtype=torch.float64, requires_grad=True)
-    index = torch.tensor([0, 0, 1, 4, 4, 4, 2, 0, 1])
-    assert torch.autograd.gradcheck(lambda v: ops.scatter(v, index, 6, reduce), (values,))
-    assert torch.equal(ops.scatter(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 3, reduce), torch.zeros(3, 2))
-    traced = torch.compile(lambda v: ops.scatter(v, index, 6, reduce), backend="eager", fullgraph=True)
-    assert torch.equal(traced(values), ops.scatter(values, index, 6, reduce))
-
-
-def test_scatter_wrong_input():
-    values, index = torch.zeros(3, 2), torch.tensor([0, 1, 2])
-    for args, message in [
-        ((values, torch.tensor([0, 1, 3]), 3), r"\[0, 3\]; expected \[0, 3\)"),
-        ((values, index - 1, 3), r"\[-1, 1\]"),
-        ((values, index[:2], 3), "one for each of the 3 rows"),
-        ((values, index.float(), 3), "index is torch.float32"),
-        ((values[0], index, 3), r"values has shape \[2\]"),
-        ((values, index, 3, "max"), "reduce: found 'max'"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            ops.scatter(*args)
 
 
 def rectangle(box):
