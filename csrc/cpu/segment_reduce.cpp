@@ -147,6 +147,11 @@ FUSION3D_INLINE void spread_rows(const SegmentReduceBackward& args, int64_t firs
   for (int64_t r = first; r < last; ++r) {
     const int64_t i = args.segment[r];
     T* out = static_cast<T*>(args.grad_values) + r * channels;
+    if (r + kAhead < last && args.segment[r + kAhead] >= 0) {
+      const int64_t next = args.segment[r + kAhead] * channels;
+      __builtin_prefetch(static_cast<const T*>(args.grad_out) + next);
+      if (args.reduce == Reduce::kMax) __builtin_prefetch(args.arg + next);
+    }
     if (i < 0) {
       std::memset(static_cast<void*>(out), 0, sizeof(T) * channels);
       continue;

@@ -31,6 +31,11 @@ class SegmentPlan:
     def __len__(self) -> int:
         return self.ptr.shape[0] - 1
 
+    def sorted(self) -> SegmentPlan:
+        """The plan for rows that already lie in its order: for ``values[plan.order]``, as this one is for ``values``."""
+        rows = torch.arange(self.order.shape[0], dtype=torch.int32, device=self.order.device)
+        return SegmentPlan(rows, self.ptr, self.key, self.segment[self.order])
+
 
 def segment_plan(keys: Tensor, num_keys: int, keep_empty: bool = False) -> SegmentPlan:
     """Group rows by key, stably.
@@ -123,6 +128,7 @@ def _register() -> None:
     def keep(ctx, inputs: tuple[Tensor, Tensor, Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
         _, _, ptr, segment, ctx.reduce = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(ptr, segment, output[1])
 
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

@@ -217,6 +217,17 @@ def test_strided_input():
     assert torch.equal(ops.segment_reduce(values, plan, "sum"), ops.segment_reduce(values.contiguous(), plan, "sum"))
 
 
+@pytest.mark.parametrize("keep_empty", [False, True])
+def test_sorted_plan_is_for_rows_in_its_order(keep_empty):
+    keys, values = random_keys(60, 9), torch.randn(60, 5)
+    plan = ops.segment_plan(keys, 9, keep_empty)
+    again = plan.sorted()
+    rows = values[plan.order]
+    assert torch.equal(ops.segment_reduce(rows, again, "sum"), ops.segment_reduce(values, plan, "sum"))
+    want = reference.segment_plan(keys[plan.order], 9, keep_empty)
+    assert all(torch.equal(getattr(again, name), t) for name, t in zip(FIELDS, want, strict=True))
+
+
 def test_without_library_the_twin_runs_with_one_warning(monkeypatch):
     keys, values = random_keys(60, 9), torch.randn(60, 4)
     want = ops.segment_reduce(values, ops.segment_plan(keys, 9), "mean")
