@@ -32,7 +32,7 @@ class SegmentPlan:
         return self.ptr.shape[0] - 1
 
     def sorted(self) -> SegmentPlan:
-        """The plan for rows that already lie in its order: for ``values[plan.order]``, as this one is for ``values``."""
+        """The plan for ``values[plan.order]``, rows that already lie in the order of this one."""
         rows = torch.arange(self.order.shape[0], dtype=torch.int32, device=self.order.device)
         return SegmentPlan(rows, self.ptr, self.key, self.segment[self.order])
 
@@ -131,7 +131,9 @@ def _register() -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(ptr, segment, output[1])
 
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
         grads = torch.ops.fusion3d.segment_reduce_backward(grad.contiguous(), *ctx.saved_tensors, ctx.reduce)
         return grads, None, None, None, None
 
