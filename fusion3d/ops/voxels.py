@@ -48,7 +48,8 @@ class Voxels:
         rows, channels = self.coords.shape[0], values.shape[1]
         slots = rows * self.max_points
         slot = torch.where(self.voxel < 0, slots, self.voxel.long() * self.max_points + self.rank)
-        padded = values.new_zeros(slots + 1, channels).index_copy(0, slot, values)  # the last for all that is not kept
+        index = slot[:, None].expand(-1, channels)  # the last slot is for all that is not kept
+        padded = values.new_zeros(slots + 1, channels).scatter(0, index, values)
         return padded[:slots].view(rows, self.max_points, channels)
 
 
