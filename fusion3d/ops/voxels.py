@@ -48,8 +48,7 @@ class Voxels:
         rows, channels = self.coords.shape[0], values.shape[1]
         slots = rows * self.max_points
         slot = torch.where(self.voxel < 0, slots, self.voxel.long() * self.max_points + self.rank)
-        index = slot[:, None].expand(-1, channels)  # the last slot is for all that is not kept
-        padded = values.new_zeros(slots + 1, channels).scatter(0, index, values)
+        padded = values.new_zeros(slots + 1, channels).index_copy(0, slot, values)  # the last for all that is not kept
         return padded[:slots].view(rows, self.max_points, channels)
 
 
@@ -101,7 +100,8 @@ def voxelize(
     if library.has_kernel(points.device):
         args = (points.contiguous(), batch_ptr, grid.size, grid.low, grid.cells, *limits)
         return Voxels(*torch.ops.fusion3d.voxelize(*args), max_points)
-    return Voxels(*reference.voxelize(points, batch_ptr, grid.size, grid.low, grid.cells, *limits), max_points)
+    found = reference.voxelize(points, batch_ptr, grid.size, grid.low, grid.cells, *limits)
+    return Voxels(*found, max_points=max_points)
 
 
 def voxelize_mean(
@@ -153,11 +153,12 @@ def voxelize_mean(
             grid.cells,
             *limits,
         )
-        means, *voxels = torch.ops.fusion3d.voxelize_mean(*args)
+        means, *found = torch.ops.fusion3d.voxelize_mean(*args)
     else:
         args = (points, features, batch_ptr, grid.size, grid.low, grid.cells, *limits)
-        means, *voxels = reference.voxelize_mean(*args)
-    return means, Voxels(*voxels, max_points)
+        means, *found = reference.voxelize_mean(*args)
+    coords, counts, voxel, rank, num_voxels = found
+    return means, Voxels(coords, counts, voxel, rank, num_voxels, max_points)
 
 
 def _grid(voxel_size: Sequence[float], point_range: Sequence[float]) -> _Grid:
@@ -205,8 +206,9 @@ def _register() -> None:
     def lists(points: Tensor, batch_ptr: Tensor | None, max_voxels: int) -> tuple[Tensor, ...]:
         rows = points.shape[0]
         samples = 1 if batch_ptr is None else batch_ptr.shape[0] - 1
-        capacity = torch.sym_min(rows, samples * max_voxels)
-        return tuple(points.new_empty(s, dtype=torch.int32) for s in ((capacity, 4), (capacity,), rows, rows, 1))
+        capacity: int = torch.sym_min(rows, samples * max_voxels)  # type: ignore[assignment]
+        shapes: list[tuple[int, ...]] = [(capacity, 4), (capacity,), (rows,), (rows,), (1,)]
+        return tuple(points.new_empty(shape, dtype=torch.int32) for shape in shapes)
 
     @torch.library.register_fake("fusion3d::voxelize")
     def _(points, batch_ptr, size, low, cells, max_points: int, max_voxels: int, by_key: bool):

@@ -35,7 +35,7 @@ def _classic(size: tuple[float, ...], most: int) -> Callable[[np.ndarray], tuple
     """The voxelizer that numba users have: one thread, a dense map from cell to voxel made anew for each cloud."""
     import numba
 
-    low, step = np.float32(_RANGE[:3]), np.float32(size)
+    low, step = np.array(_RANGE[:3], np.float32), np.array(size, np.float32)
     cells = tuple(round((_RANGE[i + 3] - _RANGE[i]) / size[i]) for i in range(3))
 
     @numba.njit
@@ -176,11 +176,11 @@ def _segments(points: Tensor, channels: int, reduce: str) -> Iterator[Case]:
     num_bytes = values.numel() * 4
     yield Case(f"segment_{reduce}", shape, lambda: ours(values), {peer: lambda: theirs(values)}, agree, num_bytes)
     leaf = values.clone().requires_grad_()
-    outs = {f: f(leaf) for f in (ours, theirs)}
-    grad = torch.randn(outs[ours].shape, generator=random).to(points.device)
+    out, their_out = ours(leaf), theirs(leaf)
+    grad = torch.randn(out.shape, generator=random).to(points.device)
 
-    def back(run: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.autograd.grad(outs[run], leaf, grad, retain_graph=True)[0]
+    def back(result: Tensor) -> Tensor:
+        return torch.autograd.grad(result, leaf, grad, retain_graph=True)[0]
 
     name = f"segment_{reduce} backward"
-    yield Case(name, shape, lambda: back(ours), {peer: lambda: back(theirs)}, agree, num_bytes)
+    yield Case(name, shape, lambda: back(out), {peer: lambda: back(their_out)}, agree, num_bytes)
