@@ -99,9 +99,10 @@ def voxelize(
     limits = (max_points, max_voxels, order == "key")
     if library.has_kernel(points.device):
         args = (points.contiguous(), batch_ptr, grid.size, grid.low, grid.cells, *limits)
-        return Voxels(*torch.ops.fusion3d.voxelize(*args), max_points)
+        return Voxels(*torch.ops.fusion3d.voxelize(*args), max_points=max_points)
     found = reference.voxelize(points, batch_ptr, grid.size, grid.low, grid.cells, *limits)
-    return Voxels(*found, max_points=max_points)
+    coords, counts, voxel, rank, num_voxels = found
+    return Voxels(coords, counts, voxel, rank, num_voxels, max_points)
 
 
 def voxelize_mean(
