@@ -39,18 +39,22 @@ class PillarNet(nn.Module):
         num_cells = num_samples * rows * cols
         cell_P, inside_P = self.grid.cell_of(xyz_P3)
         plan = ops.segment_plan(torch.where(inside_P, cell_P + sample_P * (rows * cols), -1), num_cells)
+        # Points of one pillar side by side, and those outside left out: then what is read is near, and NaN cannot harm.
+        order_P, plan = plan.order, plan.sorted()
         with torch.autocast(xyz_P3.device.type, enabled=False):
-            described_PF = self.describe(xyz_P3, features_PF, plan)
+            described_PF = self.describe(xyz_P3[order_P], features_PF[order_P], plan)
         values_PC = self.net(described_PF).float()
         pillars_QC = torch.cat([ops.segment_reduce(values_PC, plan, how) for how in ("max", "mean")], dim=1)
         map_NC = values_PC.new_zeros(num_cells, pillars_QC.shape[1]).index_copy(0, plan.key, pillars_QC)
         return map_NC.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
 
     def describe(self, xyz_P3: Tensor, features_PF: Tensor, plan: ops.SegmentPlan) -> Tensor:
-        """[P, F + 8]: features, position / 10 m, offset from the pillar's mean [m] and from its centre [pillars]."""
+        """[P, F + 8]: features, position / 10 m, offset from the pillar's mean [m] and from its centre [pillars].
+
+        Every point must be in a pillar of the plan.
+        """
         grid = self.grid
-        mean_Q3 = ops.segment_reduce(xyz_P3, plan, "mean")
-        offset_P3 = xyz_P3 - (mean_Q3[plan.segment] if len(plan) else 0)  # of points outside it is not looked at
+        offset_P3 = xyz_P3 - ops.segment_reduce(xyz_P3, plan, "mean")[plan.segment]
         low = xyz_P3.new_tensor([grid.x[0], grid.y[0]])
         steps_P2 = (xyz_P3[:, :2] - low) / grid.resolution
         return torch.cat([features_PF, xyz_P3 / 10, offset_P3, steps_P2 - steps_P2.floor() - 0.5], dim=1)

@@ -7,12 +7,14 @@ from fusion3d.ops.boxes import PointsInBoxes, box_iou_bev, box_iou_bev_aligned, 
 from fusion3d.ops.deformable import ms_deform_attn
 from fusion3d.ops.pooling import BEVPoolPlan, bev_pool, bev_pool_plan
 from fusion3d.ops.segments import SegmentPlan, segment_plan, segment_reduce
+from fusion3d.ops.voxels import Voxels, voxelize, voxelize_mean
 from fusion3d.ops.windows import Windows, flat_windows, window_attention, window_partition
 
 __all__ = [
     "BEVPoolPlan",
     "PointsInBoxes",
     "SegmentPlan",
+    "Voxels",
     "Windows",
     "bev_pool",
     "bev_pool_plan",
@@ -25,6 +27,8 @@ __all__ = [
     "points_in_boxes",
     "segment_plan",
     "segment_reduce",
+    "voxelize",
+    "voxelize_mean",
     "window_attention",
     "window_partition",
 ]
