@@ -44,8 +44,8 @@ def test_plain_loops():
 def test_plan_orders_samples_by_cell():
     cell = torch.tensor([2, -1, 0, 2, 0, -1, 1, 0]).reshape(1, 4, 1, 2)
     plan = ops.bev_pool_plan(cell, 4)
-    assert plan.sample.tolist() == [2, 4, 7, 6, 0, 3]
-    assert plan.pixel.tolist() == [0, 0, 1, 0, 0, 1]
+    assert plan.sample.tolist() == [2, 4, 7, 6, 0, 3, 1, 5]  # the last two are outside
+    assert plan.pixel.tolist() == [0, 0, 1, 0, 0, 1, 1, 1]
     assert plan.cell_ptr.tolist() == [0, 3, 4, 6, 6]
     assert plan.num_cells == 4
 
@@ -103,7 +103,7 @@ def test_gradcheck(device):
 def test_opcheck(device):
     depth, feat, plan = make(device=device)
     feat = feat.detach().permute(0, 2, 3, 1).contiguous().requires_grad_()
-    args = (depth, feat, plan.cell, plan.sample, plan.pixel, plan.cell_ptr)
+    args = (depth, feat, plan.cell, plan.sample, plan.pixel, plan.cell_ptr, plan.order, plan.part)
     torch.library.opcheck(torch.ops.fusion3d.bev_pool.default, args)
     grad = torch.ones(plan.num_cells, feat.shape[3], device=device)
     torch.library.opcheck(
@@ -205,7 +205,7 @@ def test_wrong_input_says_what_was_expected():
 def test_the_operation_itself_rejects_what_it_cannot_read():
     depth, feat, plan = make()
     rows = feat.detach().permute(0, 2, 3, 1).contiguous()
-    lists = (plan.sample, plan.pixel, plan.cell_ptr)
+    lists = (plan.sample, plan.pixel, plan.cell_ptr, plan.order, plan.part)
     op = torch.ops.fusion3d.bev_pool
     with pytest.raises(RuntimeError, match="contiguous"):
         op(depth, feat.detach().permute(0, 2, 3, 1), plan.cell, *lists)
@@ -214,4 +214,4 @@ def test_the_operation_itself_rejects_what_it_cannot_read():
     with pytest.raises(RuntimeError, match="M, H, W, C"):
         op(depth, rows[:, :2].contiguous(), plan.cell, *lists)
     with pytest.raises(RuntimeError, match="equally long"):
-        op(depth, rows, plan.cell, plan.sample[1:], plan.pixel, plan.cell_ptr)
+        op(depth, rows, plan.cell, plan.sample[1:], *lists[1:])
