@@ -165,7 +165,7 @@ __device__ inline void pool_long(
 
 // A block takes one part of the walk: neighbouring cells, so that the rows of features that they share stay in its L1.
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads, 4) pool_parts(BevPoolForward args) {
+__global__ void __launch_bounds__(kThreads, 3) pool_parts(BevPoolForward args) {
   __shared__ typename Compute<T>::Real shares[kWarps][kWarp * N];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t packs = args.channels / N;
