@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "pages.h"
 #include "vector.h"
 
 namespace fusion3d {
@@ -262,6 +263,11 @@ FUSION3D_DISPATCH(run_backward, BevPoolBackward, unpool_patches)
 
 void bev_pool_forward_cpu(const BevPoolForward& args, int64_t begin, int64_t end) {
   for_dtype(args.dtype, [&](auto zero) { run_forward<decltype(zero)>(args, begin, end); });
+}
+
+void bev_pool_prepare_cpu(const BevPoolForward& args) {
+  const int64_t size = args.dtype == Dtype::kFloat64 ? 8 : args.dtype == Dtype::kFloat32 ? 4 : 2;
+  expect_writes(args.out, args.num_cells * args.channels * size);
 }
 
 int64_t bev_pool_patches_cpu(const BevPoolBackward& args) { return num_patches(args, kPatchRows, kPatchCols); }

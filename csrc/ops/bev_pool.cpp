@@ -107,6 +107,7 @@ Tensor bev_pool_cpu(
     const Tensor& cell_ptr, const Tensor& order, const Tensor& part) {
   Tensor out;
   const BevPoolForward args = forward_args(depth, feat, cell, sample, pixel, cell_ptr, order, part, out);
+  bev_pool_prepare_cpu(args);
   parallel_for(0, args.parts, 1, [&](int64_t begin, int64_t end) { bev_pool_forward_cpu(args, begin, end); });
   return out;
 }

@@ -93,7 +93,8 @@ FUSION3D_SHARED PixelPatch pixel_patch(const BevPoolBackward& args, int64_t inde
           args.cols - col < cols ? args.cols - col : cols};
 }
 
-// CPU: parts [begin, end), and patches [begin, end) of bev_pool_patches_cpu.
+// CPU: parts [begin, end), once the output is prepared; and patches [begin, end) of bev_pool_patches_cpu.
+void bev_pool_prepare_cpu(const BevPoolForward& args);
 void bev_pool_forward_cpu(const BevPoolForward& args, int64_t begin, int64_t end);
 int64_t bev_pool_patches_cpu(const BevPoolBackward& args);
 void bev_pool_backward_cpu(const BevPoolBackward& args, int64_t begin, int64_t end);
