@@ -126,7 +126,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         yield Case(
             "bev_pool",
             shape,
-            lambda plan=plan, depth=plain[0], feat=plain[1].permute(0, 3, 1, 2): ops.bev_pool(depth, feat, plan),
+            lambda plan=plan, x=plain: ops.bev_pool(x[0], x[1].permute(0, 3, 1, 2), plan),
             {
                 "torch index_add": lambda lists=lists, plain=plain: lists.index_add(*plain),
                 "cumsum (lift-splat-shoot)": lambda lists=lists, plain=plain: lists.cumsum(*plain),
