@@ -17,6 +17,28 @@ FUSION3D_INLINE void for_dtype(Dtype dtype, const Worker& worker) {
   }
 }
 
+// What stands for a storage type in code for AVX2.
+template <typename T>
+struct Avx2Type {
+  typedef T Type;
+};
+#if defined(__x86_64__)
+template <>
+struct Avx2Type<Half> {
+  typedef FastHalf Type;
+};
+#endif
+
+inline bool has_avx2() {
+#if defined(__x86_64__)
+  static const bool yes =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return yes;
+#else
+  return false;
+#endif
+}
+
 }  // namespace fusion3d
 
 // NAME(args, begin, end) runs TEMPLATE<T>, compiled twice: for the baseline, and for AVX2 with FMA where the processor has
@@ -29,12 +51,11 @@ FUSION3D_INLINE void for_dtype(Dtype dtype, const Worker& worker) {
   }                                                                                                    \
   template <typename T>                                                                                \
   __attribute__((target("avx2,fma"))) void NAME##_avx2(const ARGS& args, int64_t begin, int64_t end) { \
-    TEMPLATE<T>(args, begin, end);                                                                     \
+    TEMPLATE<typename Avx2Type<T>::Type>(args, begin, end);                                            \
   }                                                                                                    \
   template <typename T>                                                                                \
   void NAME(const ARGS& args, int64_t begin, int64_t end) {                                            \
-    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");          \
-    avx2 ? NAME##_avx2<T>(args, begin, end) : NAME##_baseline<T>(args, begin, end);                    \
+    has_avx2() ? NAME##_avx2<T>(args, begin, end) : NAME##_baseline<T>(args, begin, end);              \
   }
 #else
 #define FUSION3D_DISPATCH(NAME, ARGS, TEMPLATE)             \

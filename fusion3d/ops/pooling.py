@@ -1,6 +1,6 @@
 """Lift-splat's pooling of camera features into the cells of a grid.
 
-Letters: M images, D depth bins, H W rows and columns, C channels, S kept samples of a plan.
+Letters: M images, D depth bins, H W rows and columns, C channels, S samples, M * D * H * W.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from torch import Tensor
 
 from fusion3d.ops import library, reference
 from fusion3d.ops.checks import FLOATS, check, shape_of
+from fusion3d.ops.segments import segment_plan
+
+_TILE = 8  # cells along a side of the tiles in which the grid is walked
+_PARTS = 1024  # of the walk; many times the processors that share them out
+_ROW_WORK = 2  # what writing a cell's row takes, in samples
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,11 @@ class BEVPoolPlan:
     """Which samples of the camera frustums fall in which cell. It depends on the calibration alone."""
 
     cell: Tensor  # [M, D, H, W] int32, flat cell of each sample, -1 outside of the grid
-    sample: Tensor  # [S] int32, flat index in [M, D, H, W] of the samples inside, ordered by cell
+    sample: Tensor  # [S] int32, flat index in [M, D, H, W], ordered by cell; those outside of the grid come last
     pixel: Tensor  # [S] int32, flat index in [M, H, W] of the same samples
     cell_ptr: Tensor  # [cells + 1] int32, the samples of cell i are [cell_ptr[i], cell_ptr[i + 1])
+    order: Tensor  # [cells] int32, the walk over the cells, tile by tile
+    part: Tensor  # [parts + 1] int32, the cells of part i are order[part[i]:part[i + 1]]: parts of about equal work
 
     @property
     def num_cells(self) -> int:
@@ -29,42 +36,61 @@ class BEVPoolPlan:
         return self.cell_ptr.shape[0] - 1
 
 
-def bev_pool_plan(cell: Tensor, num_cells: int) -> BEVPoolPlan:
+def bev_pool_plan(cell: Tensor, num_cells: int, cols: int | None = None) -> BEVPoolPlan:
     """Order the samples of the camera frustums by the cell they fall in.
 
     Args:
-        cell: [M, D, H, W] integer, flat cell of each sample, or -1 where it is outside of the grid.
+        cell: [M, D, H, W] int32 or int64, flat cell of each sample, or -1 where it is outside of the grid.
         num_cells: cells of the grid, over the whole batch (B * Y * X).
+        cols: cells in a row of the grid (X), so that pooling can walk it in tiles. It changes the speed alone.
 
     Returns:
         The plan for ``bev_pool``. Samples of one cell keep their order: results are reproducible to the bit.
+        Made without a host read on CUDA.
 
     Raises:
-        ValueError: wrong shape or dtype, a cell outside of [-1, num_cells), or 2^31 or more samples or cells.
+        ValueError: wrong shape or dtype, 2^31 or more samples or cells, cells that do not make up whole rows, or (on
+            the CPU, where it is cheap) a cell outside of [-1, num_cells).
     """
     check(cell, "cell", "MDHW", (torch.int32, torch.int64))
-    _, bins, rows, cols = cell.shape
+    _, bins, rows, columns = cell.shape
     limit = torch.iinfo(torch.int32).max
     if num_cells < 0 or max(cell.numel(), num_cells) >= limit:
         raise ValueError(f"cell: {cell.numel()} samples and {num_cells} cells; expected each in [0, {limit})")
-    if cell.numel() and not (-1 <= int(cell.min()) and int(cell.max()) < num_cells):
-        raise ValueError(
-            f"cell: found values in [{int(cell.min())}, {int(cell.max())}]; "
-            f"expected -1 (outside of the grid) or less than {num_cells}"
-        )
-    flat = cell.reshape(-1)
-    inside = torch.nonzero(flat >= 0)[:, 0]
-    ordered, order = torch.sort(flat[inside].long(), stable=True)
-    sample = inside[order]
-    area = max(rows * cols, 1)
-    pixel = sample // max(bins * area, 1) * area + sample % area
-    cell_ptr = torch.searchsorted(ordered, torch.arange(num_cells + 1, device=cell.device))
+    if cols is not None and (cols < 1 or num_cells % cols):
+        raise ValueError(f"cols: found {cols} for {num_cells} cells; expected whole rows")
+    groups = segment_plan(cell.reshape(-1), num_cells, keep_empty=True)
+    sample, area = groups.order, rows * columns
+    if library.has_kernel(cell.device):
+        pixel = torch.ops.fusion3d.bev_pool_pixel(sample, bins, area)
+    else:
+        pixel = reference.bev_pool_pixel(sample, bins, area)
+    order = _walk(num_cells, cols or num_cells, cell.device)
     return BEVPoolPlan(
         cell=cell.to(torch.int32).contiguous(),
-        sample=sample.to(torch.int32),
-        pixel=pixel.to(torch.int32),
-        cell_ptr=cell_ptr.to(torch.int32),
+        sample=sample,
+        pixel=pixel,
+        cell_ptr=groups.ptr,
+        order=order,
+        part=_parts(groups.ptr, order),
     )
+
+
+def _walk(num_cells: int, cols: int, device: torch.device) -> Tensor:
+    """[cells] int32: the cells tile by tile; those of incomplete tiles at the right and at the bottom come last."""
+    grid = torch.arange(num_cells, dtype=torch.int32, device=device).view(-1, max(cols, 1))
+    down, across = grid.shape[0] // _TILE, grid.shape[1] // _TILE
+    whole = grid[: down * _TILE, : across * _TILE].reshape(down, _TILE, across, _TILE).transpose(1, 2)
+    right, bottom = grid[: down * _TILE, across * _TILE :], grid[down * _TILE :]
+    return torch.cat([whole.reshape(-1), right.reshape(-1), bottom.reshape(-1)])
+
+
+def _parts(cell_ptr: Tensor, order: Tensor) -> Tensor:
+    """[parts + 1] int32: bounds in ``order`` of parts of about equal work: samples to read, and a row to write."""
+    work = (cell_ptr.diff() + _ROW_WORK).index_select(0, order).cumsum(0)
+    total = work[-1:] if len(work) else work.new_zeros(1)
+    share = torch.arange(_PARTS + 1, device=order.device) * total // _PARTS
+    return torch.searchsorted(work, share, right=True).to(torch.int32)
 
 
 def bev_pool(depth_MDHW: Tensor, feat_MCHW: Tensor, plan: BEVPoolPlan) -> Tensor:
@@ -106,7 +132,14 @@ def bev_pool(depth_MDHW: Tensor, feat_MCHW: Tensor, plan: BEVPoolPlan) -> Tensor
     feat_MHWC = feat_MCHW.permute(0, 2, 3, 1)
     if library.has_kernel(device):
         return torch.ops.fusion3d.bev_pool(
-            depth_MDHW.contiguous(), feat_MHWC.contiguous(), plan.cell, plan.sample, plan.pixel, plan.cell_ptr
+            depth_MDHW.contiguous(),
+            feat_MHWC.contiguous(),
+            plan.cell,
+            plan.sample,
+            plan.pixel,
+            plan.cell_ptr,
+            plan.order,
+            plan.part,
         )
     return reference.bev_pool(depth_MDHW, feat_MHWC, plan.sample, plan.pixel, plan.cell_ptr)
 
@@ -114,8 +147,21 @@ def bev_pool(depth_MDHW: Tensor, feat_MCHW: Tensor, plan: BEVPoolPlan) -> Tensor
 def _register() -> None:
     """Tell torch the output shapes and the gradient of each operation."""
 
+    @torch.library.register_fake("fusion3d::bev_pool_pixel")
+    def _(sample: Tensor, bins: int, area: int) -> Tensor:
+        return sample.new_empty(sample.shape)
+
     @torch.library.register_fake("fusion3d::bev_pool")
-    def _(depth: Tensor, feat: Tensor, cell: Tensor, sample: Tensor, pixel: Tensor, cell_ptr: Tensor) -> Tensor:
+    def _(
+        depth: Tensor,
+        feat: Tensor,
+        cell: Tensor,
+        sample: Tensor,
+        pixel: Tensor,
+        cell_ptr: Tensor,
+        order: Tensor,
+        part: Tensor,
+    ) -> Tensor:
         return feat.new_empty(cell_ptr.shape[0] - 1, feat.shape[3])
 
     @torch.library.register_fake("fusion3d::bev_pool_backward")
@@ -129,7 +175,7 @@ def _register() -> None:
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         depth, feat, cell = ctx.saved_tensors
         grads = torch.ops.fusion3d.bev_pool_backward(grad.contiguous(), depth, feat, cell)
-        return (*grads, None, None, None, None)
+        return (*grads, *[None] * 6)
 
     torch.library.register_autograd("fusion3d::bev_pool", backward, setup_context=keep)
 

@@ -44,10 +44,49 @@ def test_plain_loops():
 def test_plan_orders_samples_by_cell():
     cell = torch.tensor([2, -1, 0, 2, 0, -1, 1, 0]).reshape(1, 4, 1, 2)
     plan = ops.bev_pool_plan(cell, 4)
-    assert plan.sample.tolist() == [2, 4, 7, 6, 0, 3]
-    assert plan.pixel.tolist() == [0, 0, 1, 0, 0, 1]
+    assert plan.sample.tolist() == [2, 4, 7, 6, 0, 3, 1, 5]  # the last two are outside
+    assert plan.pixel.tolist() == [0, 0, 1, 0, 0, 1, 1, 1]
     assert plan.cell_ptr.tolist() == [0, 3, 4, 6, 6]
     assert plan.num_cells == 4
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (8, 8), (19, 13), (3, 40), (40, 3), (16, 24)])
+def test_walk_visits_every_cell_once_in_parts_of_equal_work(rows, cols):
+    random = torch.Generator().manual_seed(0)
+    cell = torch.randint(-1, rows * cols, (2, 50, 4, 9), generator=random)
+    plan = ops.bev_pool_plan(cell, rows * cols, cols)
+    assert plan.order.sort().values.tolist() == list(range(rows * cols))
+    assert plan.part[0] == 0 and plan.part[-1] == rows * cols and (plan.part.diff() >= 0).all()
+    work = (plan.cell_ptr.diff() + 2)[plan.order]
+    shares = [int(work[a:b].sum()) for a, b in plan.part.unfold(0, 2, 1).tolist()]
+    assert max(shares) <= int(work.sum()) / len(shares) + int(work.max())
+    if rows >= 8 and cols >= 8:
+        tile = plan.order[:64]
+        assert int((tile // cols).max()) < 8 and int((tile % cols).max()) < 8
+
+
+def test_rows_of_the_grid_do_not_change_a_bit():
+    depth, feat, _ = make(num_cells=24)
+    cell = torch.randint(-1, 24 * 17, depth.shape, generator=torch.Generator().manual_seed(0))
+    plain, tiled = (ops.bev_pool(depth, feat, ops.bev_pool_plan(cell, 24 * 17, cols)) for cols in (None, 17))
+    assert torch.equal(plain, tiled)
+    with pytest.raises(ValueError, match="whole rows"):
+        ops.bev_pool_plan(cell, 24 * 17, 16)
+
+
+@compiled
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 2**20), st.integers(1, 2**20), st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8))
+def test_pixel_of_any_sample(bins, area, samples):
+    pixel = torch.ops.fusion3d.bev_pool_pixel(torch.tensor(samples, dtype=torch.int32), bins, area)
+    want = [s // (bins * area) * area + s % area for s in samples]
+    assert pixel.tolist() == want
+    assert reference.bev_pool_pixel(torch.tensor(samples), bins, area).tolist() == want
+
+
+@compiled
+def test_pixel_opcheck():
+    torch.library.opcheck(torch.ops.fusion3d.bev_pool_pixel.default, (torch.arange(24, dtype=torch.int32), 3, 4))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -103,7 +142,7 @@ def test_gradcheck(device):
 def test_opcheck(device):
     depth, feat, plan = make(device=device)
     feat = feat.detach().permute(0, 2, 3, 1).contiguous().requires_grad_()
-    args = (depth, feat, plan.cell, plan.sample, plan.pixel, plan.cell_ptr)
+    args = (depth, feat, plan.cell, plan.sample, plan.pixel, plan.cell_ptr, plan.order, plan.part)
     torch.library.opcheck(torch.ops.fusion3d.bev_pool.default, args)
     grad = torch.ones(plan.num_cells, feat.shape[3], device=device)
     torch.library.opcheck(
@@ -111,10 +150,28 @@ def test_opcheck(device):
     )
 
 
-def test_compiles_into_one_graph():
-    depth, feat, plan = make()
-    traced = torch.compile(lambda d, f: ops.bev_pool(d, f, plan), backend="eager", fullgraph=True)
-    torch.testing.assert_close(traced(depth, feat), ops.bev_pool(depth, feat, plan), rtol=0, atol=0)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiles_into_one_graph_plan_included(backend):
+    depth, feat, plan = make(num_cells=24)
+
+    def pool(depth, feat, cell):
+        return ops.bev_pool(depth, feat, ops.bev_pool_plan(cell, 24, 6))
+
+    found = torch.compile(pool, backend=backend, fullgraph=True)(depth, feat, plan.cell)
+    torch.testing.assert_close(found, pool(depth, feat, plan.cell), rtol=0, atol=0)
+    found.square().sum().backward()
+    assert depth.grad.any() and feat.grad.any()
+
+
+def test_exports():
+    class Pool(torch.nn.Module):
+        def forward(self, depth, feat, cell):
+            return ops.bev_pool(depth, feat, ops.bev_pool_plan(cell, 24, 6))
+
+    depth, feat, plan = make(num_cells=24)
+    args = (depth.detach(), feat.detach(), plan.cell)
+    program = torch.export.export(Pool(), args)
+    assert torch.equal(program.module()(*args), Pool()(*args))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -205,7 +262,7 @@ def test_wrong_input_says_what_was_expected():
 def test_the_operation_itself_rejects_what_it_cannot_read():
     depth, feat, plan = make()
     rows = feat.detach().permute(0, 2, 3, 1).contiguous()
-    lists = (plan.sample, plan.pixel, plan.cell_ptr)
+    lists = (plan.sample, plan.pixel, plan.cell_ptr, plan.order, plan.part)
     op = torch.ops.fusion3d.bev_pool
     with pytest.raises(RuntimeError, match="contiguous"):
         op(depth, feat.detach().permute(0, 2, 3, 1), plan.cell, *lists)
@@ -214,4 +271,4 @@ def test_the_operation_itself_rejects_what_it_cannot_read():
     with pytest.raises(RuntimeError, match="M, H, W, C"):
         op(depth, rows[:, :2].contiguous(), plan.cell, *lists)
     with pytest.raises(RuntimeError, match="equally long"):
-        op(depth, rows, plan.cell, plan.sample[1:], plan.pixel, plan.cell_ptr)
+        op(depth, rows, plan.cell, plan.sample[1:], *lists[1:])

@@ -5,13 +5,14 @@ They run on any device, differentiate through plain autograd, and are what the k
 
 from fusion3d.ops.reference.boxes import box_iou_bev, box_iou_bev_aligned, nms_bev, points_in_boxes
 from fusion3d.ops.reference.deformable import ms_deform_attn
-from fusion3d.ops.reference.pooling import bev_pool
+from fusion3d.ops.reference.pooling import bev_pool, bev_pool_pixel
 from fusion3d.ops.reference.segments import segment_plan, segment_reduce
 from fusion3d.ops.reference.voxels import voxelize, voxelize_mean
 from fusion3d.ops.reference.windows import window_attention
 
 __all__ = [
     "bev_pool",
+    "bev_pool_pixel",
     "box_iou_bev",
     "box_iou_bev_aligned",
     "ms_deform_attn",
