@@ -72,9 +72,9 @@ def sparse_rulebook(
             centred; stride and padding are not used.
 
     Returns:
-        The rulebook for ``sparse_conv``. Outputs that are not submanifold are all those that read at least one input, in
-        ascending order of (batch, z, y, x). Finding how many there are takes one host read on CUDA (so no CUDA graph
-        can hold it); submanifold takes none.
+        The rulebook for ``sparse_conv``. Outputs that are not submanifold are all those that read at least one input,
+        in ascending order of (batch, z, y, x). Finding how many there are takes one host read on CUDA (so no CUDA
+        graph can hold it); submanifold takes none.
 
     Raises:
         ValueError: wrong shape, dtype or geometry; on the CPU also a voxel that is outside of the grid or comes twice.

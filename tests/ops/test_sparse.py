@@ -1,4 +1,4 @@
-"""Sparse convolution: rulebooks and sums against dense convolution, twin against kernel, and what torch asks of an op."""
+"""Sparse convolution: rulebooks and sums against dense ones, twin against kernel, and what torch asks of an op."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_strided_and_inverse_equal_dense_convolution(device, axes, occupied, see
     shape, kernel, stride, padding, dilation = zip(*axes, strict=True)
     coords = voxels(shape, 2, occupied, device, seed)
     rulebook = ops.sparse_rulebook(coords, shape, 2, kernel, stride, padding, dilation)
-    # Outputs are the cells that a kernel of ones reaches. (Dense in float64: in float32 torch 2.13's convolutions of such
-    # shapes return memory that was never written.)
+    # Outputs are the cells that a kernel of ones reaches. (Dense in float64: in float32 those of
+    # torch 2.13 return memory that was never written, for some of these shapes.)
     double = {"device": device, "dtype": torch.float64}
     ones = dense(torch.ones(len(coords), 1, **double), coords, shape, 2)
     room = [n + 2 * p - d * (k - 1) for n, k, _, p, d in axes]
@@ -92,7 +92,9 @@ def test_strided_and_inverse_equal_dense_convolution(device, axes, occupied, see
     inverse = rulebook.inverse()
     above = torch.randn(len(rulebook.out_coords), 3, **double).requires_grad_()
     back = ops.sparse_conv(above, weight, inverse)
-    target = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, (_, k, s, p, d) in zip(rulebook.out_shape, axes, strict=True)]
+    target = [
+        (n - 1) * s - 2 * p + d * (k - 1) + 1 for n, (_, k, s, p, d) in zip(rulebook.out_shape, axes, strict=True)
+    ]
     extra = [n - t for n, t in zip(shape, target, strict=True)]
     grid = dense(above, rulebook.out_coords, rulebook.out_shape, 2)
     grid = torch.ops.aten.convolution(
@@ -210,7 +212,7 @@ def test_opcheck(device):
 
 def test_gradient_of_the_adjoint():
     for geometry in ({"submanifold": True}, {"submanifold": False, **STRIDED}):
-        features, weight, rulebook = make(2, 3, torch.float64, **geometry)
+        _, weight, rulebook = make(2, 3, torch.float64, **geometry)
         grad = torch.randn(len(rulebook.out_coords), 3, dtype=torch.float64, requires_grad=True)
         flat = weight.detach().flatten(1, 3).requires_grad_()
         args = (rulebook.table, rulebook.transposed, True)
