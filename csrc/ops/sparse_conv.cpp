@@ -77,6 +77,27 @@ Tensor sparse_weight_grad_cpu_op(const Tensor& grad, const Tensor& features, con
   return out;
 }
 
+#ifdef FUSION3D_WITH_CUDA
+Tensor sparse_conv_cuda_op(
+    const Tensor& features, const Tensor& weight, const Tensor& table, std::optional<Tensor> transposed, bool adjoint) {
+  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  Tensor out;
+  const SparseConv args = forward_args(features, weight, table, transposed, adjoint, out);
+  check_launch(sparse_conv_cuda(args, current_stream(features)), "sparse_conv");
+  return out;
+}
+
+Tensor sparse_weight_grad_cuda_op(const Tensor& grad, const Tensor& features, const Tensor& table) {
+  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  Tensor out;
+  const SparseWeightGrad args = weight_args(grad, features, table, out);
+  Tensor scratch = torch::stable::new_empty(features, {sparse_weight_grad_scratch_cuda(args)}, ScalarType::Byte);
+  check_launch(
+      sparse_weight_grad_cuda(args, scratch.mutable_data_ptr(), current_stream(features)), "sparse_weight_grad");
+  return out;
+}
+#endif
+
 }  // namespace
 }  // namespace fusion3d
 
@@ -90,3 +111,10 @@ STABLE_TORCH_LIBRARY_IMPL(fusion3d, CPU, m) {
   m.impl("sparse_conv", TORCH_BOX(&fusion3d::sparse_conv_cpu_op));
   m.impl("sparse_weight_grad", TORCH_BOX(&fusion3d::sparse_weight_grad_cpu_op));
 }
+
+#ifdef FUSION3D_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fusion3d, CUDA, m) {
+  m.impl("sparse_conv", TORCH_BOX(&fusion3d::sparse_conv_cuda_op));
+  m.impl("sparse_weight_grad", TORCH_BOX(&fusion3d::sparse_weight_grad_cuda_op));
+}
+#endif

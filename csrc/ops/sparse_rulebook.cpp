@@ -121,6 +121,38 @@ std::tuple<Tensor, Tensor, Tensor> sparse_strided_cpu_op(
   return {out_coords, table, transposed};
 }
 
+#ifdef FUSION3D_WITH_CUDA
+Tensor make_scratch(const Tensor& coords, const SparseRulebook& args, bool submanifold) {
+  // Ranks are counted in 32 bits, and how many voxels there will be is not known before.
+  STD_TORCH_CHECK(
+      args.num_in <= kRows / most_outputs(args.geometry), "fusion3d: the convolution may have 2^31 output rows or more");
+  return torch::stable::new_empty(coords, {sparse_scratch_cuda(args, submanifold)}, ScalarType::Byte);
+}
+
+Tensor sparse_submanifold_cuda_op(
+    const Tensor& coords, int64_t batch_size, Ints shape, Ints kernel, Ints dilation) {
+  const torch::stable::accelerator::DeviceGuard guard(coords.get_device_index());
+  Tensor table;
+  const SparseRulebook args = read_submanifold(coords, batch_size, shape, kernel, dilation, table);
+  Tensor scratch = make_scratch(coords, args, true);
+  check_launch(
+      sparse_submanifold_cuda(args, scratch.mutable_data_ptr(), current_stream(coords)), "sparse_submanifold");
+  return table;
+}
+
+std::tuple<Tensor, Tensor, Tensor> sparse_strided_cuda_op(
+    const Tensor& coords, int64_t batch_size, Ints shape, Ints kernel, Ints stride, Ints padding, Ints dilation) {
+  const torch::stable::accelerator::DeviceGuard guard(coords.get_device_index());
+  SparseRulebook args = read(coords, batch_size, shape, kernel, stride, padding, dilation);
+  Tensor scratch = make_scratch(coords, args, false), out_coords, table, transposed;
+  const cudaStream_t stream = current_stream(coords);
+  check_launch(sparse_outputs_cuda(args, scratch.mutable_data_ptr(), &args.num_out, stream), "sparse_strided");
+  make_tables(coords, args, out_coords, table, transposed);
+  check_launch(sparse_strided_cuda(args, scratch.mutable_data_ptr(), stream), "sparse_strided");
+  return {out_coords, table, transposed};
+}
+#endif
+
 }  // namespace
 }  // namespace fusion3d
 
@@ -135,3 +167,10 @@ STABLE_TORCH_LIBRARY_IMPL(fusion3d, CPU, m) {
   m.impl("sparse_submanifold", TORCH_BOX(&fusion3d::sparse_submanifold_cpu_op));
   m.impl("sparse_strided", TORCH_BOX(&fusion3d::sparse_strided_cpu_op));
 }
+
+#ifdef FUSION3D_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fusion3d, CUDA, m) {
+  m.impl("sparse_submanifold", TORCH_BOX(&fusion3d::sparse_submanifold_cuda_op));
+  m.impl("sparse_strided", TORCH_BOX(&fusion3d::sparse_strided_cuda_op));
+}
+#endif

@@ -42,4 +42,9 @@ struct SparseWeightGrad {
 void sparse_conv_cpu(const SparseConv& args, const ParallelFor& parallel_for);
 void sparse_weight_grad_cpu(const SparseWeightGrad& args, const ParallelFor& parallel_for);
 
+// CUDA, on device pointers and the given stream, without synchronisation. Returns a cudaError_t.
+int sparse_conv_cuda(const SparseConv& args, cudaStream_t stream);
+int64_t sparse_weight_grad_scratch_cuda(const SparseWeightGrad& args);
+int sparse_weight_grad_cuda(const SparseWeightGrad& args, void* scratch, cudaStream_t stream);
+
 }  // namespace fusion3d

@@ -78,6 +78,22 @@ FUSION3D_SPARSE_INLINE int32_t output_through(const SparseGeometry& g, int axis,
   return o < g.out_shape[axis] ? o : -1;
 }
 
+// Most outputs that read one input: of an axis' taps, those that are whole strides apart.
+FUSION3D_SHARED int64_t most_outputs(const SparseGeometry& g) {
+  int64_t count = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    int32_t a = g.stride[axis], b = g.dilation[axis];
+    while (b) {
+      const int32_t rest = a % b;
+      a = b;
+      b = rest;
+    }
+    const int32_t period = g.stride[axis] / a;
+    count *= (g.kernel[axis] + period - 1) / period;
+  }
+  return count;
+}
+
 // Coordinates of a cell.
 FUSION3D_SHARED void coords_of(const int32_t* shape, int64_t cell, int32_t* bzyx) {
   bzyx[3] = int32_t(cell % shape[2]);

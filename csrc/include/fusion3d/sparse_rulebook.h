@@ -43,4 +43,12 @@ bool sparse_submanifold_cpu(const SparseRulebook& args, const ParallelFor& paral
 bool sparse_outputs_cpu(const SparseRulebook& args, VoxelIndexStorage& index);
 void sparse_strided_cpu(const SparseRulebook& args, VoxelIndexStorage& index, const ParallelFor& parallel_for);
 
+// CUDA, on device pointers and the given stream; each returns a cudaError_t. `scratch` has the bytes asked for and holds the
+// index between sparse_outputs_cuda, which waits for the number of outputs, and sparse_strided_cuda; nothing else waits.
+// Rows outside of the grid have no neighbours; of rows with one cell the first is found.
+int64_t sparse_scratch_cuda(const SparseRulebook& args, bool submanifold);
+int sparse_submanifold_cuda(const SparseRulebook& args, void* scratch, cudaStream_t stream);
+int sparse_outputs_cuda(const SparseRulebook& args, void* scratch, int64_t* num_out, cudaStream_t stream);
+int sparse_strided_cuda(const SparseRulebook& args, void* scratch, cudaStream_t stream);
+
 }  // namespace fusion3d
