@@ -10,6 +10,7 @@ namespace fusion3d {
 namespace {
 
 constexpr int64_t kRowGrain = 1024;  // fewest rows worth a thread
+constexpr int64_t kTile = 256;       // columns of a table that are filled in together
 
 #define FUSION3D_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -58,12 +59,16 @@ struct Taps {
 
   FUSION3D_INLINE void find(const SparseGeometry& g, const int32_t* zyx) {
     for (int axis = 0; axis < 3; ++axis) {
-      int32_t n = first[axis];
-      for (int32_t k = 0; k < g.kernel[axis]; ++k) {
-        const int32_t o = output_through(g, axis, zyx[axis], k);
-        if (o < 0) continue;
-        out[n] = o;
-        tap[n++] = k;
+      // As output_through, with one division for all taps.
+      int32_t n = first[axis], o = (zyx[axis] + g.padding[axis]) / g.stride[axis];
+      int32_t rest = (zyx[axis] + g.padding[axis]) - o * g.stride[axis];
+      for (int32_t k = 0; k < g.kernel[axis] && o >= 0; ++k) {
+        if (rest == 0 && o < g.out_shape[axis]) {
+          out[n] = o;
+          tap[n++] = k;
+        }
+        rest -= g.dilation[axis];
+        for (; rest < 0; rest += g.stride[axis]) --o;
       }
       last[axis] = n;
     }
@@ -117,40 +122,50 @@ FUSION3D_INLINE void rank_rows(const Search& search, int64_t begin, int64_t end)
   }
 }
 
-// The table's columns [begin, end) of a submanifold convolution.
+// The voxels of the cells [low, high] of a line, whose tap k is at cell origin + k * dilation: writes their rows.
+FUSION3D_INLINE void search_line(
+    const Search& search, int64_t low, int64_t high, int64_t origin, int32_t dilation, int32_t* entry) {
+  const int64_t count = search.args.num_out;
+  for (int64_t cell = low; cell <= high;) {
+    const int64_t word = cell >> 6, last = std::min(high, word * 64 + 63);
+    const int32_t i = find_word(search.index, word);
+    if (i >= 0) {
+      const uint64_t bits = search.index.words[i];
+      for (uint64_t left = bits >> (cell & 63) << (cell & 63) & ~uint64_t(0) >> (63 - (last & 63)); left;
+           left &= left - 1) {
+        const int64_t step = word * 64 + __builtin_ctzll(left) - origin, k = dilation == 1 ? step : step / dilation;
+        if (k * dilation == step)
+          entry[k * count] = search.row[search.index.word_rank[i] + count_bits(bits & ((left & -left) - 1))];
+      }
+    }
+    cell = last + 1;
+  }
+}
+
+// The table's columns [begin, end) of a submanifold convolution. Most entries are -1: a tile of them is filled with that,
+// and lines without a voxel take one look-up.
 template <typename>
 FUSION3D_INLINE void search_rows(const Search& search, int64_t begin, int64_t end) {
   const SparseGeometry& g = search.args.geometry;
-  const int64_t count = search.args.num_out;
-  for (int64_t m = begin; m < end; ++m) {
-    const int32_t* at = search.args.coords + 4 * m;
-    int32_t* entry = search.args.table + m;
-    for (int32_t kz = 0; kz < g.kernel[0]; ++kz) {
-      const int32_t z = at[1] - g.padding[0] + kz * g.dilation[0];
-      for (int32_t ky = 0; ky < g.kernel[1]; ++ky) {
-        const int32_t y = at[2] - g.padding[1] + ky * g.dilation[1];
-        const bool inside = uint32_t(z) < uint32_t(g.in_shape[0]) && uint32_t(y) < uint32_t(g.in_shape[1]);
-        const int64_t line = inside ? cell_at(g.in_shape, at[0], z, y, 0) : 0;
-        int64_t word = -1;
-        uint64_t bits = 0;
-        int32_t rank = 0;
-        for (int32_t kx = 0; kx < g.kernel[2]; ++kx, entry += count) {
-          const int32_t x = at[3] - g.padding[2] + kx * g.dilation[2];
-          if (!inside || uint32_t(x) >= uint32_t(g.in_shape[2])) {
-            *entry = -1;
-            continue;
-          }
-          const int64_t cell = line + x;
-          if (cell >> 6 != word) {  // neighbours on a line mostly share a word
-            word = cell >> 6;
-            const int32_t i = find_word(search.index, word);
-            bits = i < 0 ? 0 : search.index.words[i];
-            rank = i < 0 ? 0 : search.index.word_rank[i];
-          }
-          // Whether a neighbour is there cannot be foretold, so there is no branch on it.
-          const bool found = bits >> (cell & 63) & 1;
-          const int32_t r = search.row[found ? rank + count_bits(bits & (bit_of(cell) - 1)) : 0];
-          *entry = found ? r : -1;
+  const int64_t count = search.args.num_out, taps = int64_t(g.kernel[0]) * g.kernel[1] * g.kernel[2];
+  for (int64_t tile = begin; tile < end; tile += kTile) {
+    const int64_t last = std::min(tile + kTile, end);
+    for (int64_t k = 0; k < taps; ++k) {
+      int32_t* row = search.args.table + k * count;
+      std::fill(row + tile, row + last, -1);
+    }
+    for (int64_t m = tile; m < last; ++m) {
+      const int32_t* at = search.args.coords + 4 * m;
+      const int32_t x = at[3] - g.padding[2];
+      const int32_t low = std::max(x, 0), high = std::min(x + (g.kernel[2] - 1) * g.dilation[2], g.in_shape[2] - 1);
+      int32_t* entry = search.args.table + m;
+      for (int32_t kz = 0; kz < g.kernel[0]; ++kz) {
+        const int32_t z = at[1] - g.padding[0] + kz * g.dilation[0];
+        for (int32_t ky = 0; ky < g.kernel[1]; ++ky, entry += g.kernel[2] * count) {
+          const int32_t y = at[2] - g.padding[1] + ky * g.dilation[1];
+          if (uint32_t(z) >= uint32_t(g.in_shape[0]) || uint32_t(y) >= uint32_t(g.in_shape[1])) continue;
+          const int64_t line = cell_at(g.in_shape, at[0], z, y, 0);
+          search_line(search, line + low, line + high, line + x, g.dilation[2], entry);
         }
       }
     }
