@@ -10,7 +10,6 @@ namespace fusion3d {
 namespace {
 
 constexpr int64_t kRowGrain = 1024;  // fewest rows worth a thread
-constexpr int64_t kTile = 256;       // columns of a table that are filled in together
 
 #define FUSION3D_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -122,52 +121,48 @@ FUSION3D_INLINE void rank_rows(const Search& search, int64_t begin, int64_t end)
   }
 }
 
-// The voxels of the cells [low, high] of a line, whose tap k is at cell origin + k * dilation: writes their rows.
+// The voxels of the cells [low, high] of a line, whose tap k is at cell origin + k * dilation: output m reads them through
+// the taps from `tap` on, and they read m through the mirrored ones.
 FUSION3D_INLINE void search_line(
-    const Search& search, int64_t low, int64_t high, int64_t origin, int32_t dilation, int32_t* entry) {
+    const Search& search, int64_t m, int64_t low, int64_t high, int64_t origin, int64_t tap, int64_t last_tap) {
   const int64_t count = search.args.num_out;
+  const int32_t dilation = search.args.geometry.dilation[2];
+  int32_t* table = search.args.table;
   for (int64_t cell = low; cell <= high;) {
     const int64_t word = cell >> 6, last = std::min(high, word * 64 + 63);
     const int32_t i = find_word(search.index, word);
     if (i >= 0) {
       const uint64_t bits = search.index.words[i];
-      for (uint64_t left = bits >> (cell & 63) << (cell & 63) & ~uint64_t(0) >> (63 - (last & 63)); left;
-           left &= left - 1) {
+      const uint64_t asked = ~uint64_t(0) << (cell & 63) & ~uint64_t(0) >> (63 - (last & 63));
+      for (uint64_t left = bits & asked; left; left &= left - 1) {
         const int64_t step = word * 64 + __builtin_ctzll(left) - origin, k = dilation == 1 ? step : step / dilation;
-        if (k * dilation == step)
-          entry[k * count] = search.row[search.index.word_rank[i] + count_bits(bits & ((left & -left) - 1))];
+        if (k * dilation != step) continue;
+        const int32_t n = search.row[search.index.word_rank[i] + count_bits(bits & ((left & -left) - 1))];
+        table[(tap + k) * count + m] = n;
+        table[(last_tap - tap - k) * count + n] = int32_t(m);
       }
     }
     cell = last + 1;
   }
 }
 
-// The table's columns [begin, end) of a submanifold convolution. Most entries are -1: a tile of them is filled with that,
-// and lines without a voxel take one look-up.
+// The pairs of the rows [begin, end) of a submanifold convolution, over a table full of -1. Only the taps before the centre
+// are looked up: every pair is found from one side, so no entry is written twice.
 template <typename>
 FUSION3D_INLINE void search_rows(const Search& search, int64_t begin, int64_t end) {
   const SparseGeometry& g = search.args.geometry;
-  const int64_t count = search.args.num_out, taps = int64_t(g.kernel[0]) * g.kernel[1] * g.kernel[2];
-  for (int64_t tile = begin; tile < end; tile += kTile) {
-    const int64_t last = std::min(tile + kTile, end);
-    for (int64_t k = 0; k < taps; ++k) {
-      int32_t* row = search.args.table + k * count;
-      std::fill(row + tile, row + last, -1);
-    }
-    for (int64_t m = tile; m < last; ++m) {
-      const int32_t* at = search.args.coords + 4 * m;
-      const int32_t x = at[3] - g.padding[2];
-      const int32_t low = std::max(x, 0), high = std::min(x + (g.kernel[2] - 1) * g.dilation[2], g.in_shape[2] - 1);
-      int32_t* entry = search.args.table + m;
-      for (int32_t kz = 0; kz < g.kernel[0]; ++kz) {
-        const int32_t z = at[1] - g.padding[0] + kz * g.dilation[0];
-        for (int32_t ky = 0; ky < g.kernel[1]; ++ky, entry += g.kernel[2] * count) {
-          const int32_t y = at[2] - g.padding[1] + ky * g.dilation[1];
-          if (uint32_t(z) >= uint32_t(g.in_shape[0]) || uint32_t(y) >= uint32_t(g.in_shape[1])) continue;
-          const int64_t line = cell_at(g.in_shape, at[0], z, y, 0);
-          search_line(search, line + low, line + high, line + x, g.dilation[2], entry);
-        }
-      }
+  const int64_t lines = int64_t(g.kernel[0]) * g.kernel[1], last_tap = lines * g.kernel[2] - 1;
+  for (int64_t m = begin; m < end; ++m) {
+    const int32_t* at = search.args.coords + 4 * m;
+    const int32_t x = at[3] - g.padding[2];
+    const int32_t low = std::max(x, 0), high = std::min(x + (g.kernel[2] - 1) * g.dilation[2], g.in_shape[2] - 1);
+    search.args.table[last_tap / 2 * search.args.num_out + m] = int32_t(m);
+    for (int64_t l = 0; l <= lines / 2; ++l) {
+      const int32_t z = at[1] - g.padding[0] + int32_t(l / g.kernel[1]) * g.dilation[0];
+      const int32_t y = at[2] - g.padding[1] + int32_t(l % g.kernel[1]) * g.dilation[1];
+      if (uint32_t(z) >= uint32_t(g.in_shape[0]) || uint32_t(y) >= uint32_t(g.in_shape[1])) continue;
+      const int64_t line = cell_at(g.in_shape, at[0], z, y, 0);
+      search_line(search, m, line + low, line + (l == lines / 2 ? at[3] - 1 : high), line + x, l * g.kernel[2], last_tap);
     }
   }
 }
@@ -223,6 +218,10 @@ bool sparse_submanifold_cpu(const SparseRulebook& args, const ParallelFor& paral
   std::vector<int32_t> row(args.num_in);
   const Search search{args, index.view(), row.data()};
   run_rank<Any>(search, 0, args.num_in);
+  const SparseGeometry& g = args.geometry;
+  parallel_for(0, int64_t(g.kernel[0]) * g.kernel[1] * g.kernel[2], 1, [&](int64_t begin, int64_t end) {
+    std::fill(args.table + begin * args.num_out, args.table + end * args.num_out, -1);
+  });
   parallel_for(0, args.num_in, kRowGrain, [&](int64_t begin, int64_t end) { run_search<Any>(search, begin, end); });
   return true;
 }

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from fusion3d.errors import ConfigError
 
@@ -33,7 +37,7 @@ def _package(backend: str) -> ModuleType:
     if backend == "spconv" and not torch.backends.cuda.is_built():
         # Its backward pass asks torch for the current CUDA stream, on the CPU too, which a torch without CUDA refuses.
         # The CPU's kernels ignore what they get.
-        importlib.import_module("spconv.pytorch.ops").get_current_stream = lambda: 0
+        vars(importlib.import_module("spconv.pytorch.ops"))["get_current_stream"] = lambda: 0
     return package
 
 
@@ -47,6 +51,36 @@ def _make(layer: SparseConvolution, package: ModuleType) -> Any:
     return cls(layer.in_channels, layer.out_channels, list(layer.kernel), **options)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """spconv's CPU kernels (2.3.8) share a pointer among OpenMP threads: with more than one, rows come out wrong."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _OneThread(torch.autograd.Function):
+    """Runs a function of tensors with one thread, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        with one_thread(), torch.enable_grad():
+            ctx.inputs = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+            ctx.out = run(*ctx.inputs)
+        return ctx.out.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = [x for x in ctx.inputs if x.requires_grad]
+        with one_thread():
+            found = iter(torch.autograd.grad(ctx.out, wanted, grads[0]))
+        return None, *(next(found) if x.requires_grad else None for x in ctx.inputs)
+
+
 def convolve_by_peer(
     layer: SparseConvolution, x: SparseTensor, backend: str
 ) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
@@ -56,19 +90,27 @@ def convolve_by_peer(
         ConfigError: an unknown backend, one that is not installed, or spconv-triton on the CPU.
     """
     package = _package(backend)
-    if backend == "spconv-triton" and x.features.device.type == "cpu":
+    on_cpu = x.features.device.type == "cpu"
+    if backend == "spconv-triton" and on_cpu:
         raise ConfigError("backend 'spconv-triton' has no kernels for the CPU; use 'ours' there")
     peer = layer.__dict__.get("_peer")
     if peer is None or peer[0] != backend:
         peer = backend, _make(layer, package)
         layer.__dict__["_peer"] = peer  # beside the submodules: its weights are this layer's, and saved once
-    peer[1].weight, peer[1].bias = layer.weight, layer.bias
     peer[1].train(layer.training)
     kept = x.rulebooks.setdefault(backend, {})
     if layer.kind == "strided":
         kept.pop(layer.key, None)  # it takes up kept pairs for submanifold and inverse layers alone
-    voxels = package.SparseConvTensor(x.features, x.coords, list(x.shape), x.batch_size, indice_dict=kept)
-    out = peer[1](voxels)
-    kept.update(out.indice_dict)  # it works on a copy
-    shape = tuple(int(n) for n in out.spatial_shape)
-    return out.features, out.indices, (shape[0], shape[1], shape[2])
+    outs: list[Any] = []
+
+    def run(features: Tensor, *weights: Tensor) -> Tensor:
+        voxels = package.SparseConvTensor(features, x.coords, list(x.shape), x.batch_size, indice_dict=kept)
+        outs.append(functional_call(peer[1], dict(zip(("weight", "bias"), weights, strict=False)), (voxels,)))
+        return outs[0].features
+
+    inputs = [x.features, layer.weight, *([] if layer.bias is None else [layer.bias])]
+    features = _OneThread.apply(run, *inputs) if on_cpu else run(*inputs)
+    assert isinstance(features, Tensor)
+    kept.update(outs[0].indice_dict)  # it works on a copy
+    shape = tuple(int(n) for n in outs[0].spatial_shape)
+    return features, outs[0].indices, (shape[0], shape[1], shape[2])

@@ -172,8 +172,8 @@ def _register_rulebook() -> None:
     @torch.library.register_fake("fusion3d::sparse_strided")
     def _(coords: Tensor, batch_size: int, shape, kernel, stride, padding, dilation) -> tuple[Tensor, Tensor, Tensor]:
         taps, num_out = kernel[0] * kernel[1] * kernel[2], torch.library.get_ctx().new_dynamic_size()
-        tables = (coords.new_empty(taps, count) for count in (num_out, coords.shape[0]))
-        return coords.new_empty(num_out, 4), *tables
+        rows = coords.shape[0]
+        return coords.new_empty(num_out, 4), coords.new_empty(taps, num_out), coords.new_empty(taps, rows)
 
 
 def _register_conv() -> None:

@@ -88,6 +88,27 @@ def test_backends_agree_with_the_same_weights(backend, device):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(scale, 1))
 
 
+def test_spconv_is_right_with_several_threads():
+    """Its own sums race; the adapter gives it one thread, and torch its threads back."""
+    pytest.importorskip("spconv")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        x = voxels(16, occupied=0.9)
+        ours = SubmanifoldConv3d(16, 16)
+        theirs = SubmanifoldConv3d(16, 16, backend="spconv")
+        theirs.load_state_dict(ours.state_dict())
+        want = ours(x)
+        for _ in range(3):
+            found = theirs(x)
+            torch.testing.assert_close(found.features, want.features, rtol=1e-4, atol=1e-4)
+            for a, b in zip(weights_of(found, theirs, x), weights_of(ours(x), ours, x), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(float(b.abs().max()), 1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_checkpoints_of_spconv_load():
     spconv = pytest.importorskip("spconv.pytorch")
     for theirs, ours in [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion3d import ops
+from fusion3d.encoders.sparse_peers import one_thread
 from fusion3d.engine.benchmark_ops.case import Case
 from fusion3d.engine.benchmark_ops.inputs import lidar_sweeps
 
@@ -41,11 +42,13 @@ _QUICK = (_Setting(5_000, 20_000, 16, 16, 1), _Setting(5_000, 20_000, 16, 32, 2)
 def voxels_of_sweeps(voxels: int, points: int) -> Tensor:
     """[N, 4] int32: batch, z, y, x of the first ``voxels`` cells that the points of LiDAR sweeps fall in."""
     cloud = lidar_sweeps(points)
-    xyz = np.floor((cloud[:, :3] - np.float32(_LOW)) / np.float32(_SIZE)).astype(np.int64)
+    low, size = np.array(_LOW, np.float32), np.array(_SIZE, np.float32)
+    xyz = np.floor((cloud[:, :3] - low) / size).astype(np.int64)
     inside = ((xyz >= 0) & (xyz < _SHAPE[::-1])).all(1)
-    cells = np.ravel_multi_index(tuple(xyz[inside, ::-1].T), _SHAPE)
+    x, y, z = xyz[inside].T
+    cells: np.ndarray = (z * _SHAPE[1] + y) * _SHAPE[2] + x
     first = np.sort(np.unique(cells, return_index=True)[1])[:voxels]
-    zyx = np.column_stack(np.unravel_index(cells[first], _SHAPE))
+    zyx = np.column_stack([z[first], y[first], x[first]])
     return torch.from_numpy(np.pad(zyx, ((0, 0), (1, 0))).astype(np.int32))
 
 
@@ -99,7 +102,10 @@ def _has_spconv(device: str) -> bool:
 
 
 class _Spconv:
-    """The same convolution by spconv: pairs of voxels found, forward, and backward, each by itself."""
+    """The same convolution by spconv: pairs of voxels found, forward, and backward, each by itself.
+
+    Its sums run with one thread: with more they race on the CPU and come out wrong (see ``one_thread``).
+    """
 
     def __init__(
         self, features: Tensor, weight: Tensor, coords: Tensor, stride: int, grad: Tensor, ours: ops.SparseRulebook
@@ -108,7 +114,7 @@ class _Spconv:
         self.functional = importlib.import_module("spconv.pytorch.functional")
         self.algo = importlib.import_module("spconv.core").ConvAlgo.Native
         if not torch.backends.cuda.is_built():
-            self.ops.get_current_stream = lambda: 0  # asked for on the CPU too; there its value is not used
+            vars(self.ops)["get_current_stream"] = lambda: 0  # asked for on the CPU too; there its value is not used
         self.coords, self.stride = coords, stride
         out_coords, self.pairs, self.counts = self.rulebook()
         self.order = torch.arange(len(coords), device=coords.device)
@@ -131,7 +137,8 @@ class _Spconv:
 
     def _convolve(self, features: Tensor, weight: Tensor) -> Tensor:
         convolve = self.functional.indice_subm_conv if self.stride == 1 else self.functional.indice_conv
-        return convolve(features, weight, self.pairs, self.counts, self.num_out, self.algo)
+        with one_thread():
+            return convolve(features, weight, self.pairs, self.counts, self.num_out, self.algo)
 
     def forward(self) -> Tensor:
         """Outputs, in the order of ours."""
@@ -140,7 +147,8 @@ class _Spconv:
 
     def backward(self) -> tuple[Tensor, ...]:
         """Gradients to features and weight."""
-        return torch.autograd.grad(self.out, (self.features, self.weight), self.grad, retain_graph=True)
+        with one_thread():
+            return torch.autograd.grad(self.out, (self.features, self.weight), self.grad, retain_graph=True)
 
 
 def _same_rulebook(ours: ops.SparseRulebook, theirs: tuple[Tensor, Tensor, Tensor]) -> None:
