@@ -7,6 +7,7 @@ from fusion3d.ops.boxes import PointsInBoxes, box_iou_bev, box_iou_bev_aligned, 
 from fusion3d.ops.deformable import ms_deform_attn
 from fusion3d.ops.pooling import BEVPoolPlan, bev_pool, bev_pool_plan
 from fusion3d.ops.segments import SegmentPlan, segment_plan, segment_reduce
+from fusion3d.ops.sparse import SparseRulebook, sparse_conv, sparse_rulebook
 from fusion3d.ops.voxels import Voxels, voxelize, voxelize_mean
 from fusion3d.ops.windows import Windows, flat_windows, window_attention, window_partition
 
@@ -14,6 +15,7 @@ __all__ = [
     "BEVPoolPlan",
     "PointsInBoxes",
     "SegmentPlan",
+    "SparseRulebook",
     "Voxels",
     "Windows",
     "bev_pool",
@@ -27,6 +29,8 @@ __all__ = [
     "points_in_boxes",
     "segment_plan",
     "segment_reduce",
+    "sparse_conv",
+    "sparse_rulebook",
     "voxelize",
     "voxelize_mean",
     "window_attention",

@@ -7,6 +7,7 @@ from fusion3d.ops.reference.boxes import box_iou_bev, box_iou_bev_aligned, nms_b
 from fusion3d.ops.reference.deformable import ms_deform_attn
 from fusion3d.ops.reference.pooling import bev_pool, bev_pool_pixel
 from fusion3d.ops.reference.segments import segment_plan, segment_reduce
+from fusion3d.ops.reference.sparse import sparse_conv, sparse_strided, sparse_submanifold
 from fusion3d.ops.reference.voxels import voxelize, voxelize_mean
 from fusion3d.ops.reference.windows import window_attention
 
@@ -20,6 +21,9 @@ __all__ = [
     "points_in_boxes",
     "segment_plan",
     "segment_reduce",
+    "sparse_conv",
+    "sparse_strided",
+    "sparse_submanifold",
     "voxelize",
     "voxelize_mean",
     "window_attention",
