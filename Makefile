@@ -29,11 +29,11 @@ lint: setup
 	@sh tools/lint.sh
 
 test: lint
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not slow and not gpu"
+	@$(PY) -m pytest -q -n 2 -m "not slow and not gpu"
 	@echo "make test: passed"
 
 test-all: lint
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not gpu"
+	@$(PY) -m pytest -q -n 2 -m "not gpu"
 	@echo "make test-all: passed"
 
 sanitize: setup

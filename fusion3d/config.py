@@ -296,7 +296,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "at least 1",
     ),
     (
-        "seed data.workers data.min_points data.lidar_min_distance camera.depth_loss detection.loss_weight "
+        "seed data.workers data.min_points data.lidar_min_distance camera.depth_loss camera.image_loss "
+        "detection.loss_weight "
         "detection.velocity_weight detection.regression_weight detection.sensor_weight planning.loss_weight "
         "train.weight_decay",
         lambda value: 0 <= value < math.inf,

@@ -187,7 +187,7 @@ def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
     if config.detection is not None:
         detection = DetectionHead(config.detection, inputs, grid)
         if config.detection.sensor_weight > 0:
-            sensors = SensorHeatmaps(channels, grid, config.detection.sensor_weight)
+            sensors = SensorHeatmaps(channels, grid, config.detection.loss_weight * config.detection.sensor_weight)
     if config.planning is not None:
         planning = PlanningHead(config.planning, inputs, grid)
     model = Fusion3D(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
@@ -256,7 +256,7 @@ class Batch:
     status: EgoStatus | None  # [B]
     command: Tensor  # [B] int64
     map_mask: Tensor | None  # [B, 1, Y, X] bool
-    annotated: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))  # [B] has ground-truth boxes
+    annotated: Tensor  # [B] bool: has ground-truth boxes
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch comes: workers that each take all cores wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REAL_DATA = Path(os.environ.get("FUSION3D_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

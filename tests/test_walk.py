@@ -11,6 +11,9 @@ from fusion3d.config import load_config
 from fusion3d.data.collate import collate
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.data.subset import select_sensors
+from fusion3d.engine.ground_truth import detection_truth
+from fusion3d.engine.submission import to_records
+from fusion3d.metrics.detection import score_detections
 from fusion3d.model import build_model
 from fusion3d.types import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, SENSORS
 
@@ -75,6 +78,16 @@ def test_the_walk(synthetic_root):
     predictions = model.decode(whole, batch)
     assert predictions.boxes is not None and len(predictions.boxes) == B and predictions.tokens == batch.tokens
     assert predictions.plan is not None and predictions.plan.position.shape == (B, T, 2)
+
+    # 8 what it is worth
+    tables = dataset.tables
+    truths = {token: detection_truth(tables, token) for token in batch.tokens}
+    records = {
+        token: to_records(boxes, sample.global_from_ego.numpy(), token)
+        for token, boxes, sample in zip(batch.tokens, predictions.boxes, (sample, dataset[1]), strict=True)
+    }
+    scores = score_detections(truths, records)
+    assert 0 <= scores["mAP"] <= scores["NDS"] <= 1
 
     # and any subset of the sensors goes the same way
     for name in SENSORS:

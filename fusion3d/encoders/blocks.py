@@ -39,6 +39,7 @@ class Subsampled1x1(nn.Conv2d):
 
 def conv_block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm: Norm = "batch") -> nn.Sequential:
     """Convolution, normalisation, ReLU; the size shrinks by ``stride`` (rounded up)."""
+    assert kernel > 1 or stride == 1, "a strided 1x1 convolution is a Subsampled1x1"
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
         make_norm(norm, outputs),

@@ -78,8 +78,7 @@ class DetectionHead(nn.Module):
         terms = box_losses(maps, targets)
         terms["velocity"] = terms["velocity"] * self.config.velocity_weight
         terms = {name: value * self.config.regression_weight for name, value in terms.items()}
-        annotated_B = batch.annotated if len(batch.annotated) else batch.command.new_ones(len(batch), dtype=torch.bool)
-        terms = {"heatmap": heatmap_loss(maps.heatmap, targets, annotated_B)} | terms
+        terms = {"heatmap": heatmap_loss(maps.heatmap, targets, batch.annotated)} | terms
         return {name: value * self.config.loss_weight for name, value in terms.items()}
 
     @torch.no_grad()
@@ -147,10 +146,10 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     return torch.where(target == 1, up, down)
 
 
-def heatmap_loss(logits_BKYX: Tensor, targets: DetectionTargets, annotated_B: Tensor) -> Tensor:
-    """Focal loss of the heatmaps, per object. Samples that are not annotated do not count."""
-    loss_B = focal_loss(logits_BKYX, targets.heatmap).flatten(1).sum(1)
-    return (loss_B * annotated_B).sum() / max(len(targets.cell), 1)
+def heatmap_loss(logits_BNYX: Tensor, targets: DetectionTargets, counts_B: Tensor) -> Tensor:
+    """Focal loss of the N classes' heatmaps, per object. Only the samples that count do, with their objects."""
+    loss_B = focal_loss(logits_BNYX, targets.heatmap).flatten(1).sum(1)
+    return (loss_B * counts_B).sum() / counts_B[targets.sample].sum().clamp(min=1)
 
 
 def box_losses(maps: DetectionMaps, targets: DetectionTargets) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 Lifted features meet the boxes' loss only through depth and grid, which is a weak teacher at first. A class for every
 image cell teaches them directly, as the 2-D heads do that camera detectors are trained with (StreamPETR, Wang et al.,
 2023).
-Letters: M images (packed), K boxes of a sample, C channels, H W feature rows and columns.
+Letters: M images (packed), K boxes of a sample, C channels, N classes, H W feature rows and columns.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from fusion3d.geometry.rays import pixel_rays
 from fusion3d.heads.detection import focal_loss, prior_bias_
 from fusion3d.types import DETECTION_CLASSES, Batch, Boxes, Cameras
 
-_NEAREST = 0.5  # [m] a box closer than this holds the camera rather than being seen by it
-_HIDDEN = 1  # visibility level below which a box is hardly seen: 0 to 40 %
+HIDDEN = -2  # label of a cell whose nearest box can hardly be seen: it is neither that class nor background
+_NEAREST = 0.5  # [m] what a ray meets closer than this holds the camera, or is too close to be seen whole
+_HARDLY_SEEN = 1  # visibility level: 0 to 40 %
 
 
 @dataclass(frozen=True)
 class ImageOutput:
     """Class logits of the images that were seen, with the cameras that they are about."""
 
-    logits: Tensor  # [M, 10, H, W]
+    logits: Tensor  # [M, N, H, W]
     cameras: Cameras
 
 
@@ -45,25 +46,24 @@ class ImageClasses(nn.Module):
 
     def losses(self, output: ImageOutput, batch: Batch) -> dict[str, Tensor]:
         """The weighted focal loss per cell that shows a box; 0, in the graph, without annotations."""
-        logits_MKHW = output.logits.float()
+        logits_MNHW = output.logits.float()
         if batch.boxes is None:
-            return {"image": 0.0 * logits_MKHW.sum()}
-        shape = (logits_MKHW.shape[2], logits_MKHW.shape[3])
+            return {"image": 0.0 * logits_MNHW.sum()}
+        shape = (logits_MNHW.shape[2], logits_MNHW.shape[3])
         label_MHW = image_classes(output.cameras, batch.boxes, shape, self.stride)
         classes = torch.arange(len(DETECTION_CLASSES), device=label_MHW.device)
-        target_MKHW = (label_MHW[:, None] == classes[:, None, None]).float()
-        known_M = batch.annotated[output.cameras.batch_index]
-        loss_M = focal_loss(logits_MKHW, target_MKHW).flatten(1).sum(1) * known_M
-        count = ((label_MHW >= 0).flatten(1).sum(1) * known_M).sum()
-        return {"image": self.weight * loss_M.sum() / count.clamp(min=1)}
+        target_MNHW = (label_MHW[:, None] == classes[:, None, None]).float()
+        known_MHW = batch.annotated[output.cameras.batch_index, None, None] & (label_MHW != HIDDEN)
+        loss_MHW = focal_loss(logits_MNHW, target_MNHW).sum(1) * known_MHW
+        return {"image": self.weight * loss_MHW.sum() / (known_MHW & (label_MHW >= 0)).sum().clamp(min=1)}
 
 
 @torch.no_grad()
 def image_classes(cameras: Cameras, boxes: tuple[Boxes, ...], shape: tuple[int, int], stride: int) -> Tensor:
     """The class of the nearest box on the ray of every feature cell.
 
-    Boxes are grown by half a cell, so that the small and far ones cover one; those that are mostly hidden are left out.
-    What stands between that is no box is not known here.
+    Boxes are grown by half a cell, so that the small and far ones cover one. What stands between that is no box is not
+    known here, but for the visibility that the box comes with.
 
     Args:
         cameras: M images.
@@ -72,31 +72,30 @@ def image_classes(cameras: Cameras, boxes: tuple[Boxes, ...], shape: tuple[int, 
         stride: pixels per feature cell.
 
     Returns:
-        [M, H, W] int64 index in DETECTION_CLASSES, -1 where there is no box.
+        [M, H, W] int64 index in DETECTION_CLASSES, -1 where there is no box, ``HIDDEN`` where it is mostly hidden.
     """
     origin_M3, ray_MHW3 = pixel_rays(cameras.image_from_cam, cameras.ego_from_cam, shape, stride)
     label_MHW = torch.full(ray_MHW3.shape[:3], -1, dtype=torch.int64, device=ray_MHW3.device)
+    angle_M = stride / 2 / cameras.image_from_cam[:, 0, :2].norm(dim=1)  # half a cell [rad]
     for image, sample in enumerate(cameras.batch_index.tolist()):
         there = boxes[sample]
-        there = there[there.visibility != _HIDDEN]
         if not len(there):
             continue
-        angle = stride / 2 / float(cameras.image_from_cam[image, 0, :2].norm())  # half a cell [rad]
-        depth_KHW = _depth_of(there, origin_M3[image], ray_MHW3[image], angle)
-        depth_HW, nearest_HW = depth_KHW.min(0)
-        label_MHW[image] = torch.where(depth_HW.isfinite(), there.label[nearest_HW], -1)
+        label_K = torch.where(there.visibility == _HARDLY_SEEN, HIDDEN, there.label)
+        depth_HW, nearest_HW = _depth_of(there, origin_M3[image], ray_MHW3[image], angle_M[image]).min(0)
+        label_MHW[image] = torch.where(depth_HW.isfinite(), label_K[nearest_HW], -1)
     return label_MHW
 
 
-def _depth_of(boxes: Boxes, origin_3: Tensor, ray_HW3: Tensor, angle: float) -> Tensor:
+def _depth_of(boxes: Boxes, origin_3: Tensor, ray_HW3: Tensor, angle: Tensor) -> Tensor:
     """[K, H, W] depth at which rays enter boxes that are grown by ``angle``; infinity where they miss (slab test)."""
     offset_K3 = origin_3 - boxes.center
     half_K3 = boxes.size / 2 + angle * offset_K3.norm(dim=1, keepdim=True)
     # A box's own axes in ego: the two that turn with it, and the vertical one.
     cos_K, sin_K, zero_K = boxes.yaw.cos(), boxes.yaw.sin(), torch.zeros_like(boxes.yaw)
     axes_K33 = torch.stack([cos_K, sin_K, zero_K, -sin_K, cos_K, zero_K, zero_K, zero_K, zero_K + 1], 1).view(-1, 3, 3)
-    enter = offset_K3.new_full((len(boxes), *ray_HW3.shape[:2]), _NEAREST)
-    leave = torch.full_like(enter, torch.inf)
+    leave = offset_K3.new_full((len(boxes), *ray_HW3.shape[:2]), torch.inf)
+    enter = -leave
     for axis_K3, half_K in zip(axes_K33.unbind(1), half_K3.unbind(1), strict=True):
         start_K11 = (axis_K3 * offset_K3).sum(1)[:, None, None]
         slope_KHW = (axis_K3[:, None, None] * ray_HW3).sum(-1)
@@ -104,4 +103,4 @@ def _depth_of(boxes: Boxes, origin_3: Tensor, ray_HW3: Tensor, angle: float) -> 
         near, far = ((side * half_K[:, None, None] - start_K11) / slope_KHW for side in (-1, 1))
         enter = torch.maximum(enter, torch.minimum(near, far))
         leave = torch.minimum(leave, torch.maximum(near, far))
-    return torch.where(enter < leave, enter, torch.inf)
+    return torch.where((enter > _NEAREST) & (enter < leave), enter, torch.inf)

@@ -3,12 +3,13 @@
 Trained together, the branch that learns fastest leaves little for the others to explain (Wang et al., "What Makes
 Training Multi-Modal Classification Networks Hard?", 2020). A small loss on every sensor's own map keeps each of them
 learning, so that the model can do without the others.
-Letters: B samples, C channels, Y X grid cells.
+Letters: B samples, C channels, N classes, Y X grid cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,14 @@ from torch import Tensor, nn
 from fusion3d.heads.detection import heatmap_loss, prior_bias_
 from fusion3d.heads.targets import encode_boxes
 from fusion3d.types import DETECTION_CLASSES, Batch, BEVGrid
+
+
+@dataclass(frozen=True)
+class SensorOutput:
+    """What one sensor's map says, and of which samples."""
+
+    logits: Tensor  # [B, N, Y, X]
+    present: Tensor  # [B] bool: the sample has the sensor
 
 
 class SensorHeatmaps(nn.Module):
@@ -31,18 +40,20 @@ class SensorHeatmaps(nn.Module):
         for head in self.heads.values():
             prior_bias_(head)
 
-    def forward(
-        self, maps: Mapping[str, Tensor | None], present: Mapping[str, Tensor]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Maps [B, C, Y, X] of the sensors to logits [B, 10, Y, X] and which samples [B] they count for."""
+    def forward(self, maps: Mapping[str, Tensor | None], present: Mapping[str, Tensor]) -> dict[str, SensorOutput]:
+        """Maps [B, C, Y, X] of the sensors that are there to their logits."""
         return {
-            name: (self.heads[name](map_BCYX), present[name]) for name, map_BCYX in maps.items() if map_BCYX is not None
+            name: SensorOutput(self.heads[name](map_BCYX), present[name])
+            for name, map_BCYX in maps.items()
+            if map_BCYX is not None
         }
 
-    def losses(self, said: Mapping[str, tuple[Tensor, Tensor]], batch: Batch) -> dict[str, Tensor]:
+    def losses(self, said: Mapping[str, SensorOutput], batch: Batch) -> dict[str, Tensor]:
         """The weighted sum of the sensors' heatmap losses; 0, in the graph, without annotations."""
-        if batch.boxes is None or not said:
-            return {"sensors": sum((0.0 * logits.sum() for logits, _ in said.values()), torch.zeros(()))}
+        if not said:
+            return {}
+        if batch.boxes is None:
+            return {"sensors": torch.stack([0.0 * one.logits.sum() for one in said.values()]).sum()}
         targets = encode_boxes(batch.boxes, self.grid)
-        terms = [heatmap_loss(logits.float(), targets, batch.annotated & present) for logits, present in said.values()]
+        terms = [heatmap_loss(one.logits.float(), targets, batch.annotated & one.present) for one in said.values()]
         return {"sensors": self.weight * torch.stack(terms).sum()}

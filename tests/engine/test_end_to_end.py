@@ -57,11 +57,16 @@ def config_file(synthetic_root, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
+def threads(request) -> int:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def whole_run(config_file, tmp_path_factory) -> Path:
+def whole_run(config_file, tmp_path_factory, threads) -> Path:
     """A run that nobody stopped."""
     run = tmp_path_factory.mktemp("whole")
-    start(config_file, run).wait(timeout=300)
+    start(config_file, run, threads).wait(timeout=300)
     assert list_checkpoints(run)[-1].name == "step-00000012"
     return run
 
@@ -70,19 +75,19 @@ def training_command(config: Path, run: Path) -> list[str]:
     return [sys.executable, str(ROOT / "tools" / "train.py"), str(config), "--run-dir", str(run), "--device", "cpu"]
 
 
-def start(config: Path, run: Path) -> subprocess.Popen[str]:
+def start(config: Path, run: Path, threads: int) -> subprocess.Popen[str]:
     command = training_command(config, run)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     # Its own session, so that its loader processes can be killed with it.
     return subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
-def test_killed_and_resumed_is_bit_identical(whole_run, config_file, tmp_path):
+def test_killed_and_resumed_is_bit_identical(whole_run, config_file, threads, tmp_path):
     """SIGKILL in the middle of a step, between checkpoints and inside the second epoch; then the same command again."""
     for steps in (3, 9):
-        training = start(config_file, tmp_path)
+        training = start(config_file, tmp_path, threads)
         patience = time.monotonic() + 120
         while len(read_log(tmp_path / "log.jsonl")) < steps and training.poll() is None:
             assert time.monotonic() < patience, "training does not come to this step"
@@ -90,7 +95,7 @@ def test_killed_and_resumed_is_bit_identical(whole_run, config_file, tmp_path):
         os.killpg(training.pid, signal.SIGKILL)
         assert training.wait(timeout=30) == -signal.SIGKILL
         assert list_checkpoints(tmp_path)[-1].name < "step-00000012", "killed too late to test anything"
-    last = start(config_file, tmp_path)
+    last = start(config_file, tmp_path, threads)
     told = last.communicate(timeout=300)[0]
     assert last.returncode == 0 and "resumed from" in told, told
     first, second = list_checkpoints(whole_run)[-1], list_checkpoints(tmp_path)[-1]

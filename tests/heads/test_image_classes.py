@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fusion3d.config import Config
+from fusion3d.data.augment import bev_matrix
 from fusion3d.engine.benchmark_model import random_batch
 from fusion3d.geometry import apply, box_corners
 from fusion3d.heads.detection import focal_loss
-from fusion3d.heads.image import ImageClasses, ImageOutput, image_classes
+from fusion3d.heads.image import HIDDEN, ImageClasses, ImageOutput, image_classes
 from fusion3d.types import Boxes, Cameras
 
 STRIDE, SHAPE = 8, (16, 32)
@@ -72,12 +73,74 @@ def test_a_far_and_small_box_still_has_a_cell() -> None:
     "hidden",
     [
         boxes((-20.0, 0.0, 1.0, 4.0, 4.0, 4.0, 0.0, 1)),  # behind the camera
-        boxes((20.0, 0.0, 1.0, 4.0, 4.0, 4.0, 0.0, 1), visibility=[1]),
+        boxes((0.5, 0.0, 1.5, 4.0, 4.0, 4.0, 0.0, 1)),  # around the camera
         Boxes.empty(),
     ],
 )
 def test_what_cannot_be_seen_is_not_asked_for(hidden: Boxes) -> None:
     assert (image_classes(a_camera(), (hidden,), SHAPE, STRIDE) == -1).all()
+
+
+def test_a_box_around_the_camera_hides_nothing() -> None:
+    ahead = (20.0, 0.0, 1.0, 4.0, 4.0, 4.0, 0.0, 1)
+    label = image_classes(a_camera(), (boxes(ahead, (0.5, 0.0, 1.5, 4.0, 4.0, 4.0, 0.0, 2)),), SHAPE, STRIDE)
+    assert torch.equal(label, image_classes(a_camera(), (boxes(ahead),), SHAPE, STRIDE)) and (label == 1).any()
+
+
+def test_a_hidden_box_is_neither_its_class_nor_background() -> None:
+    batch, box = one_camera_batch(), (20.0, 0.0, 1.0, 4.0, 4.0, 4.0, 0.0, 1)
+    hidden = boxes(box, visibility=[1])
+    label = image_classes(a_camera(), (hidden,), SHAPE, STRIDE)
+    seen = image_classes(a_camera(), (boxes(box, visibility=[4]),), SHAPE, STRIDE)
+    assert torch.equal(label == HIDDEN, seen == 1) and (label == HIDDEN).any()
+    batch = dataclasses.replace(batch, boxes=(hidden,))
+    logits = torch.randn(1, 10, *SHAPE)
+    other = torch.where(label[:, None] == HIDDEN, 7.0, logits)
+    head = ImageClasses(4, STRIDE, weight=1.0)
+    one, two = (head.losses(ImageOutput(x, a_camera()), batch)["image"] for x in (logits, other))
+    assert torch.equal(one, two) and one > 0
+
+
+def one_camera_batch():
+    config = Config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=(64, 64)))
+    return dataclasses.replace(random_batch(config, 1), cameras=a_camera())
+
+
+def test_samples_without_annotations_do_not_count_and_the_weight_does() -> None:
+    one = one_camera_batch()
+    assert one.boxes is not None
+    pair = Cameras(
+        images=torch.zeros(2, 3, SHAPE[0] * STRIDE, SHAPE[1] * STRIDE),
+        image_from_cam=a_camera().image_from_cam.expand(2, 4, 4),
+        ego_from_cam=EGO_FROM_CAM.expand(2, 4, 4),
+        batch_index=torch.tensor([0, 1]),
+        channels=("CAM_FRONT", "CAM_FRONT"),
+    )
+    box = boxes((20.0, 0.0, 1.0, 4.0, 4.0, 4.0, 0.0, 1))
+    alone = dataclasses.replace(one, boxes=(box,))
+    both = dataclasses.replace(one, boxes=(box, Boxes.empty()), annotated=torch.tensor([True, False]))
+    logits = torch.randn(2, 10, *SHAPE)
+    expected = ImageClasses(4, STRIDE, weight=1.0).losses(ImageOutput(logits[:1], a_camera()), alone)["image"]
+    found = ImageClasses(4, STRIDE, weight=3.0).losses(ImageOutput(logits, pair), both)["image"]
+    torch.testing.assert_close(found, 3 * expected)
+
+
+@pytest.mark.parametrize(("angle", "scale", "flip_y"), [(0.0, 1.0, True), (0.7, 1.0, False), (0.0, 1.1, False)])
+def test_the_world_may_be_augmented(angle: float, scale: float, flip_y: bool) -> None:
+    """A mirrored, turned or scaled world, seen by an equally moved camera, shows the same."""
+    pair = boxes((20.0, 0.0, 1.0, 4.0, 12.0, 6.0, 0.3, 1), (10.0, 1.0, 1.0, 1.0, 1.0, 3.0, 0.3, 5))
+    matrix = torch.as_tensor(bev_matrix(angle, scale, flip_y=flip_y), dtype=torch.float32)
+    moved = dataclasses.replace(
+        pair,
+        center=apply(matrix, pair.center),
+        size=pair.size * scale,
+        yaw=-pair.yaw if flip_y else pair.yaw + angle,
+    )
+    camera = dataclasses.replace(a_camera(), ego_from_cam=matrix @ a_camera().ego_from_cam)
+    wanted = image_classes(a_camera(), (pair,), SHAPE, STRIDE)
+    assert {-1, 1, 5} == set(wanted.unique().tolist())
+    assert torch.equal(image_classes(camera, (moved,), SHAPE, STRIDE), wanted)
 
 
 def test_each_image_is_told_about_its_own_sample() -> None:

@@ -37,8 +37,18 @@ def test_the_loss_is_the_weighted_sum_over_the_sensors_there(heads: SensorHeatma
     said = heads(maps, present)
     assert set(said) == {"camera"}
     assert batch.boxes is not None
-    expected = heatmap_loss(said["camera"][0], encode_boxes(batch.boxes, GRID), present["camera"])
-    assert torch.allclose(heads.losses(said, batch)["sensors"], 0.5 * expected)
+    one = heatmap_loss(said["camera"].logits[:1], encode_boxes(batch.boxes[:1], GRID), torch.tensor([True]))
+    assert one > 0.1
+    torch.testing.assert_close(heads.losses(said, batch)["sensors"], 0.5 * one)  # that of the sample that has it, alone
+
+
+def test_samples_without_annotations_do_not_count(heads: SensorHeatmaps) -> None:
+    batch, maps = a_batch(), {"camera": torch.randn(2, 4, 32, 32)}
+    assert batch.boxes is not None
+    half = dataclasses.replace(batch, annotated=torch.tensor([True, False]), boxes=(batch.boxes[0], batch.boxes[1][:0]))
+    one = heads.losses(heads(maps, {"camera": torch.tensor([True, False])}), batch)["sensors"]
+    both = heads.losses(heads(maps, {"camera": torch.ones(2, dtype=torch.bool)}), half)["sensors"]
+    torch.testing.assert_close(both, one)
 
 
 def test_what_an_absent_sensors_map_holds_does_not_matter(heads: SensorHeatmaps) -> None:
@@ -57,7 +67,7 @@ def test_without_annotations_the_loss_is_zero_and_differentiable(heads: SensorHe
     loss = heads.losses(heads({"camera": maps}, present), batch)["sensors"]
     loss.backward()
     assert loss.item() == 0 and maps.grad is not None and not maps.grad.any()
-    assert heads.losses({}, batch)["sensors"].item() == 0
+    assert heads.losses({}, batch) == {}
 
 
 def test_it_is_there_in_training_only() -> None:
@@ -68,7 +78,9 @@ def test_it_is_there_in_training_only() -> None:
     model, batch = build_model(config), random_batch(config, 1)
     terms = model.losses(model(batch), batch)
     assert terms["sensors"] > 0
+    assert {"sensors", "image"} <= set(model(batch)) and terms["image"] > 0
     model.eval()
+    assert not {"sensors", "image"} & set(model(batch))
     assert "sensors" not in model(select_sensors(batch, ["radar"]))
     off = build_model(dataclasses.replace(config, detection=dataclasses.replace(config.detection, sensor_weight=0.0)))
     assert "sensors" not in off.losses(off(batch), batch)
