@@ -23,6 +23,18 @@ _MOST_THRESHOLDS = 256
 
 
 @dataclass(frozen=True)
+class KeptBoxes:
+    """Which boxes suppression keeps, best first, in a list that is padded to the length asked for."""
+
+    index: Tensor  # [max_out] int64, rows of the input; -1 past the last one kept
+    num_kept: Tensor  # int64 without dimensions
+
+    def trim(self) -> Tensor:
+        """[num_kept] int64, the indices without padding; takes one host read on CUDA."""
+        return self.index[: int(self.num_kept)]
+
+
+@dataclass(frozen=True)
 class PointsInBoxes:
     """Which points are in which boxes."""
 
@@ -100,10 +112,8 @@ def nms_bev(
     threshold: float | Sequence[float] | Tensor,
     max_out: int,
     metric: Metric = "rotated",
-) -> Tensor:
+) -> KeptBoxes:
     """Non-maximum suppression: a box goes when a better one of its label is too close.
-
-    ¶ On CUDA it reads the number of boxes kept on the host; ``nms_bev_padded`` does not.
 
     Args:
         boxes: [N, 5] float: x, y [m], length, width [m], yaw [rad]; at most 2^18 on CUDA.
@@ -117,42 +127,15 @@ def nms_bev(
             turned to the nearest right angle; ``circle`` measures the distance of centres.
 
     Returns:
-        [at most max_out] int64 indices, by descending score (equal scores by ascending index). Boxes without area or
-        not finite overlap nothing and are kept.
+        The boxes kept, by descending score (equal scores by ascending index), in a list of max_out rows: nothing is
+        read back on CUDA, so a CUDA graph can hold it; ``trim`` gives the indices alone. Boxes without area or not
+        finite overlap nothing and are kept.
 
     Raises:
         ValueError: wrong shape, dtype, device or metric, a threshold that is negative or NaN, or (on the CPU, where it
             is cheap) a label without a threshold; on CUDA such a row is no box.
 
     Source: the circle variant is CenterPoint's (Yin et al. 2021), with the radius not squared.
-    """
-    keep, num_keep = nms_bev_padded(boxes, scores, labels, threshold, max_out, metric)
-    return keep[: int(num_keep)]
-
-
-def nms_bev_padded(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    threshold: float | Sequence[float] | Tensor,
-    max_out: int,
-    metric: Metric = "rotated",
-) -> tuple[Tensor, Tensor]:
-    """``nms_bev`` with outputs of fixed shape: nothing is read on the host, so a CUDA graph can hold it.
-
-    Args:
-        boxes: as in ``nms_bev``, and so are the rest.
-        scores: [N].
-        labels: [N].
-        threshold: one value for all or one for each label.
-        max_out: length of the output.
-        metric: what "too close" means.
-
-    Returns:
-        [max_out] int64 indices, best first, then -1; and their number, int64 without dimensions.
-
-    Raises:
-        ValueError: as ``nms_bev``.
     """
     check_boxes(boxes, "boxes")
     check(scores, "scores", "N", FLOATS)
@@ -168,10 +151,10 @@ def nms_bev_padded(
     limits = _thresholds(threshold, labels)
     boxes, scores = boxes.detach(), scores.detach()
     if library.has_kernel(boxes.device):
-        return torch.ops.fusion3d.nms_bev(
-            boxes.contiguous(), scores.contiguous(), labels.contiguous(), limits, max_out, _METRICS.index(metric)
-        )
-    return reference.nms_bev(boxes, scores, labels, limits, max_out, metric)
+        place = _METRICS.index(metric)
+        rows = boxes.contiguous(), scores.contiguous(), labels.contiguous()
+        return KeptBoxes(*torch.ops.fusion3d.nms_bev(*rows, limits, max_out, place))
+    return KeptBoxes(*reference.nms_bev(boxes, scores, labels, limits, max_out, metric))
 
 
 def _thresholds(threshold: float | Sequence[float] | Tensor, labels: Tensor) -> list[float]:
@@ -180,13 +163,9 @@ def _thresholds(threshold: float | Sequence[float] | Tensor, labels: Tensor) -> 
         threshold = threshold.tolist()
     if isinstance(threshold, Sequence):
         limits = [float(value) for value in threshold]
-        if len(limits) == 1:
-            limits = [*limits, math.inf]  # the list knows one label, where a number would hold for all
-            known = 1
-        else:
-            known = len(limits)
-        if not 1 <= known < _MOST_THRESHOLDS:
-            raise ValueError(f"threshold: found {known} values; expected 1 to {_MOST_THRESHOLDS - 1}")
+        known = len(limits)
+        if not 1 <= known <= _MOST_THRESHOLDS:
+            raise ValueError(f"threshold: found {known} values; expected 1 to {_MOST_THRESHOLDS}")
         if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
             largest = int(labels.max())
             if largest >= known:
@@ -195,7 +174,8 @@ def _thresholds(threshold: float | Sequence[float] | Tensor, labels: Tensor) -> 
         limits = [float(threshold)]
     if not all(value >= 0 for value in limits):
         raise ValueError(f"threshold: found {limits}; expected 0 or more")
-    return limits
+    # One limit alone would hold for every label, to the kernels; NaN says that label 1 has none.
+    return [*limits, math.nan] if isinstance(threshold, Sequence) and len(limits) == 1 else limits
 
 
 def points_in_boxes(
