@@ -88,8 +88,8 @@ def box_iou_bev_aligned(a: Tensor, b: Tensor) -> Tensor:
     """
     dtype = a.dtype
     a, b = _two_lists(a, b)
-    if len(a) != len(b):
-        raise ValueError(f"a has {len(a)} boxes and b {len(b)}; expected as many of each")
+    if a.shape[0] != b.shape[0]:
+        raise ValueError(f"a has {a.shape[0]} boxes and b {b.shape[0]}; expected as many of each")
     if library.has_kernel(a.device):
         return torch.ops.fusion3d.box_iou_bev_aligned(a.contiguous(), b.contiguous()).to(dtype)
     return reference.box_iou_bev_aligned(a, b).to(dtype)
@@ -140,8 +140,9 @@ def nms_bev(
     check_boxes(boxes, "boxes")
     check(scores, "scores", "N", FLOATS)
     check(labels, "labels", "N", (torch.int64,))
-    if not len(boxes) == len(scores) == len(labels):
-        raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels; expected as many of each")
+    rows = [tensor.shape[0] for tensor in (boxes, scores, labels)]  # len() would fix it where shapes are traced
+    if not rows[0] == rows[1] == rows[2]:
+        raise ValueError(f"{rows[0]} boxes, {rows[1]} scores, {rows[2]} labels; expected as many of each")
     if not boxes.device == scores.device == labels.device:
         raise ValueError(f"boxes on {boxes.device}, scores on {scores.device}, labels on {labels.device}; expected one")
     if metric not in _METRICS:
@@ -152,8 +153,8 @@ def nms_bev(
     boxes, scores = boxes.detach(), scores.detach()
     if library.has_kernel(boxes.device):
         place = _METRICS.index(metric)
-        rows = boxes.contiguous(), scores.contiguous(), labels.contiguous()
-        return KeptBoxes(*torch.ops.fusion3d.nms_bev(*rows, limits, max_out, place))
+        boxes, scores, labels = boxes.contiguous(), scores.contiguous(), labels.contiguous()
+        return KeptBoxes(*torch.ops.fusion3d.nms_bev(boxes, scores, labels, limits, max_out, place))
     return KeptBoxes(*reference.nms_bev(boxes, scores, labels, limits, max_out, metric))
 
 
@@ -166,7 +167,7 @@ def _thresholds(threshold: float | Sequence[float] | Tensor, labels: Tensor) -> 
         known = len(limits)
         if not 1 <= known <= _MOST_THRESHOLDS:
             raise ValueError(f"threshold: found {known} values; expected 1 to {_MOST_THRESHOLDS}")
-        if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and len(labels):
             largest = int(labels.max())
             if largest >= known:
                 raise ValueError(f"labels: found {largest}; expected less than {known}, one threshold for each label")
@@ -212,10 +213,10 @@ def points_in_boxes(
     if point_batch is not None and box_batch is not None:
         check(point_batch, "point_batch", "P", (torch.int64,))
         check(box_batch, "box_batch", "N", (torch.int64,))
-        if len(point_batch) != len(points) or len(box_batch) != len(boxes):
+        if point_batch.shape[0] != points.shape[0] or box_batch.shape[0] != boxes.shape[0]:
             raise ValueError(
-                f"{len(points)} points with {len(point_batch)} in point_batch, {len(boxes)} boxes with "
-                f"{len(box_batch)} in box_batch; expected as many of each"
+                f"{points.shape[0]} points with {point_batch.shape[0]} in point_batch, {boxes.shape[0]} boxes with "
+                f"{box_batch.shape[0]} in box_batch; expected as many of each"
             )
         point_batch, box_batch = point_batch.contiguous(), box_batch.contiguous()
         places |= {point_batch.device, box_batch.device}

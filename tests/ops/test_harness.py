@@ -38,7 +38,7 @@ def test_tracing_sees_a_break_of_the_graph():
 def test_opcheck_sees_arguments_that_do_not_fit(device):
     depth, feat, plan = inputs(device)
     rows = feat.permute(0, 2, 3, 1).contiguous()
-    lists = (plan.cell, plan.sample, plan.pixel, plan.cell_ptr)
+    lists = (plan.cell, plan.sample, plan.pixel, plan.cell_ptr, plan.order, plan.part)
     opcheck(torch.ops.fusion3d.bev_pool, depth, rows, *lists)
     with pytest.raises(Exception, match=r"contiguous|dtype"):
         opcheck(torch.ops.fusion3d.bev_pool, depth, feat.permute(0, 2, 3, 1), *lists)
