@@ -19,7 +19,7 @@ from fusion3d.errors import Fusion3DError
 from fusion3d.files import write_json, write_whole
 from fusion3d.ops import library
 
-FAMILIES = ("voxels", "pooling", "deformable", "windows", "boxes")  # the modules of this package that have `cases`
+FAMILIES = ("voxels", "pooling", "deformable", "windows", "boxes", "sparse")  # modules of this package with `cases`
 
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
