@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import DEVICES, assert_same_bits, assert_traces, compiled, opcheck, spread, untouched
+from harness import (
+    DEVICES,
+    assert_same_bits,
+    assert_traces,
+    assert_twin_warns_once,
+    compiled,
+    opcheck,
+    spread,
+    untouched,
+)
 
 from fusion3d import ops
+from fusion3d.ops import library
 
 
 def inputs(device="cpu"):
@@ -31,6 +41,18 @@ def test_tracing_sees_a_break_of_the_graph():
     assert_traces(lambda d, f: ops.bev_pool(d, f, plan), depth, feat)
     with pytest.raises(Exception, match=r"[Dd]ata-dependent|GuardOnDataDependent"):
         assert_traces(lambda d: d * 2 if d.sum() > 0 else d, depth)
+
+
+@compiled
+def test_the_twin_must_be_used_with_one_warning_and_agree(monkeypatch):
+    depth, feat, plan = inputs()
+    assert_twin_warns_once(monkeypatch, lambda: ops.bev_pool(depth, feat, plan))
+    monkeypatch.undo()
+    with pytest.raises(pytest.fail.Exception, match="DID NOT WARN"):
+        assert_twin_warns_once(monkeypatch, lambda: depth)
+    monkeypatch.undo()
+    with pytest.raises(AssertionError, match="not close"):
+        assert_twin_warns_once(monkeypatch, lambda: ops.bev_pool(depth, feat, plan) + len(library.DEVICES))
 
 
 @compiled
