@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, needs_kernel, opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
-from fusion3d.ops import reference
+from fusion3d.ops import library, reference
 
 ROOT = Path(__file__).parents[2]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
 LENGTHS = [
     1,
@@ -35,6 +35,7 @@ LENGTHS = [
     3,
     401,
 ]  # on both sides of every tile, and past one task of the backward
+compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
 
 
 def make(lengths, heads=2, dim=16, dtype=torch.float32, device="cpu", seed=0):
@@ -64,7 +65,8 @@ def loop(q, k, v, cu, scale=None):
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(("heads", "dim"), [(8, 16), (4, 32), (2, 64), (1, 1), (3, 7), (2, 20), (1, 100), (1, 24)])
 def test_kernel_equals_a_loop_over_windows(device, dtype, tolerance, heads, dim):
-    needs_kernel(device)
+    if device not in library.DEVICES:
+        pytest.skip(f"no compiled kernel for {device}: {library.PROBLEM or 'compiled without'}")
     tensors, cu = make(LENGTHS, heads, dim, dtype, device)
     exact = [t.detach().double().requires_grad_() for t in tensors]
     grad = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
@@ -180,11 +182,11 @@ def test_opcheck(device, dtype):
     (q, k, v), cu = make([30, 7, 70], dtype=dtype, device=device)
     order = torch.arange(106, -1, -1, dtype=torch.int32, device=device)
     for rows in (None, order):
-        opcheck(torch.ops.fusion3d.window_attention, q, k, v, cu, rows, 0.25)
+        torch.library.opcheck(torch.ops.fusion3d.window_attention.default, (q, k, v, cu, rows, 0.25))
         plain = [t.detach() for t in (q, k, v)]
         out, lse = torch.ops.fusion3d.window_attention(*plain, cu, rows, 0.25)
         args = (torch.ones_like(out), *plain, out, lse, cu, rows, 0.25)
-        opcheck(torch.ops.fusion3d.window_attention_backward, *args)
+        torch.library.opcheck(torch.ops.fusion3d.window_attention_backward.default, args)
 
 
 @compiled
@@ -227,11 +229,18 @@ def test_exports_with_any_number_of_rows():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_same_bits_for_any_run_and_thread_count(device):
-    def bits():
-        tensors, cu = make(LENGTHS * 2, 3, device=device)
-        return with_grads(lambda q, k, v: ops.window_attention(q, k, v, cu), tensors, tensors[1].detach())
+    def bits(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            tensors, cu = make(LENGTHS * 2, 3, device=device)
+            return with_grads(lambda q, k, v: ops.window_attention(q, k, v, cu), tensors, tensors[1].detach())
+        finally:
+            torch.set_num_threads(before)
 
-    assert_same_bits(bits)
+    first = bits(1)
+    for threads in (1, 2, 3, 4):
+        assert all(torch.equal(a, b) for a, b in zip(first, bits(threads), strict=True)), threads
 
 
 def test_autocast_casts_all():
@@ -246,7 +255,13 @@ def test_autocast_casts_all():
 
 def test_without_library_the_twin_runs_with_one_warning(monkeypatch):
     (q, k, v), cu = make([30, 7, 70])
-    assert_twin_warns_once(monkeypatch, lambda: ops.window_attention(q, k, v, cu), atol=1e-5)
+    want = ops.window_attention(q, k, v, cu)
+    monkeypatch.setattr(library, "DEVICES", frozenset())
+    monkeypatch.setattr(library, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="pure-torch") as caught:
+        outs = [ops.window_attention(q, k, v, cu) for _ in range(3)]
+    assert len(caught) == 1
+    torch.testing.assert_close(outs[0], want, rtol=1e-5, atol=1e-5)
 
 
 def test_wrong_input_says_what_was_expected():
