@@ -4,44 +4,18 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "dispatch.h"
 #include "rectangles.h"
+#include "sort.h"
 
 namespace fusion3d {
 namespace {
 
 constexpr double kLarge = 4;  // boxes of more than this many mean radii lie apart, lest all cells be searched for them
 constexpr int64_t kMostCells = 64;  // along each side of the grid
-
-// Indices in ascending order of their keys, stably: by bytes, the least significant first.
-template <typename Key>
-void sort_by_key(std::vector<Key>& keys, std::vector<int32_t>& indices) {
-  const size_t count = keys.size();
-  std::vector<Key> other_keys(count);
-  std::vector<int32_t> other_indices(count);
-  std::vector<int32_t> counts(sizeof(Key) * 256);
-  for (const Key key : keys)
-    for (size_t byte = 0; byte < sizeof(Key); ++byte) ++counts[byte * 256 + (key >> (8 * byte) & 255)];
-  for (size_t byte = 0; byte < sizeof(Key); ++byte) {
-    int32_t* start = counts.data() + byte * 256;
-    if (count == 0 || start[keys[0] >> (8 * byte) & 255] == int32_t(count)) continue;  // one byte for all
-    int32_t total = 0;
-    for (int value = 0; value < 256; ++value) {
-      const int32_t here = start[value];
-      start[value] = total;
-      total += here;
-    }
-    for (size_t i = 0; i < count; ++i) {
-      const int32_t to = start[keys[i] >> (8 * byte) & 255]++;
-      other_keys[to] = keys[i];
-      other_indices[to] = indices[i];
-    }
-    keys.swap(other_keys);
-    indices.swap(other_indices);
-  }
-}
 
 // What all boxes are, in order of their scores; boxes that are none are left out.
 struct Candidates {
@@ -86,16 +60,20 @@ void number_labels(const Nms& args, Candidates& all) {
 template <typename Score>
 void order_by_score(const Nms& args, std::vector<int32_t>& index) {
   typedef decltype(nms_key(typename Compute<Score>::Real())) Key;
-  std::vector<Key> keys;
-  keys.reserve(args.count);
-  index.reserve(args.count);
+  typedef std::conditional_t<sizeof(Key) == 4, NarrowRecord, WideRecord> Record;
+  std::vector<int32_t> known;
+  known.reserve(args.count);
   for (int64_t i = 0; i < args.count; ++i) {
     const double threshold = nms_threshold(args, args.labels[i]);
-    if (threshold != threshold) continue;
-    keys.push_back(nms_key(load_one(static_cast<const Score*>(args.scores) + i)));
-    index.push_back(int32_t(i));
+    if (threshold == threshold) known.push_back(int32_t(i));
   }
-  sort_by_key(keys, index);
+  const auto here = [](int64_t begin, int64_t end, int64_t, const Range& range) { range(begin, end); };
+  const auto key_of = [&](int64_t k) { return nms_key(load_one(static_cast<const Score*>(args.scores) + known[k])); };
+  const int64_t count = int64_t(known.size());
+  std::vector<Record> records(2 * count);
+  const Record* sorted = sort_rows(here, count, Key(~Key(0)), key_of, records.data(), records.data() + count);
+  index.resize(count);
+  for (int64_t k = 0; k < count; ++k) index[k] = known[sorted[k].row()];
 }
 
 template <typename T>

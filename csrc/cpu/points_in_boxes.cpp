@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t kSide = 128;   // cells along each side of the grid
 constexpr int64_t kParts = 64;   // of the points; each counts for itself
 constexpr int64_t kPartPoints = 4096;  // fewest points worth a part
+constexpr int64_t kMostListed = 1 << 24;  // in all cells; boxes that cover one another more than that share one cell
 
 struct Grid {
   float x0 = INFINITY, y0 = INFINITY, x1 = -INFINITY, y1 = -INFINITY;  // around all boxes, a little more than exact
@@ -35,7 +36,8 @@ struct Extent {
 
 // The box's extent, rounded outwards; empty (x0 > x1) where nothing can be inside.
 Extent extent_of(const Cuboid& b) {
-  if (!(b.half_length >= 0 && b.half_width >= 0 && b.half_height >= 0)) return {1, 1, 0, 0};
+  const bool placed = b.x == b.x && b.y == b.y && b.cos == b.cos;
+  if (!(placed && b.half_length >= 0 && b.half_width >= 0 && b.half_height >= 0)) return {1, 1, 0, 0};
   const double rx = std::fabs(b.cos) * b.half_length + std::fabs(b.sin) * b.half_width;
   const double ry = std::fabs(b.sin) * b.half_length + std::fabs(b.cos) * b.half_width;
   if (!(std::fabs(b.x) + std::fabs(b.y) + rx + ry < 1e30)) return {-INFINITY, -INFINITY, INFINITY, INFINITY};
@@ -59,14 +61,21 @@ void build(const PointsInBoxes& args, Grid& grid) {
   if (grid.x0 > grid.x1) return;
   grid.per_x = float(kSide / std::max(double(grid.x1) - grid.x0, 1e-30));
   grid.per_y = float(kSide / std::max(double(grid.y1) - grid.y0, 1e-30));
-  const auto each_cell = [&](int64_t i, const auto& visit) {
+  const auto each_row = [&](int64_t i, const auto& visit) {  // visit(first cell, number of cells)
     const Extent& e = extents[i];
     if (e.x0 > e.x1) return;
     const int64_t left = Grid::place(e.x0, grid.x0, grid.per_x), right = Grid::place(e.x1, grid.x0, grid.per_x);
     const int64_t low = Grid::place(e.y0, grid.y0, grid.per_y), high = Grid::place(e.y1, grid.y0, grid.per_y);
-    for (int64_t row = low; row <= high; ++row)
-      for (int64_t column = left; column <= right; ++column) visit(row * kSide + column);
+    for (int64_t row = low; row <= high; ++row) visit(row * kSide + left, right - left + 1);
   };
+  const auto each_cell = [&](int64_t i, const auto& visit) {
+    each_row(i, [&](int64_t first, int64_t cells) {
+      for (int64_t cell = first; cell < first + cells; ++cell) visit(cell);
+    });
+  };
+  int64_t listed = 0;
+  for (int64_t i = 0; i < args.num_boxes; ++i) each_row(i, [&](int64_t, int64_t cells) { listed += cells; });
+  if (listed > kMostListed) grid.per_x = grid.per_y = 0;
   for (int64_t i = 0; i < args.num_boxes; ++i) each_cell(i, [&](int64_t cell) { ++grid.start[cell + 1]; });
   for (int64_t cell = 0; cell < kSide * kSide; ++cell) grid.start[cell + 1] += grid.start[cell];
   grid.list.resize(grid.start.back());

@@ -3,7 +3,7 @@
 Coordinates are in ego: metres and radians. Wrong shapes and dtypes raise ``ValueError``.
 """
 
-from fusion3d.ops.boxes import PointsInBoxes, box_iou_bev, box_iou_bev_aligned, nms_bev, nms_bev_padded, points_in_boxes
+from fusion3d.ops.boxes import KeptBoxes, PointsInBoxes, box_iou_bev, box_iou_bev_aligned, nms_bev, points_in_boxes
 from fusion3d.ops.deformable import ms_deform_attn
 from fusion3d.ops.pooling import BEVPoolPlan, bev_pool, bev_pool_plan
 from fusion3d.ops.segments import SegmentPlan, segment_plan, segment_reduce
@@ -13,6 +13,7 @@ from fusion3d.ops.windows import Windows, flat_windows, window_attention, window
 
 __all__ = [
     "BEVPoolPlan",
+    "KeptBoxes",
     "PointsInBoxes",
     "SegmentPlan",
     "SparseRulebook",
@@ -25,7 +26,6 @@ __all__ = [
     "flat_windows",
     "ms_deform_attn",
     "nms_bev",
-    "nms_bev_padded",
     "points_in_boxes",
     "segment_plan",
     "segment_reduce",

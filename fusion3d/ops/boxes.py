@@ -23,6 +23,18 @@ _MOST_THRESHOLDS = 256
 
 
 @dataclass(frozen=True)
+class KeptBoxes:
+    """Which boxes suppression keeps, best first, in a list that is padded to the length asked for."""
+
+    index: Tensor  # [max_out] int64, rows of the input; -1 past the last one kept
+    num_kept: Tensor  # int64 without dimensions
+
+    def trim(self) -> Tensor:
+        """[num_kept] int64, the indices without padding; takes one host read on CUDA."""
+        return self.index[: int(self.num_kept)]
+
+
+@dataclass(frozen=True)
 class PointsInBoxes:
     """Which points are in which boxes."""
 
@@ -76,8 +88,8 @@ def box_iou_bev_aligned(a: Tensor, b: Tensor) -> Tensor:
     """
     dtype = a.dtype
     a, b = _two_lists(a, b)
-    if len(a) != len(b):
-        raise ValueError(f"a has {len(a)} boxes and b {len(b)}; expected as many of each")
+    if a.shape[0] != b.shape[0]:
+        raise ValueError(f"a has {a.shape[0]} boxes and b {b.shape[0]}; expected as many of each")
     if library.has_kernel(a.device):
         return torch.ops.fusion3d.box_iou_bev_aligned(a.contiguous(), b.contiguous()).to(dtype)
     return reference.box_iou_bev_aligned(a, b).to(dtype)
@@ -100,10 +112,8 @@ def nms_bev(
     threshold: float | Sequence[float] | Tensor,
     max_out: int,
     metric: Metric = "rotated",
-) -> Tensor:
+) -> KeptBoxes:
     """Non-maximum suppression: a box goes when a better one of its label is too close.
-
-    ¶ On CUDA it reads the number of boxes kept on the host; ``nms_bev_padded`` does not.
 
     Args:
         boxes: [N, 5] float: x, y [m], length, width [m], yaw [rad]; at most 2^18 on CUDA.
@@ -117,8 +127,9 @@ def nms_bev(
             turned to the nearest right angle; ``circle`` measures the distance of centres.
 
     Returns:
-        [at most max_out] int64 indices, by descending score (equal scores by ascending index). Boxes without area or
-        not finite overlap nothing and are kept.
+        The boxes kept, by descending score (equal scores by ascending index), in a list of max_out rows: nothing is
+        read back on CUDA, so a CUDA graph can hold it; ``trim`` gives the indices alone. Boxes without area or not
+        finite overlap nothing and are kept.
 
     Raises:
         ValueError: wrong shape, dtype, device or metric, a threshold that is negative or NaN, or (on the CPU, where it
@@ -126,39 +137,12 @@ def nms_bev(
 
     Source: the circle variant is CenterPoint's (Yin et al. 2021), with the radius not squared.
     """
-    keep, num_keep = nms_bev_padded(boxes, scores, labels, threshold, max_out, metric)
-    return keep[: int(num_keep)]
-
-
-def nms_bev_padded(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    threshold: float | Sequence[float] | Tensor,
-    max_out: int,
-    metric: Metric = "rotated",
-) -> tuple[Tensor, Tensor]:
-    """``nms_bev`` with outputs of fixed shape: nothing is read on the host, so a CUDA graph can hold it.
-
-    Args:
-        boxes: as in ``nms_bev``, and so are the rest.
-        scores: [N].
-        labels: [N].
-        threshold: one value for all or one for each label.
-        max_out: length of the output.
-        metric: what "too close" means.
-
-    Returns:
-        [max_out] int64 indices, best first, then -1; and their number, int64 without dimensions.
-
-    Raises:
-        ValueError: as ``nms_bev``.
-    """
     check_boxes(boxes, "boxes")
     check(scores, "scores", "N", FLOATS)
     check(labels, "labels", "N", (torch.int64,))
-    if not len(boxes) == len(scores) == len(labels):
-        raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels; expected as many of each")
+    rows = [tensor.shape[0] for tensor in (boxes, scores, labels)]  # len() would fix it where shapes are traced
+    if not rows[0] == rows[1] == rows[2]:
+        raise ValueError(f"{rows[0]} boxes, {rows[1]} scores, {rows[2]} labels; expected as many of each")
     if not boxes.device == scores.device == labels.device:
         raise ValueError(f"boxes on {boxes.device}, scores on {scores.device}, labels on {labels.device}; expected one")
     if metric not in _METRICS:
@@ -168,10 +152,10 @@ def nms_bev_padded(
     limits = _thresholds(threshold, labels)
     boxes, scores = boxes.detach(), scores.detach()
     if library.has_kernel(boxes.device):
-        return torch.ops.fusion3d.nms_bev(
-            boxes.contiguous(), scores.contiguous(), labels.contiguous(), limits, max_out, _METRICS.index(metric)
-        )
-    return reference.nms_bev(boxes, scores, labels, limits, max_out, metric)
+        place = _METRICS.index(metric)
+        boxes, scores, labels = boxes.contiguous(), scores.contiguous(), labels.contiguous()
+        return KeptBoxes(*torch.ops.fusion3d.nms_bev(boxes, scores, labels, limits, max_out, place))
+    return KeptBoxes(*reference.nms_bev(boxes, scores, labels, limits, max_out, metric))
 
 
 def _thresholds(threshold: float | Sequence[float] | Tensor, labels: Tensor) -> list[float]:
@@ -180,14 +164,10 @@ def _thresholds(threshold: float | Sequence[float] | Tensor, labels: Tensor) -> 
         threshold = threshold.tolist()
     if isinstance(threshold, Sequence):
         limits = [float(value) for value in threshold]
-        if len(limits) == 1:
-            limits = [*limits, math.inf]  # the list knows one label, where a number would hold for all
-            known = 1
-        else:
-            known = len(limits)
-        if not 1 <= known < _MOST_THRESHOLDS:
-            raise ValueError(f"threshold: found {known} values; expected 1 to {_MOST_THRESHOLDS - 1}")
-        if labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling():
+        known = len(limits)
+        if not 1 <= known <= _MOST_THRESHOLDS:
+            raise ValueError(f"threshold: found {known} values; expected 1 to {_MOST_THRESHOLDS}")
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and len(labels):
             largest = int(labels.max())
             if largest >= known:
                 raise ValueError(f"labels: found {largest}; expected less than {known}, one threshold for each label")
@@ -195,7 +175,8 @@ def _thresholds(threshold: float | Sequence[float] | Tensor, labels: Tensor) -> 
         limits = [float(threshold)]
     if not all(value >= 0 for value in limits):
         raise ValueError(f"threshold: found {limits}; expected 0 or more")
-    return limits
+    # One limit alone would hold for every label, to the kernels; NaN says that label 1 has none.
+    return [*limits, math.nan] if isinstance(threshold, Sequence) and len(limits) == 1 else limits
 
 
 def points_in_boxes(
@@ -232,10 +213,10 @@ def points_in_boxes(
     if point_batch is not None and box_batch is not None:
         check(point_batch, "point_batch", "P", (torch.int64,))
         check(box_batch, "box_batch", "N", (torch.int64,))
-        if len(point_batch) != len(points) or len(box_batch) != len(boxes):
+        if point_batch.shape[0] != points.shape[0] or box_batch.shape[0] != boxes.shape[0]:
             raise ValueError(
-                f"{len(points)} points with {len(point_batch)} in point_batch, {len(boxes)} boxes with "
-                f"{len(box_batch)} in box_batch; expected as many of each"
+                f"{points.shape[0]} points with {point_batch.shape[0]} in point_batch, {boxes.shape[0]} boxes with "
+                f"{box_batch.shape[0]} in box_batch; expected as many of each"
             )
         point_batch, box_batch = point_batch.contiguous(), box_batch.contiguous()
         places |= {point_batch.device, box_batch.device}

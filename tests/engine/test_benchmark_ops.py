@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from fusion3d.engine.benchmark_ops import inputs, run, timing
+from fusion3d.engine import benchmark_ops
+from fusion3d.engine.benchmark_ops import inputs, run, table, timing
 from fusion3d.engine.benchmark_ops.case import Case
 from fusion3d.errors import DataError, Fusion3DError
 
@@ -53,7 +56,6 @@ def bench(monkeypatch, tmp_path, capsys):
 
     def call(*made, arguments=()):
         monkeypatch.setattr(run, "FAMILIES", ("fake",))
-        monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: name.endswith(".fake") or None)
         module = type("Fake", (), {"cases": staticmethod(lambda device, quick: iter(made))})
         monkeypatch.setattr(run.importlib, "import_module", lambda name: module)
         arguments = ["--device", "cpu", "--repeats", "5", "--seconds", "0", *arguments]
@@ -78,6 +80,22 @@ def test_equal_results_are_timed_in_turn(bench, tmp_path):
     assert ">= 2 yes" in printed and ">= 1e+09 NO" in printed and "8 us" in printed
     page = (tmp_path / "out" / "ops.md").read_text()
     assert page.startswith("# Operations") and page.count("| add |") == 2
+
+
+def test_the_table_fits_a_terminal():
+    time = timing.Timing(0.123456, 0.2, 0.05, 5, 1)
+    long = "disagrees: AssertionError: " + "many words " * 20
+    about = {"op": "box_iou_bev_aligned backward", "shape": "270000 points, 0.075 m, 160000 voxels", "device": "cuda"}
+    rows = [
+        table.Row(**about, peer="multi-head attention", ours=time, theirs=time, graph=time, target=1.5, bound=1e-3),
+        table.Row(**about, peer="spconv", note="not installed (spconv)", target=4.0, bound=1e-3),
+        table.Row(**about, peer="grid_sample", note=long.strip(), wrong=True),
+    ]
+    lines = table.text(rows).splitlines()
+    assert max(map(len, lines)) <= 120 and sum(about["shape"] in line for line in lines) == 1
+    assert "1x" in lines[2] and ">= 1.5 NO" in lines[2] and "123 ms +5% (123 ms +5% graph)" in lines[2]
+    assert ">= 4" in lines[3] and lines[3].endswith("not installed (spconv)")
+    assert " ".join(" ".join(lines[5:]).split()) == long.strip()
 
 
 def test_order_of_readings():
@@ -130,7 +148,10 @@ def test_a_device_that_is_not_there_is_not_run(bench):
     assert content["rows"][0]["device"] == "cuda" and content["copy_rate"] == 0
 
 
-def test_every_family_that_is_there_has_cases():
+def test_every_family_has_cases_and_is_listed():
+    names = [module.name for module in pkgutil.iter_modules(benchmark_ops.__path__, f"{benchmark_ops.__name__}.")]
+    there = {name.split(".")[-1] for name in names if hasattr(importlib.import_module(name), "cases")} - {"run"}
+    assert there == set(run.FAMILIES)
     for case in run.cases("cpu", quick=True):
         assert case.op and case.shape and case.num_bytes > 0 and set(case.target) <= set(case.peers), case.op
 

@@ -56,14 +56,32 @@ def assert_traces(run: Callable[..., Any], *args: Any) -> None:
     for backend in ("eager", "aot_eager"):
         torch.compiler.reset()
         torch.testing.assert_close(torch.compile(run, backend=backend, fullgraph=True)(*args), want, rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(run, *args)(*args), want, rtol=0, atol=0)
+
+
+def exported(run: Callable[..., Any], *args: Any, dynamic_shapes: Any = None) -> Callable[..., Any]:
+    """What ``torch.export`` makes of it."""
 
     class Module(torch.nn.Module):
         def forward(self, *inputs: Any) -> Any:
             return run(*inputs)
 
-    with torch.no_grad():
-        exported = torch.export.export(Module(), args, strict=False)
-        torch.testing.assert_close(exported.module()(*args), want, rtol=0, atol=0)
+    shapes = None if dynamic_shapes is None else (tuple(dynamic_shapes),)  # all inputs are one argument, *inputs
+    return torch.export.export(Module(), args, dynamic_shapes=shapes, strict=False).module()
+
+
+def assert_twin_warns_once(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any], rtol: float = 1e-5, atol: float = 1e-6
+) -> None:
+    """Where nothing is compiled ``run`` gives the same by the pure-torch twins, and one warning however often it is."""
+    want = run()
+    monkeypatch.setattr(library, "DEVICES", frozenset())
+    monkeypatch.setattr(library, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="pure-torch") as caught:
+        found = [run() for _ in range(2)]
+    assert len(caught) == 1
+    torch.testing.assert_close(found[0], want, rtol=rtol, atol=atol)
 
 
 def untouched(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,14 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, exported, needs_kernel, opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
-from fusion3d.ops import library, reference
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
+from fusion3d.ops import reference
 
 
 def make(shape=(2, 7, 3, 5), channels=19, num_cells=23, dtype=torch.float32, device="cpu", seed=0, outside=0.3):
@@ -86,7 +84,7 @@ def test_pixel_of_any_sample(bins, area, samples):
 
 @compiled
 def test_pixel_opcheck():
-    torch.library.opcheck(torch.ops.fusion3d.bev_pool_pixel.default, (torch.arange(24, dtype=torch.int32), 3, 4))
+    opcheck(torch.ops.fusion3d.bev_pool_pixel, torch.arange(24, dtype=torch.int32), 3, 4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -96,8 +94,7 @@ def test_pixel_opcheck():
 )
 @pytest.mark.parametrize("channels", [1, 4, 19, 80, 131])
 def test_kernel_equals_twin(device, dtype, tolerance, channels):
-    if device not in library.DEVICES:
-        pytest.skip(f"no compiled kernel for {device}: {library.PROBLEM or 'compiled without'}")
+    needs_kernel(device)
     depth, feat, plan = make((3, 11, 4, 6), channels, 50, dtype, device)
     exact = [t.detach().double().requires_grad_() for t in (depth, feat)]
     out, want = ops.bev_pool(depth, feat, plan), twin(*exact, plan)
@@ -143,11 +140,9 @@ def test_opcheck(device):
     depth, feat, plan = make(device=device)
     feat = feat.detach().permute(0, 2, 3, 1).contiguous().requires_grad_()
     args = (depth, feat, plan.cell, plan.sample, plan.pixel, plan.cell_ptr, plan.order, plan.part)
-    torch.library.opcheck(torch.ops.fusion3d.bev_pool.default, args)
+    opcheck(torch.ops.fusion3d.bev_pool, *args)
     grad = torch.ones(plan.num_cells, feat.shape[3], device=device)
-    torch.library.opcheck(
-        torch.ops.fusion3d.bev_pool_backward.default, (grad, depth.detach(), feat.detach(), plan.cell)
-    )
+    opcheck(torch.ops.fusion3d.bev_pool_backward, grad, depth.detach(), feat.detach(), plan.cell)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -164,32 +159,23 @@ def test_compiles_into_one_graph_plan_included(backend):
 
 
 def test_exports():
-    class Pool(torch.nn.Module):
-        def forward(self, depth, feat, cell):
-            return ops.bev_pool(depth, feat, ops.bev_pool_plan(cell, 24, 6))
+    def pool(depth, feat, cell):
+        return ops.bev_pool(depth, feat, ops.bev_pool_plan(cell, 24, 6))
 
     depth, feat, plan = make(num_cells=24)
     args = (depth.detach(), feat.detach(), plan.cell)
-    program = torch.export.export(Pool(), args)
-    assert torch.equal(program.module()(*args), Pool()(*args))
+    assert torch.equal(exported(pool, *args)(*args), pool(*args))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_same_bits_for_any_run_and_thread_count(device):
-    def bits(threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            depth, feat, plan = make((4, 30, 8, 11), 40, 200, device=device)
-            out = ops.bev_pool(depth, feat, plan)
-            out.backward(out.detach())
-        finally:
-            torch.set_num_threads(before)
+    def bits():
+        depth, feat, plan = make((4, 30, 8, 11), 40, 200, device=device)
+        out = ops.bev_pool(depth, feat, plan)
+        out.backward(out.detach())
         return out.detach(), depth.grad, feat.grad
 
-    first = bits(1)
-    for threads in (1, 2, 3, 4):
-        assert all(torch.equal(a, b) for a, b in zip(first, bits(threads), strict=True)), threads
+    assert_same_bits(bits)
 
 
 def test_autocast_casts_both():
@@ -227,13 +213,7 @@ def test_rounding_of_half_is_to_nearest_even():
 
 def test_without_library_the_twin_runs_with_one_warning(monkeypatch):
     depth, feat, plan = make()
-    want = ops.bev_pool(depth, feat, plan)
-    monkeypatch.setattr(library, "DEVICES", frozenset())
-    monkeypatch.setattr(library, "_warned", set())
-    with pytest.warns(RuntimeWarning, match="pure-torch") as caught:
-        outs = [ops.bev_pool(depth, feat, plan) for _ in range(3)]
-    assert len(caught) == 1
-    torch.testing.assert_close(outs[0], want, rtol=1e-5, atol=1e-5)
+    assert_twin_warns_once(monkeypatch, lambda: ops.bev_pool(depth, feat, plan), atol=1e-5)
 
 
 def test_wrong_input_says_what_was_expected():

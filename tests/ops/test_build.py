@@ -130,9 +130,9 @@ def test_an_old_or_broken_nvcc_leaves_the_cuda_kernels_out(tmp_path, script):
 def test_package_works_without_library(tmp_path):
     code = (
         "import warnings, torch; from fusion3d.ops import library; from fusion3d import ops\n"
-        "plan = ops.bev_pool_plan(torch.zeros(1, 2, 1, 1, dtype=torch.int64), 1)\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always')\n"
+        "    plan = ops.bev_pool_plan(torch.zeros(1, 2, 1, 1, dtype=torch.int64), 1)\n"
         "    out = [ops.bev_pool(torch.ones(1, 2, 1, 1), torch.ones(1, 3, 1, 1), plan) for _ in range(2)]\n"
         "assert out[0].tolist() == [[2.0] * 3] and len(caught) == 1, caught\n"
         "print(library.PROBLEM)\n"

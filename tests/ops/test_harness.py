@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import DEVICES, assert_same_bits, assert_traces, compiled, opcheck, spread, untouched
+from harness import (
+    DEVICES,
+    assert_same_bits,
+    assert_traces,
+    assert_twin_warns_once,
+    compiled,
+    opcheck,
+    spread,
+    untouched,
+)
 
 from fusion3d import ops
+from fusion3d.ops import library
 
 
 def inputs(device="cpu"):
@@ -34,11 +44,23 @@ def test_tracing_sees_a_break_of_the_graph():
 
 
 @compiled
+def test_the_twin_must_be_used_with_one_warning_and_agree(monkeypatch):
+    depth, feat, plan = inputs()
+    assert_twin_warns_once(monkeypatch, lambda: ops.bev_pool(depth, feat, plan))
+    monkeypatch.undo()
+    with pytest.raises(pytest.fail.Exception, match="DID NOT WARN"):
+        assert_twin_warns_once(monkeypatch, lambda: depth)
+    monkeypatch.undo()
+    with pytest.raises(AssertionError, match="not close"):
+        assert_twin_warns_once(monkeypatch, lambda: ops.bev_pool(depth, feat, plan) + len(library.DEVICES))
+
+
+@compiled
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck_sees_arguments_that_do_not_fit(device):
     depth, feat, plan = inputs(device)
     rows = feat.permute(0, 2, 3, 1).contiguous()
-    lists = (plan.cell, plan.sample, plan.pixel, plan.cell_ptr)
+    lists = (plan.cell, plan.sample, plan.pixel, plan.cell_ptr, plan.order, plan.part)
     opcheck(torch.ops.fusion3d.bev_pool, depth, rows, *lists)
     with pytest.raises(Exception, match=r"contiguous|dtype"):
         opcheck(torch.ops.fusion3d.bev_pool, depth, feat.permute(0, 2, 3, 1), *lists)

@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
+from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, needs_kernel, opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
-from fusion3d.ops import library, reference
+from fusion3d.ops import reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
 SHAPES = [(6, 9), (3, 4)]
 
 
@@ -100,8 +99,7 @@ def test_analytic_one_point():
 )
 @pytest.mark.parametrize("channels", [1, 8, 16, 19, 32, 72])
 def test_kernel_equals_twin(device, dtype, tolerance, channels):
-    if device not in library.DEVICES:
-        pytest.skip(f"no compiled kernel for {device}: {library.PROBLEM or 'compiled without'}")
+    needs_kernel(device)
     args = make(channels=channels, dtype=dtype, device=device, own=channels % 2 == 0, anchors=2)
     exact = exactly(args)
     out, want = ops.ms_deform_attn(*args), twin(*exact)
@@ -219,11 +217,11 @@ def test_opcheck(device):
     rows = [t.detach().flatten(0, 1).requires_grad_() for t in (refs, offsets, logits)]
     maps = torch.arange(22, dtype=torch.int32, device=device) % 2
     for which in (maps, None):
-        torch.library.opcheck(torch.ops.fusion3d.ms_deform_attn.default, (value, flat, *rows, which))
+        opcheck(torch.ops.fusion3d.ms_deform_attn, value, flat, *rows, which)
         plain = [t.detach() for t in rows]
         grad = torch.ones(22, 3, 19, device=device)
         args = (grad, value.detach(), flat, *plain, which)
-        torch.library.opcheck(torch.ops.fusion3d.ms_deform_attn_backward.default, args)
+        opcheck(torch.ops.fusion3d.ms_deform_attn_backward, *args)
 
 
 @compiled
@@ -265,20 +263,13 @@ def test_exports():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_same_bits_for_any_run_and_thread_count(device):
-    def bits(threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            args = make(2, 900, 2, 16, [(20, 30), (10, 15)], device=device)
-            out = ops.ms_deform_attn(*args)
-            out.backward(out.detach())
-        finally:
-            torch.set_num_threads(before)
+    def bits():
+        args = make(2, 900, 2, 16, [(20, 30), (10, 15)], device=device)
+        out = ops.ms_deform_attn(*args)
+        out.backward(out.detach())
         return [out.detach(), *(t.grad for t in leaves(args))]
 
-    first = bits(1)
-    for threads in (1, 2, 3, 4):
-        assert all(torch.equal(a, b) for a, b in zip(first, bits(threads), strict=True)), threads
+    assert_same_bits(bits)
 
 
 def test_autocast_casts_value_alone():
@@ -311,13 +302,7 @@ def test_not_contiguous():
 
 def test_without_library_the_twin_runs_with_one_warning(monkeypatch):
     args = make()
-    want = ops.ms_deform_attn(*args)
-    monkeypatch.setattr(library, "DEVICES", frozenset())
-    monkeypatch.setattr(library, "_warned", set())
-    with pytest.warns(RuntimeWarning, match="pure-torch") as caught:
-        outs = [ops.ms_deform_attn(*args) for _ in range(3)]
-    assert len(caught) == 1
-    torch.testing.assert_close(outs[0], want, rtol=1e-4, atol=1e-5)
+    assert_twin_warns_once(monkeypatch, lambda: ops.ms_deform_attn(*args), rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_input_says_what_was_expected():

@@ -7,14 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
-from fusion3d.ops import library, reference
+from fusion3d.ops import reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
 REDUCTIONS = ["sum", "mean", "max"]
 FIELDS = [field.name for field in dataclasses.fields(ops.SegmentPlan)]
 
@@ -149,15 +148,15 @@ def test_gradcheck(reduce, keep_empty):
 @pytest.mark.parametrize("keep_empty", [False, True])
 def test_opcheck(device, keep_empty):
     keys = random_keys(30, 9).to(device)
-    torch.library.opcheck(torch.ops.fusion3d.segment_plan.default, (keys, 9, keep_empty))
+    opcheck(torch.ops.fusion3d.segment_plan, keys, 9, keep_empty)
     plan = ops.segment_plan(keys, 9, keep_empty)
     for reduce in REDUCTIONS:
         values = torch.randn(30, 5, device=device, requires_grad=True)
         args = (values, plan.order, plan.ptr, plan.segment, reduce)
-        torch.library.opcheck(torch.ops.fusion3d.segment_reduce.default, args)
+        opcheck(torch.ops.fusion3d.segment_reduce, *args)
         out, arg = torch.ops.fusion3d.segment_reduce(*args)
         args = (out.detach(), plan.ptr, plan.segment, arg, reduce)
-        torch.library.opcheck(torch.ops.fusion3d.segment_reduce_backward.default, args)
+        opcheck(torch.ops.fusion3d.segment_reduce_backward, *args)
 
 
 @compiled
@@ -190,24 +189,17 @@ def test_same_bits_for_any_run_and_thread_count(device, keep_empty):
     keys = random_keys(50_000, 3000).to(device)
     start = torch.randn(50_000, 21, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def bits(threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            plan = ops.segment_plan(keys, 3000, keep_empty)
-            result = [getattr(plan, name) for name in FIELDS]
-            for reduce in REDUCTIONS:
-                values = start.clone().requires_grad_()
-                out = ops.segment_reduce(values, plan, reduce)
-                out.backward(out.detach())
-                result += [out.detach(), values.grad]
-        finally:
-            torch.set_num_threads(before)
+    def bits():
+        plan = ops.segment_plan(keys, 3000, keep_empty)
+        result = [getattr(plan, name) for name in FIELDS]
+        for reduce in REDUCTIONS:
+            values = start.clone().requires_grad_()
+            out = ops.segment_reduce(values, plan, reduce)
+            out.backward(out.detach())
+            result += [out.detach(), values.grad]
         return result
 
-    first = bits(1)
-    for threads in (1, 2, 3, 4):
-        assert all(torch.equal(a, b) for a, b in zip(first, bits(threads), strict=True)), threads
+    assert_same_bits(bits)
 
 
 def test_strided_input():
@@ -230,13 +222,7 @@ def test_sorted_plan_is_for_rows_in_its_order(keep_empty):
 
 def test_without_library_the_twin_runs_with_one_warning(monkeypatch):
     keys, values = random_keys(60, 9), torch.randn(60, 4)
-    want = ops.segment_reduce(values, ops.segment_plan(keys, 9), "mean")
-    monkeypatch.setattr(library, "DEVICES", frozenset())
-    monkeypatch.setattr(library, "_warned", set())
-    with pytest.warns(RuntimeWarning, match="pure-torch") as caught:
-        plan = ops.segment_plan(keys, 9)
-        torch.testing.assert_close(ops.segment_reduce(values, plan, "mean"), want)
-    assert len(caught) == 1
+    assert_twin_warns_once(monkeypatch, lambda: ops.segment_reduce(values, ops.segment_plan(keys, 9), "mean"))
 
 
 def test_wrong_input_says_what_was_expected():

@@ -7,14 +7,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
-from fusion3d.ops import library, reference
+from fusion3d.ops import reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
 SIZE, RANGE = (0.5, 0.4, 1.0), (-2.0, -2.0, -1.0, 2.0, 2.0, 3.0)  # 8 x 10 x 4 voxels
 LISTS = ["coords", "counts", "voxel", "rank", "num_voxels"]
 
@@ -182,8 +181,8 @@ def test_opcheck(device):
     tail = (list(SIZE), list(RANGE[:3]), [8, 10, 4], 2, 9, False)
     features = torch.randn(50, 3, device=device, requires_grad=True)
     for bounds in (None, ptr):
-        torch.library.opcheck(torch.ops.fusion3d.voxelize.default, (points, bounds, *tail))
-        torch.library.opcheck(torch.ops.fusion3d.voxelize_mean.default, (points, features, bounds, *tail))
+        opcheck(torch.ops.fusion3d.voxelize, points, bounds, *tail)
+        opcheck(torch.ops.fusion3d.voxelize_mean, points, features, bounds, *tail)
 
 
 @compiled
@@ -212,20 +211,11 @@ def test_exports():
 def test_same_bits_for_any_run_and_thread_count(device, order):
     points = cloud(40_000, spread=11).to(device)
 
-    def bits(threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            means, voxels = ops.voxelize_mean(
-                points, (0.4, 0.4, 20), (-10, -10, -10, 10, 10, 10), 10, 2000, order=order
-            )
-        finally:
-            torch.set_num_threads(before)
+    def bits():
+        means, voxels = ops.voxelize_mean(points, (0.4, 0.4, 20), (-10, -10, -10, 10, 10, 10), 10, 2000, order=order)
         return [means, *lists_of(voxels)]
 
-    first = bits(1)
-    for threads in (1, 2, 3, 4):
-        assert all(torch.equal(a, b) for a, b in zip(first, bits(threads), strict=True)), threads
+    assert_same_bits(bits)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -249,15 +239,12 @@ def test_strided_points():
 
 def test_without_library_the_twin_runs_with_one_warning(monkeypatch):
     points = cloud(200)
-    want = ops.voxelize_mean(points, SIZE, RANGE, 3, 90)
-    monkeypatch.setattr(library, "DEVICES", frozenset())
-    monkeypatch.setattr(library, "_warned", set())
-    with pytest.warns(RuntimeWarning, match="pure-torch") as caught:
-        ops.voxelize(points, SIZE, RANGE, 3, 90)
-        found = ops.voxelize_mean(points, SIZE, RANGE, 3, 90)
-    assert len(caught) == 1
-    torch.testing.assert_close(found[0], want[0])
-    assert torch.equal(found[1].voxel, want[1].voxel)
+
+    def both():
+        means, voxels = ops.voxelize_mean(points, SIZE, RANGE, 3, 90)
+        return means, voxels.voxel, ops.voxelize(points, SIZE, RANGE, 3, 90).voxel
+
+    assert_twin_warns_once(monkeypatch, both)
 
 
 def test_wrong_input_says_what_was_expected():

@@ -51,8 +51,8 @@ def candidates(count: int, device: str, objects_each: int = 4) -> tuple[Tensor, 
     return boxes_N5, scores_N, labels_N
 
 
-def _same(ours: Tensor, theirs: Any) -> None:
-    found, want = ours.tolist(), theirs.tolist() if isinstance(theirs, Tensor) else list(theirs)
+def _same(ours: ops.KeptBoxes, theirs: Any) -> None:
+    found, want = ours.trim().tolist(), theirs.tolist() if isinstance(theirs, Tensor) else list(theirs)
     assert found == want, f"{len(found)} boxes kept, the peer keeps {len(want)}"
 
 
@@ -66,7 +66,7 @@ def _suppression(count: int, device: str) -> Iterator[Case]:
     limits: dict[Metric, float] = {"rotated": _THRESHOLD, "circle": _RADIUS, "axis": _THRESHOLD}
     for metric, threshold in limits.items():
 
-        def ours(metric: Metric = metric, threshold: float = threshold) -> Tensor:
+        def ours(metric: Metric = metric, threshold: float = threshold) -> ops.KeptBoxes:
             return ops.nms_bev(boxes, scores, labels, threshold, count, metric)
 
         def twin(metric=metric, threshold=threshold) -> Tensor:

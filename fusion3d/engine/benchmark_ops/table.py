@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from fusion3d.engine.benchmark_ops.timing import Timing
 from fusion3d.ops import library
 
 HEADS = ("op", "shape", "ours", "peer", "time", "ratio", "target", "bound", "of bound", "device")
+_COLUMNS = 120
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,35 @@ def headline(about: dict[str, Any], rate: float | None) -> str:
     return f"{where}; torch {about['torch']}; commit {about['commit'] or 'unknown'}; {about['cloud']}{copied}"
 
 
-def text(rows: Sequence[Row], markdown: bool = False) -> str:
-    """The table, for a terminal or in Markdown."""
-    table = [list(HEADS), *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(HEADS))]
-    if markdown:
-        table.insert(1, ["---"] * len(HEADS))
-        return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in table)
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in table)
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, a line for each row."""
+    table = [list(HEADS), ["---"] * len(HEADS), *(row.cells() for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in table)
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The table for a terminal of 120 columns: what is worked on has a line of its own, and so has a long note."""
+    chosen = [HEADS.index(name) for name in ("peer", "ours", "time", "ratio", "target", "bound", "of bound")]
+    cells = [[row.cells()[i] for i in chosen] for row in rows]
+    time = chosen.index(HEADS.index("time"))
+    for row, line in zip(rows, cells, strict=True):
+        line[time] = line[time] if row.note == "" else ""
+    widths = [max(map(len, column)) for column in zip([HEADS[i] for i in chosen], *cells, strict=True)]
+
+    def laid(line: Sequence[str]) -> str:
+        return "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+
+    lines, work = [laid([HEADS[i] for i in chosen])], None
+    for row, line in zip(rows, cells, strict=True):
+        if work != (row.op, row.shape):
+            work = row.op, row.shape
+            lines.append(f"{row.op}: {row.shape}, {row.device}")
+        lines.append(laid(line))
+        if row.note and len(f"{lines[-1]}  {row.note}") <= _COLUMNS:
+            lines[-1] += f"  {row.note}"
+        elif row.note:
+            lines += textwrap.wrap(row.note, _COLUMNS, initial_indent=" " * 4, subsequent_indent=" " * 4)
+    return "\n".join(lines)
 
 
 EXPLANATION = (

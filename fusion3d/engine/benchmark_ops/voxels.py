@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,8 @@ def _classic(size: tuple[float, ...], most: int) -> Callable[[np.ndarray], tuple
 
 
 def _spconv(size: tuple[float, ...], most: int, num_features: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    from spconv.pytorch.utils import PointToVoxel
-
-    return PointToVoxel(list(size), list(_RANGE), num_features, _MOST_VOXELS, most)
+    theirs = import_module("spconv.pytorch.utils")  # no statement: types are checked where it is not installed too
+    return theirs.PointToVoxel(list(size), list(_RANGE), num_features, _MOST_VOXELS, most)
 
 
 def _unique(points: Tensor, size: tuple[float, ...]) -> tuple[Tensor, Tensor]:

@@ -119,15 +119,16 @@ def _pair_iou(a: Tensor, b: Tensor, wanted: Tensor) -> Tensor:
 def nms_bev(
     boxes: Tensor, scores: Tensor, labels: Tensor, thresholds: list[float], max_out: int, metric: str
 ) -> tuple[Tensor, Tensor]:
-    """Greedy suppression per label (see ``fusion3d.ops.nms_bev_padded``); reads the boxes' clashes on the host."""
+    """Greedy suppression per label (see ``fusion3d.ops.nms_bev``); reads the boxes' clashes on the host."""
     order = torch.argsort(torch.where(scores.isnan(), -math.inf, scores), descending=True, stable=True)
     order = order[torch.argsort(scores[order].isnan(), stable=True)]  # NaN comes after minus infinity
+    limits = torch.tensor(thresholds, dtype=torch.float64, device=boxes.device)
     known = labels[order] >= 0
-    if len(thresholds) > 1:
-        known &= labels[order] < len(thresholds)
+    if len(limits) > 1:
+        known &= labels[order] < len(limits)
+        known &= ~limits[labels[order].clamp(0, len(limits) - 1)].isnan()
     order = order[known]
     boxes, labels = boxes[order].detach(), labels[order]
-    limits = torch.tensor(thresholds, dtype=torch.float64, device=boxes.device)
     limit = limits.expand(len(order)) if len(limits) == 1 else limits[labels]
     clash = (labels[:, None] == labels[None]).triu(1)
     if metric == "circle":
