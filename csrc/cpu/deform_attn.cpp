@@ -9,7 +9,7 @@
 namespace fusion3d {
 namespace {
 
-constexpr int64_t kUnit = 1024;  // queries of a unit of work: some rows of a BEV grid
+constexpr int64_t kUnit = 256;  // queries of a unit of work: what all heads are given for them stays in the cache
 constexpr int64_t kBlock = 8;   // queries that are located together, so that reading one can overlap the next
 
 struct Pack {
