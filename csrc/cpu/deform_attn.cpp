@@ -4,11 +4,12 @@
 #include "fusion3d/deform_attn.h"
 
 #include "deform_samples.h"
+#include "pages.h"
 
 namespace fusion3d {
 namespace {
 
-constexpr int64_t kUnit = 1024;  // queries of a unit of work: some rows of a BEV grid
+constexpr int64_t kUnit = 256;  // queries of a unit of work: what all heads are given for them stays in the cache
 constexpr int64_t kBlock = 8;   // queries that are located together, so that reading one can overlap the next
 
 struct Pack {
@@ -81,6 +82,7 @@ FUSION3D_INLINE void attend_units(const Attend& attend, int64_t begin, int64_t e
   std::vector<Real> reference(references), out(width);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t h = unit % in.heads, first = unit / in.heads * kUnit, last = std::min(first + kUnit, in.queries);
+    if (h == 0 || unit == begin) foresee_queries(in, first, last, levels.count);
     for (int64_t block = first; block < last; block += kBlock) {
       const int64_t size = std::min(kBlock, last - block);
       for (int64_t k = 0; k < size; ++k) {
@@ -118,8 +120,7 @@ int64_t deform_pack_units(const DeformAttn& in) {
 }
 
 int64_t deform_pack_bytes(const DeformAttn& in) {
-  const bool wide = in.dtype == Dtype::kFloat64;
-  const int64_t row = wide ? padded<double>(in.channels) * 8 : padded<float>(in.channels) * 4;
+  const int64_t row = in.dtype == Dtype::kFloat64 ? padded<double>(in.channels) * 8 : padded<float>(in.channels) * 4;
   return in.maps * in.heads * in.area * row;
 }
 
@@ -129,6 +130,8 @@ void deform_pack_cpu(const DeformAttn& in, void* rows, int64_t begin, int64_t en
 
 void deform_attn_forward_cpu(const DeformAttnForward& args, void* scratch, const ParallelFor& parallel_for) {
   const DeformAttn& in = args.in;
+  expect_writes(scratch, deform_pack_bytes(in));
+  expect_writes(args.out, in.queries * in.heads * in.channels * bytes_of(in.dtype));
   parallel_for(0, deform_pack_units(in), 1, [&](int64_t begin, int64_t end) {
     deform_pack_cpu(in, scratch, begin, end);
   });

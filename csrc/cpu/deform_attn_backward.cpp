@@ -3,6 +3,7 @@
 // map owns its gradient of value: it walks the queries of the map in order and adds what they give to its pixels, in float.
 // There are maps * heads * levels such owners, and the walk of each is equally long.
 #include "deform_samples.h"
+#include "pages.h"
 
 namespace fusion3d {
 namespace {
@@ -112,6 +113,7 @@ FUSION3D_INLINE void own_points(const Points& points, int64_t begin, int64_t end
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t first = unit * kUnit, last = std::min(first + kUnit, in.queries);
     std::fill(moved.begin(), moved.end(), Real(0));
+    foresee_queries(in, first, last, count);
     for (int64_t h = 0; h < in.heads; ++h) {
       for (int64_t block = first; block < last; block += kBlock) {
         const int64_t size = std::min(kBlock, last - block);
@@ -219,7 +221,7 @@ FUSION3D_INLINE void own_pixels(const Pixels& pixels, int64_t begin, int64_t end
         }
       }
       for (int64_t i = 0; i < size * in.points; i += kLanes) {
-        store(samples.attention + i, exp_of(load(samples.attention + i)) / load(samples.weight[0] + i));
+        store(samples.attention + i, exp_below_zero(load(samples.attention + i)) / load(samples.weight[0] + i));
         place(levels, i, samples, i);
       }
       for (int64_t k = 0; k < size; ++k) {
@@ -253,6 +255,11 @@ int64_t deform_attn_scratch_cpu(const DeformAttn& in, bool backward) {
 void deform_attn_backward_cpu(const DeformAttnBackward& args, void* scratch, const ParallelFor& parallel_for) {
   const DeformAttn& in = args.in;
   void* norms = static_cast<char*>(scratch) + deform_pack_bytes(in);
+  const int64_t points = in.queries * in.heads * in.num_levels * in.points;
+  expect_writes(scratch, deform_attn_scratch_cpu(in, true));
+  expect_writes(args.grad_value, in.maps * in.area * in.heads * in.channels * bytes_of(in.dtype));
+  expect_writes(args.grad_offsets, 2 * points * bytes_of(in.offset_dtype));
+  expect_writes(args.grad_logits, points * bytes_of(in.logit_dtype));
   parallel_for(0, deform_pack_units(in), 1, [&](int64_t begin, int64_t end) {
     deform_pack_cpu(in, scratch, begin, end);
   });

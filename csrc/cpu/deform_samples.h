@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "exponential.h"
 #include "fusion3d/deform_attn.h"
 #include "vector.h"
 
@@ -46,6 +47,14 @@ FUSION3D_INLINE void widen(Dtype dtype, const void* array, int64_t begin, int64_
   });
 }
 
+// The same, where it lies if it is in Real already, else in `room`.
+template <typename Real>
+FUSION3D_INLINE const Real* widened(Dtype dtype, const void* array, int64_t begin, int64_t count, Real* room) {
+  if (dtype == (sizeof(Real) == 8 ? Dtype::kFloat64 : Dtype::kFloat32)) return static_cast<const Real*>(array) + begin;
+  widen(dtype, array, begin, count, room);
+  return room;
+}
+
 template <typename Real>
 FUSION3D_INLINE void narrow(Dtype dtype, const Real* values, int64_t count, void* array, int64_t begin) {
   for_dtype(dtype, [&](auto zero) {
@@ -53,28 +62,6 @@ FUSION3D_INLINE void narrow(Dtype dtype, const Real* values, int64_t count, void
     T* p = static_cast<T*>(array) + begin;
     for (int64_t i = 0; i < count; ++i) store_one(p + i, typename Compute<T>::Real(values[i]));
   });
-}
-
-// e^x for x <= 0, to the last bit or two; 0 below -87. Taylor's series after taking out the powers of two.
-FUSION3D_INLINE Floats exp_of(Floats x) {
-  const Floats round = Floats() + 0x1.8p23f;
-  const Floats scaled = x * 1.44269504f + round;
-  const Floats power = scaled - round;
-  const Floats r = x - power * 0.693359375f + power * 2.12194440e-4f;
-  Floats series = Floats() + 1.f / 5040;
-  series = series * r + 1.f / 720;
-  series = series * r + 1.f / 120;
-  series = series * r + 1.f / 24;
-  series = series * r + 1.f / 6;
-  series = series * r + 0.5f;
-  series = series * r + 1.f;
-  series = series * r + 1.f;
-  const Floats result = series * bit_cast<Floats>((bit_cast<Integers>(scaled) + 127) << 23);
-  return x < -87.f ? Floats() : result;
-}
-FUSION3D_INLINE Doubles exp_of(Doubles x) {
-  for (int i = 0; i < 4; ++i) x[i] = std::exp(x[i]);
-  return x;
 }
 
 // Points of `queries` queries and one head, `stride` (a multiple of the lanes) for each query.
@@ -193,7 +180,7 @@ FUSION3D_INLINE void softmax(Real* values, int64_t count, int64_t stride, Real* 
   Real peak = high[0];
   for (int64_t i = 1; i < kLanes; ++i) peak = high[i] > peak ? high[i] : peak;
   for (int64_t i = 0; i < stride; i += kLanes) {
-    const Vector e = exp_of(load(values + i) - peak);
+    const Vector e = exp_below_zero(load(values + i) - peak);
     store(values + i, e);
     sums += e;
   }
@@ -202,19 +189,31 @@ FUSION3D_INLINE void softmax(Real* values, int64_t count, int64_t stride, Real* 
   for (int64_t i = 0; i < stride; i += kLanes) store(values + i, load(values + i) / *total);
 }
 
-// Asks for what `locate` reads of query q and head h. One head's share of a query is too short for the processor to foresee
-// where the next one lies.
+FUSION3D_INLINE int64_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
 FUSION3D_INLINE void foresee(Dtype dtype, const void* array, int64_t begin, int64_t count) {
-  const int64_t size = dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+  const int64_t size = bytes_of(dtype);
   const char* bytes = static_cast<const char*>(array) + begin * size;
   for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(bytes + i);
 }
 
+// Asks for what `locate` reads of query q and head h. One head's share of a query is too short for the processor to foresee
+// where the next one lies.
 FUSION3D_INLINE void foresee_points(const DeformAttn& in, int64_t q, int64_t h, int64_t count) {
   if (q >= in.queries) return;
   const int64_t row = (q * in.heads + h) * count;
   foresee(in.offset_dtype, in.offsets, 2 * row, 2 * count);
   foresee(in.logit_dtype, in.logits, row, count);
+}
+
+// The same of queries [first, last), all heads, in the order of memory: asked for far ahead, before one head after the other
+// picks its shares.
+FUSION3D_INLINE void foresee_queries(const DeformAttn& in, int64_t first, int64_t last, int64_t count) {
+  const int64_t row = first * in.heads * count, size = (last - first) * in.heads * count;
+  foresee(in.offset_dtype, in.offsets, 2 * row, 2 * size);
+  foresee(in.logit_dtype, in.logits, row, size);
 }
 
 // All points of query q and head h, located, as the samples of the block's query k.
@@ -224,8 +223,7 @@ FUSION3D_INLINE void locate(
     Samples<Real>& samples, Real* largest, Real* total) {
   const int64_t count = levels.count, stride = samples.stride, i = k * stride;
   const int64_t row = (q * in.heads + h) * count;
-  Real* offsets = levels.reals.data();
-  widen(in.offset_dtype, in.offsets, 2 * row, 2 * count, offsets);
+  const Real* offsets = widened(in.offset_dtype, in.offsets, 2 * row, 2 * count, levels.reals.data());
   widen(in.logit_dtype, in.logits, row, count, samples.attention + i);
   softmax(samples.attention + i, count, stride, largest, total);
   Real *__restrict__ x = samples.x + i, *__restrict__ y = samples.y + i;

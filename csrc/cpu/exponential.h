@@ -1,4 +1,4 @@
-// 2^x on vectors, for softmax.
+// 2^x and e^x on vectors, for softmax.
 #pragma once
 
 #include <cmath>
@@ -26,6 +26,13 @@ FUSION3D_INLINE Doubles exp2(const Doubles& x) {
   Doubles y = {};
   for (int i = 0; i < 4; ++i) y[i] = std::exp2(x[i]);
   return y;
+}
+
+// e^x for x <= 0; 0 below -87, so that what is masked by minus infinity has no weight at all.
+FUSION3D_INLINE Floats exp_below_zero(Floats x) { return x < -87.0f ? Floats() : exp2(x * 1.44269504f); }
+FUSION3D_INLINE Doubles exp_below_zero(Doubles x) {
+  for (int i = 0; i < 4; ++i) x[i] = std::exp(x[i]);
+  return x;
 }
 
 }  // namespace fusion3d

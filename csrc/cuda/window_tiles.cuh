@@ -1,14 +1,20 @@
-// Tiles of window attention on CUDA: rows into shared memory and back, and the products of tiles, by tensor cores or
-// plainly.
+// Tiles of window attention on CUDA: rows into shared memory and back, the products of tiles, by tensor cores or plainly,
+// and how kernels with a block for each tile are started.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "fusion3d/window_attention.h"
 #include "numbers.cuh"
 
 namespace fusion3d {
+
+constexpr int kRowsOfBlock = 64;  // tensor cores: owned rows, 16 of each warp
+constexpr int kSide = 32;         // tensor cores: rows of the other side at once
+constexpr int kThreads = 128;     // four warps
+constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 
 // Elements between the lines of a tile of 16-bit numbers: what a warp reads at once then lies in 32 banks.
 constexpr int kPad = 8;
@@ -215,6 +221,48 @@ __device__ inline void multiply_plain(
 #pragma unroll
       for (int y = 0; y < 4; ++y) c[(r + x) * line + n + y * quarter] = sum[x][y];
   }
+}
+
+// ---- launches
+
+inline dim3 grid_of(const WindowInput& in, int64_t size) {
+  return dim3(unsigned(window_tile_count(in.listed, in.windows, size)), unsigned(in.heads));
+}
+
+inline bool grid_fits(const WindowInput& in, int64_t size) {
+  return window_tile_count(in.listed, in.windows, size) < int64_t(1) << 31 && in.heads < 65536;
+}
+
+// Starts a kernel with a block for each tile and head; more shared memory than 48 KiB has to be asked for.
+template <typename Args>
+cudaError_t launch(void (*kernel)(Args), const Args& args, int64_t size, size_t bytes, cudaStream_t stream) {
+  if (!grid_fits(args.in, size)) return cudaErrorInvalidValue;
+  if (bytes > 46 * 1024) {  // the rest is for what a kernel declares itself
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid_of(args.in, size), kThreads, bytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+// Six tiles of rows and two of scores: as many rows as fit 48 KiB; 4 always fit what a kernel may ask for.
+template <typename Real>
+size_t plain_bytes(const WindowInput& in, int rows) {
+  return sizeof(Real) * (6 * size_t(rows) * (plain_width(int(in.dim)) + 1) + 2 * size_t(rows) * (rows + 1));
+}
+
+template <typename T, typename Run>
+cudaError_t with_rows(const WindowInput& in, const Run& run) {
+  typedef typename Compute<T>::Real Real;
+  constexpr size_t kMost = 46 * 1024;  // the rest is for the statistics of the rows
+  if constexpr (sizeof(T) == 4) {
+    if (plain_bytes<Real>(in, 32) <= kMost) return run(std::integral_constant<int, 32>());
+    if (plain_bytes<Real>(in, 8) <= kMost && plain_bytes<Real>(in, 16) > kMost)
+      return run(std::integral_constant<int, 8>());
+  }
+  if constexpr (sizeof(T) > 2)
+    if (plain_bytes<Real>(in, 16) <= kMost) return run(std::integral_constant<int, 16>());
+  return run(std::integral_constant<int, 4>());  // wide heads
 }
 
 }  // namespace fusion3d

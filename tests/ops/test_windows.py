@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
-import subprocess
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from harness import DEVICES, assert_same_bits, compiled, needs_kernel, opcheck, spread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
 from fusion3d.ops import library, reference
 
-ROOT = Path(__file__).parents[2]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
-LENGTHS = [
-    1,
-    5,
-    0,
-    8,
-    17,
-    24,
-    33,
-    64,
-    65,
-    100,
-    144,
-    3,
-    401,
-]  # on both sides of every tile, and past one task of the backward
-compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
+LENGTHS = [1, 5, 0, 8, 17, 24, 33, 64, 65, 100, 144, 3, 401]  # both sides of every tile; past one backward task
 
 
 def make(lengths, heads=2, dim=16, dtype=torch.float32, device="cpu", seed=0):
@@ -65,8 +44,7 @@ def loop(q, k, v, cu, scale=None):
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(("heads", "dim"), [(8, 16), (4, 32), (2, 64), (1, 1), (3, 7), (2, 20), (1, 100), (1, 24)])
 def test_kernel_equals_a_loop_over_windows(device, dtype, tolerance, heads, dim):
-    if device not in library.DEVICES:
-        pytest.skip(f"no compiled kernel for {device}: {library.PROBLEM or 'compiled without'}")
+    needs_kernel(device)
     tensors, cu = make(LENGTHS, heads, dim, dtype, device)
     exact = [t.detach().double().requires_grad_() for t in tensors]
     grad = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
@@ -182,11 +160,11 @@ def test_opcheck(device, dtype):
     (q, k, v), cu = make([30, 7, 70], dtype=dtype, device=device)
     order = torch.arange(106, -1, -1, dtype=torch.int32, device=device)
     for rows in (None, order):
-        torch.library.opcheck(torch.ops.fusion3d.window_attention.default, (q, k, v, cu, rows, 0.25))
+        opcheck(torch.ops.fusion3d.window_attention, q, k, v, cu, rows, 0.25)
         plain = [t.detach() for t in (q, k, v)]
         out, lse = torch.ops.fusion3d.window_attention(*plain, cu, rows, 0.25)
-        args = (torch.ones_like(out), *plain, out, lse, cu, rows, 0.25)
-        torch.library.opcheck(torch.ops.fusion3d.window_attention_backward.default, args)
+        grad = torch.ones_like(out)
+        opcheck(torch.ops.fusion3d.window_attention_backward, grad, *plain, out, lse, cu, rows, 0.25)
 
 
 @compiled
@@ -229,18 +207,17 @@ def test_exports_with_any_number_of_rows():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_same_bits_for_any_run_and_thread_count(device):
-    def bits(threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            tensors, cu = make(LENGTHS * 2, 3, device=device)
-            return with_grads(lambda q, k, v: ops.window_attention(q, k, v, cu), tensors, tensors[1].detach())
-        finally:
-            torch.set_num_threads(before)
+    tensors, cu = make(LENGTHS * 2, 3, device=device)
+    assert_same_bits(
+        lambda: with_grads(lambda q, k, v: ops.window_attention(q, k, v, cu), tensors, tensors[1].detach())
+    )
 
-    first = bits(1)
-    for threads in (1, 2, 3, 4):
-        assert all(torch.equal(a, b) for a, b in zip(first, bits(threads), strict=True)), threads
+
+@compiled
+def test_rows_more_than_four_gigabytes_apart():
+    (q, k, v), cu = make([3, 2])
+    far = [spread(t.detach()) for t in (q, k, v)]
+    assert torch.equal(ops.window_attention(*far, cu), ops.window_attention(q, k, v, cu))
 
 
 def test_autocast_casts_all():
@@ -290,159 +267,3 @@ def test_wrong_lists_are_errors_not_reads_of_foreign_memory():
     for order in ([0, 7], [0, -1]):
         with pytest.raises(RuntimeError, match="must name rows of q"):
             ops.window_attention(q, k, v, torch.tensor([0, 2]).int(), torch.tensor(order).int())
-
-
-# ---- windows
-
-
-def random_cells(count, batch, grid, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    sizes = [batch, *grid]
-    cell = torch.randperm(int(torch.tensor(sizes).prod()), generator=random)[:count]
-    return torch.stack(torch.unravel_index(cell, sizes), 1).int()
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    ("grid", "window", "shift"),
-    [
-        ((20, 30), (6, 6), None),
-        ((20, 30), (6, 5), (3, 2)),
-        ((7, 20, 9), (2, 6, 5), (1, 9, 4)),
-        ((4, 4), (9, 9), (0, 1)),
-    ],
-)
-def test_partition_is_that_of_plain_loops(device, grid, window, shift):
-    coords = random_cells(40, 3, grid)
-    coords[5, 0] = -1
-    coords[6, 1] = grid[0]
-    coords[7, -1] = -1
-    windows: dict[tuple[int, ...], list[int]] = {}
-    for row, (b, *cell) in enumerate(coords.tolist()):
-        if row in (5, 6, 7):
-            continue
-        moved = zip(cell, window, shift or [0] * len(grid), strict=True)
-        windows.setdefault((b, *((c + s % w) // w for c, w, s in moved)), []).append(row)
-    found = ops.window_partition(coords.to(device), 3, grid, window, shift)
-    order, cu = found.order.tolist(), found.cu_seqlens.tolist()
-    assert [order[a:b] for a, b in pairwise(cu)] == [windows[key] for key in sorted(windows)]
-    assert len(found) == len(windows) and found.order.dtype == found.cu_seqlens.dtype == torch.int32
-    inverse = found.inverse.tolist()
-    assert [inverse[row] for row in order] == list(range(37)) and [inverse[r] for r in (5, 6, 7)] == [-1] * 3
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 60), st.integers(1, 4), st.integers(1, 25), st.booleans(), st.integers(0, 9))
-def test_flat_windows_cut_sorted_cells(count, batch, size, x_first, seed):
-    grid, window, shift = (8, 10), (3, 4), (1, 2)
-    coords = random_cells(count, batch, grid, seed)
-
-    def place(row):
-        b, y, x = coords[row].tolist()
-        (wy, iy), (wx, ix) = divmod(y + 1, 3), divmod(x + 2, 4)
-        return (b, wy, wx, iy, ix) if x_first else (b, wx, wy, ix, iy)
-
-    groups = []
-    for b in range(batch):
-        rows = sorted((r for r in range(count) if coords[r, 0] == b), key=place)
-        groups += [rows[i : i + size] for i in range(0, len(rows), size)]
-    found = ops.flat_windows(coords, batch, grid, window, size, shift, x_first)
-    order, cu = found.order.tolist(), found.cu_seqlens.tolist()
-    assert [order[a:b] for a, b in pairwise(cu)] == groups
-
-
-def test_attention_in_windows_does_not_see_beyond_them():
-    coords = random_cells(200, 2, (24, 24))
-    windows = ops.window_partition(coords, 2, (24, 24), (6, 6), (3, 3))
-    (q, k, v), _ = make([200])
-    out = ops.window_attention(q, k, v, windows.cu_seqlens, windows.order)
-    key = torch.cat([coords[:, :1], (coords[:, 1:] + 3) // 6], 1)
-    same = (key[:, None] == key[None]).all(2)
-    q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=same).transpose(0, 1)
-    torch.testing.assert_close(out, dense, rtol=1e-5, atol=1e-5)
-
-
-def test_wrong_windows_say_what_was_expected():
-    coords = random_cells(10, 1, (8, 8))
-    for args, message in [
-        ((coords[0], 1, (8, 8), (2, 2)), r"expected \[N, C\]"),
-        ((coords[:, :2], 1, (8,), (2,)), r"expected \[N, 3\]"),
-        ((coords.float(), 1, (8, 8), (2, 2)), r"float32; expected"),
-        ((coords, 1, (8, 8, 8), (2, 2)), r"grid is \[8, 8, 8\]; expected 2 whole"),
-        ((coords, 1, (8, 8), (2, 0)), r"window is \[2, 0\]; expected .*at least 1"),
-        ((coords, 1, (8, 8), (2, 2), (-1, 0)), r"shift is \[-1, 0\]; expected .*at least 0"),
-        ((coords, 0, (8, 8), (2, 2)), r"batch_size is 0"),
-        ((coords, 1, (2**31, 2**31), (1, 1)), r"less than 2\^62"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            ops.window_partition(*args)
-    with pytest.raises(ValueError, match="size is 0"):
-        ops.flat_windows(coords, 1, (8, 8), (2, 2), 0)
-
-
-# ---- what CPU and CUDA kernels share, compiled by itself
-
-SHARED = """
-#include "fusion3d/window_attention.h"
-#include "exponential.h"
-extern "C" void power(const float* x, float* y, long count) {
-  for (long i = 0; i < count; i += 8) fusion3d::store(y + i, fusion3d::exp2(fusion3d::load(x + i)));
-}
-extern "C" void tiles(const int* cu, long windows, long size, long listed, long* out) {
-  const long count = fusion3d::window_tile_count(listed, windows, size);
-  for (long t = 0; t < count; ++t) {
-    const fusion3d::WindowTile tile = fusion3d::window_tile(cu, windows, size, t);
-    out[3 * t] = tile.begin, out[3 * t + 1] = tile.end, out[3 * t + 2] = tile.first;
-  }
-}
-extern "C" long tile_count(long listed, long windows, long size) {
-  return fusion3d::window_tile_count(listed, windows, size);
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    compiler = os.environ.get("CXX", "g++").split()
-    if shutil.which(compiler[0]) is None:
-        pytest.skip("there is no C++ compiler")
-    folder = tmp_path_factory.mktemp("shared")
-    (folder / "shared.cpp").write_text(SHARED)
-    include = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cpu")]
-    subprocess.run(
-        [*compiler, "-O1", "-std=c++17", "-Wno-psabi", "-shared", "-fPIC", *include, "shared.cpp", "-o", "shared.so"],
-        cwd=folder, check=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(folder / "shared.so"))
-
-
-def test_power_of_two_is_within_a_unit_or_so_in_the_last_place(shared):
-    x = torch.cat([torch.linspace(-126, 127, 1 << 20), torch.linspace(-1, 1, 1 << 18), torch.arange(-126.0, 122)])
-    y = torch.empty_like(x)
-    shared.power(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_long(len(x)))
-    exact = torch.exp2(x.double())
-    unit = torch.nextafter(exact.float(), torch.tensor(torch.inf)).double() - exact.float().double()
-    assert ((y.double() - exact).abs() / unit).max() <= 1.25
-    whole = x == x.round()
-    assert torch.equal(y[whole], torch.exp2(x[whole].double()).float())
-    x = torch.tensor([-127.0, -1e30, -torch.inf, torch.nan, 0.0, -0.0, 1.0, -126.0])
-    y = torch.empty_like(x)
-    shared.power(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_long(8))
-    assert y[:3].tolist() == [2.0**-126] * 3 and y[3].isnan() and y[4:].tolist() == [1, 1, 2, 2.0**-126]
-
-
-@settings(max_examples=60, deadline=None)
-@given(lengths=st.lists(st.integers(0, 200), max_size=30), size=st.sampled_from([1, 32, 64, 96]))
-def test_tiles_cover_every_place_once(shared, lengths, size):
-    cu = torch.tensor([0, *lengths]).cumsum(0).int()
-    listed, windows = int(cu[-1]), len(lengths)
-    count = shared.tile_count(ctypes.c_long(listed), ctypes.c_long(windows), ctypes.c_long(size))
-    tiles = torch.empty(count, 3, dtype=torch.int64)
-    shared.tiles(
-        ctypes.c_void_p(cu.data_ptr()), *map(ctypes.c_long, (windows, size, listed)), ctypes.c_void_p(tiles.data_ptr())
-    )
-    found = sorted((b, e, f) for b, e, f in tiles.tolist() if f < e)
-    bounds = cu.tolist()
-    wanted = [(b, e, f) for b, e in pairwise(bounds) for f in range(b, e, size)]
-    assert found == wanted
