@@ -1,18 +1,20 @@
 # fusion3d. `make demo` shows what it does, `make test` that it works. Both set up .venv first, the first time.
 #   PYTHON=python3.12         which Python the environment is made with (3.11 or newer)
+#   STEPS="build tests"       which steps of gpu-check (see tools/gpu_check.sh; default: all)
 #   FUSION3D_CUDA_ARCHS="90"  GPU architectures to compile for, where nvcc is (see setup.py)
 
 PY := .venv/bin/python
 FUSION3D_CUDA_ARCHS ?= 90
 export FUSION3D_CUDA_ARCHS
 
-.PHONY: help demo test test-all lint setup gpu-check clean
+.PHONY: help demo test test-all lint setup sanitize gpu-check clean
 
 help:
 	@echo "make demo       synthetic data, training, evaluation, report: runs/demo/report.html"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-all   the slow tests too"
-	@echo "make gpu-check  on a machine with an NVIDIA GPU: build, CUDA tests, a short training"
+	@echo "make sanitize   the CPU kernels' tests under AddressSanitizer and UBSan"
+	@echo "make gpu-check  on a machine with an NVIDIA GPU: build, CUDA tests, compute-sanitizer, benchmark, a short training"
 	@echo "make setup      .venv and the compiled kernels, nothing more"
 	@echo "make lint       ruff and pyright"
 	@echo "make clean      remove what was built (not .venv, data or runs)"
@@ -34,8 +36,12 @@ test-all: lint
 	@$(PY) -m pytest -q -n 2 -m "not gpu"
 	@echo "make test-all: passed"
 
+sanitize: setup
+	@sh tools/sanitize.sh
+	@echo "make sanitize: passed"
+
 gpu-check:
-	@sh tools/gpu_check.sh
+	@sh tools/gpu_check.sh $(STEPS)
 
 clean:
 	rm -rf build dist *.egg-info fusion3d/*.so .venv/build.stamp .pytest_cache .ruff_cache .hypothesis

@@ -8,7 +8,12 @@ its pure-torch operations.
     FUSION3D_NO_EXT=1         no library at all
     FUSION3D_CUDA=0 | 1       leave the CUDA kernels out | fail without them; default: built where nvcc is
     FUSION3D_CUDA_ARCHS="90"  GPU architectures, by spaces; default "80 90 100 120"; PTX for the last
+    FUSION3D_SANITIZE=address the CPU kernels with sanitizers (address and UBSan, or thread): build/sanitize-address/
     CXX, NVCC, MAX_JOBS       compilers, and how many run at once
+    FUSION3D_OBJECTS=folder   where objects are kept; default build/objects
+
+Objects lie there under a name that says what went into them (compiler, flags, the source and what it
+includes), beside what the compiler said: whatever is built again with the same is not compiled again.
 """
 
 from __future__ import annotations
@@ -21,9 +26,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -35,6 +41,12 @@ TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch that the library r
 ARCHS = "80 90 100 120"
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+SANITIZERS = {  # float-cast-overflow: a NaN or far coordinate that becomes an index
+    "address": ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr", "-D_GLIBCXX_ASSERTIONS"],
+    "thread": ["-fsanitize=thread"],
+}
+SANITIZER_FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+SANITIZE = os.environ.get("FUSION3D_SANITIZE", "")
 
 
 def warn(message: str) -> None:
@@ -67,11 +79,30 @@ def why_pure() -> str:
     return ""
 
 
-def run(command: list[str]) -> None:
-    """Run a compiler; where it fails, show the command and what it said."""
+def run(command: list[str]) -> str:
+    """Run a compiler and return what it said; where it fails, show the command too."""
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+@lru_cache
+def version_of(compiler: str) -> str:
+    """What a compiler says of itself: another version at the same place makes other objects."""
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+
+
+@lru_cache
+def includes(path: Path) -> frozenset[Path]:
+    """The headers of csrc/ that a file reads, and those that they read."""
+    found: set[Path] = set()
+    for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
+        for folder in (path.parent, ROOT / "csrc/include"):
+            if (header := folder / name).is_file():
+                found |= {header, *includes(header)}
+                break
+    return frozenset(found)
 
 
 class Cuda:
@@ -81,7 +112,7 @@ class Cuda:
         self.nvcc = shutil.which(os.environ.get("NVCC", "nvcc")) or ""
         if not self.nvcc and (Path("/usr/local/cuda/bin/nvcc")).is_file():
             self.nvcc = "/usr/local/cuda/bin/nvcc"
-        if os.environ.get("FUSION3D_CUDA") == "0":
+        if os.environ.get("FUSION3D_CUDA") == "0" or SANITIZE:
             self.nvcc = ""
         if not self.nvcc:
             if os.environ.get("FUSION3D_CUDA") == "1":
@@ -113,6 +144,21 @@ class Cuda:
 class BuildKernels(build_ext):
     """Compiles csrc/ with g++ and nvcc, in parallel, and only what has changed; then links one library."""
 
+    user_options: ClassVar = [*build_ext.user_options, ("only=", None, "compile this source alone, print its object")]
+
+    def initialize_options(self) -> None:
+        """Nothing is chosen."""
+        super().initialize_options()
+        self.only = ""
+        self.build_base: str | None = None
+
+    def finalize_options(self) -> None:
+        """One folder of objects for every Python: they know nothing of it."""
+        self.set_undefined_options("build", ("build_base", "build_base"))
+        if self.build_temp is None:
+            self.build_temp = os.environ.get("FUSION3D_OBJECTS") or str(Path(self.build_base or "build") / "objects")
+        super().finalize_options()
+
     def get_ext_filename(self, fullname: str) -> str:
         """The library holds no Python code, so its name says nothing of the Python that built it."""
         return str(Path(*fullname.split(".")[:-1]) / LIBRARY)
@@ -133,68 +179,61 @@ class BuildKernels(build_ext):
     def build_library(self, ext: Extension, torch: Path, cuda: Cuda | None) -> None:
         """One library, with CUDA kernels or without."""
         cxx = os.environ.get("CXX", "g++").split()
-        include = [
-            "-Icsrc/include",
-            "-isystem",
-            str(torch / "include"),
-            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-        ]
-        if cuda:
-            include.append("-DFUSION3D_WITH_CUDA")
-        include.append(f"-DFUSION3D_TORCH_BUILD={zlib.crc32((torch / 'version.py').read_bytes())}")
-        jobs: list[tuple[list[str], Path]] = []
-        for source in sorted(map(str, ext.sources)):
-            if source.endswith(".cpp"):
-                jobs.append(self.job([*cxx, *CXX_FLAGS, *include], source))
-            elif cuda:
-                jobs.append(self.job([cuda.nvcc, *NVCC_FLAGS, "-Icsrc/include", *cuda.flags()], source))
+        instruments = [*SANITIZER_FLAGS, *SANITIZERS[SANITIZE]] if SANITIZE else []
+        jobs = self.jobs(ext, [*cxx, *CXX_FLAGS, *instruments], torch, cuda)
         todo = [command for command, target in jobs if not target.is_file()]
+        todo.sort(key=lambda command: not command[-3].endswith(".cu"))  # what takes longest first
         archs = f" and CUDA for sm_{', sm_'.join(cuda.archs)}" if cuda else ""
         print(f"fusion3d: kernels for CPU{archs}: {len(todo)} of {len(jobs)} files to compile", flush=True)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
             list(pool.map(self.compile_one, todo))
+        if self.only:
+            return print(*(target for _, target in jobs), sep="\n")
         library = Path(self.get_ext_fullpath(ext.name))
+        if SANITIZE:
+            library = Path(self.build_temp).parent / f"sanitize-{SANITIZE}" / LIBRARY
         library.parent.mkdir(parents=True, exist_ok=True)
         partial = library.with_suffix(f".{os.getpid()}")
+        command = [*cxx, "-shared", *instruments, "-o", str(partial), *(str(target) for _, target in jobs)]
         # Nothing of libtorch is used by name, but it leads the loader to libtorch_cuda where torch has it.
-        needed = [
-            f"-L{torch / 'lib'}",
-            "-Wl,--no-as-needed",
-            "-ltorch",
-            "-Wl,--as-needed",
-            "-ltorch_cpu",
-            "-lc10",
-        ]
-        objects = [str(target) for _, target in jobs]
-        hidden = ["-Wl,--exclude-libs,ALL"]
-        run(
-            [
-                *cxx,
-                "-shared",
-                "-o",
-                str(partial),
-                *objects,
-                *needed,
-                *(cuda.libraries() if cuda else []),
-                *hidden,
-            ]
-        )
+        command += [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", "-ltorch_cpu", "-lc10"]
+        run([*command, *(cuda.libraries() if cuda else []), "-Wl,--exclude-libs,ALL"])
         partial.replace(library)
 
-    def job(self, command: list[str], source: str) -> tuple[list[str], Path]:
+    def jobs(self, ext: Extension, cxx: list[str], torch: Path, cuda: Cuda | None) -> list[tuple[list[str], Path]]:
+        """A command for every source, and its object. Only the glue is compiled with torch, and knows of CUDA."""
+        glue = ["-isystem", str(torch / "include"), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+        glue += ["-DFUSION3D_WITH_CUDA"] if cuda else []
+        jobs = []
+        for source in sorted(map(str, ext.sources)):
+            if self.only not in ("", source):
+                continue
+            if source.startswith("csrc/ops/"):
+                jobs.append(self.job([*cxx, "-Icsrc/include", *glue], source, (torch / "version.py").read_text()))
+            elif source.endswith(".cpp"):
+                jobs.append(self.job([*cxx, "-Icsrc/include"], source))
+            elif cuda:
+                jobs.append(self.job([cuda.nvcc, *NVCC_FLAGS, "-Icsrc/include", *cuda.flags()], source))
+        if not jobs:
+            raise RuntimeError(f"--only={self.only}: no source that is compiled here: {', '.join(ext.sources)}")
+        return jobs
+
+    def job(self, command: list[str], source: str, also: str = "") -> tuple[list[str], Path]:
         """The whole command for one source, and its object, named by all that goes into it."""
-        digest = hashlib.sha256(" ".join([*command, source]).encode())
-        for path in sorted([ROOT / source, *ROOT.glob("csrc/**/*.h")]):
-            digest.update(path.read_bytes())
-        target = Path(self.build_temp).absolute() / f"{Path(source).name}.{digest.hexdigest()[:16]}.o"
+        digest = hashlib.sha256(" ".join([*command, source, version_of(command[0]), also]).encode())
+        path = ROOT / source
+        for file in [path, *sorted(includes(path))]:
+            digest.update(file.read_bytes())
+        target = Path(self.build_temp).absolute() / f"{path.name}.{digest.hexdigest()[:16]}.o"
         target.parent.mkdir(parents=True, exist_ok=True)
         return [*command, "-c", source, "-o", str(target)], target
 
     def compile_one(self, command: list[str]) -> None:
-        """Compile to another name first: an object that exists is whole."""
+        """Compile to another name first: an object that exists is whole. What the compiler said lies beside it."""
         target = Path(command[-1])
         partial = target.with_suffix(f".{os.getpid()}")
-        run([*command[:-1], str(partial)])
+        said = run([*command[:-1], str(partial)])
+        target.with_suffix(".log").write_text(said)
         partial.replace(target)
 
 
@@ -208,6 +247,8 @@ class Wheel(bdist_wheel):
         super().finalize_options()
 
 
+if SANITIZE not in ("", *SANITIZERS):
+    raise SystemExit(f"fusion3d: FUSION3D_SANITIZE={SANITIZE}: expected one of {', '.join(SANITIZERS)}")
 REASON = why_pure()
 if REASON:
     warn(f"no compiled kernels: {REASON}. The package runs, slower, on its pure-torch operations.")

@@ -115,7 +115,7 @@ def own_files() -> list[Path]:
         folder, top = Path(name), name == str(ROOT)
         left_out = {"__pycache__", *(BUILT if top else ())}
         folders[:] = [n for n in folders if n == ".ci" or not (n.startswith(".") or n in left_out)]
-        found += [folder / file for file in files]
+        found += [folder / file for file in files if file != ".git"]  # a file where the folder is a worktree
     return [path for path in found if path.suffix in TEXT]
 
 

@@ -16,11 +16,17 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
+// A Half that only code for AVX2 may touch: every such processor converts it in one instruction. It is written as assembler,
+// since the compiler would not inline a function of another instruction set here.
+struct FastHalf {
+  uint16_t bits;
+};
 
 typedef float Floats __attribute__((vector_size(32)));
 typedef double Doubles __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(32)));
 typedef uint16_t Shorts __attribute__((vector_size(16)));
+typedef uint16_t StoredShorts __attribute__((vector_size(16), aligned(2), may_alias));
 
 // What each storage type T is computed in: `Real` one by one, `Vector` eight (or four) at once.
 template <typename T>
@@ -55,6 +61,17 @@ FUSION3D_INLINE float load_one(const float* p) { return *p; }
 FUSION3D_INLINE double load_one(const double* p) { return *p; }
 FUSION3D_INLINE float load_one(const BFloat16* p) { return bit_cast<float>(uint32_t(p->bits) << 16); }
 FUSION3D_INLINE float load_one(const Half* p) { return half_to_float<float, uint32_t>(p->bits); }
+
+#if defined(__x86_64__)
+FUSION3D_INLINE float load_one(const FastHalf* p) {
+  typedef uint16_t Eight __attribute__((vector_size(16)));
+  typedef float Four __attribute__((vector_size(16)));
+  const Eight bits = {p->bits};
+  Four value;
+  asm("vcvtph2ps %1, %0" : "=x"(value) : "x"(bits));
+  return value[0];
+}
+#endif
 
 FUSION3D_INLINE void store_one(float* p, float value) { *p = value; }
 FUSION3D_INLINE void store_one(double* p, double value) { *p = value; }
@@ -96,12 +113,41 @@ FUSION3D_INLINE Floats load(const Half* p) {
   return half_to_float<Floats, Words>(__builtin_convertvector(load_same<Shorts>(p), Words));
 }
 
+#if defined(__x86_64__)
+FUSION3D_INLINE void store_one(FastHalf* p, float value) {
+  typedef uint16_t Eight __attribute__((vector_size(16)));
+  typedef float Four __attribute__((vector_size(16)));
+  const Four from = {value};
+  Eight bits;
+  asm("vcvtps2ph $0, %1, %0" : "=x"(bits) : "x"(from));
+  p->bits = bits[0];
+}
+FUSION3D_INLINE Floats load(const FastHalf* p) {
+  Floats value;
+  asm("vcvtph2ps %1, %0" : "=x"(value) : "m"(*reinterpret_cast<const StoredShorts*>(p)));
+  return value;
+}
+#endif
+
 template <typename T, typename V>
 FUSION3D_INLINE void store(T* p, const V& v) {
   for (int i = 0; i < int(sizeof(V) / sizeof(v[0])); ++i) store_one(p + i, v[i]);
 }
 FUSION3D_INLINE void store(float* p, const Floats& v) { std::memcpy(p, &v, sizeof(v)); }
 FUSION3D_INLINE void store(double* p, const Doubles& v) { std::memcpy(p, &v, sizeof(v)); }
+FUSION3D_INLINE void store(BFloat16* p, const Floats& v) {
+  const Words bits = bit_cast<Words>(v);
+  const Words rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const Shorts out = __builtin_convertvector(v == v ? rounded : Words() + 0x7fc0u, Shorts);
+  std::memcpy(p, &out, sizeof(out));
+}
+#if defined(__x86_64__)
+FUSION3D_INLINE void store(FastHalf* p, const Floats& v) {
+  Shorts out;
+  asm("vcvtps2ph $0, %1, %0" : "=x"(out) : "x"(v));
+  std::memcpy(p, &out, sizeof(out));
+}
+#endif
 
 template <typename V>
 FUSION3D_INLINE auto sum(const V& v) {

@@ -1,179 +1,190 @@
-// BEV pooling on CUDA. Forward: the threads of a cell lie side by side, each with some neighbouring channels, and walk the
-// cell's samples. Backward: a warp owns a pixel, its lanes are channels. No atomics; the order of every sum is fixed.
+// BEV pooling on CUDA, forward. No atomics; the order of every sum is fixed by the plan and the shapes. Indices and depths
+// are read once by a warp, 32 samples at a time, and handed round by shuffles.
 #include "fusion3d/bev_pool.h"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdint>
 
+#include "rows.cuh"
+
 namespace fusion3d {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr int kWarps = 4;          // pixels of a block, backward
-constexpr int kLaneChannels = 8;   // channels that a lane holds in registers, backward
-constexpr int kThreads = 256;      // threads of a block, forward
-constexpr int64_t kBlocks = 1 << 20;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kWarpCells = 4;  // cells that a warp takes at once: often one read of 32 samples serves them all
+constexpr int kLong = 256;     // samples of a cell from which on the whole block works on it
+constexpr int kUnroll = 4;     // rows on their way at once, in each slot
 
-template <typename T>
-struct Compute {
-  typedef float Real;
-};
-template <>
-struct Compute<double> {
-  typedef double Real;
-};
-
-__device__ inline float widen(float v) { return v; }
-__device__ inline double widen(double v) { return v; }
-__device__ inline float widen(__half v) { return __half2float(v); }
-__device__ inline float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-
-template <typename T>
-__device__ T narrow(typename Compute<T>::Real v);
-template <>
-__device__ inline float narrow<float>(float v) { return v; }
-template <>
-__device__ inline double narrow<double>(double v) { return v; }
-template <>
-__device__ inline __half narrow<__half>(float v) { return __float2half_rn(v); }
-template <>
-__device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float v) { return __float2bfloat16_rn(v); }
-
+// Adds the rows of samples [begin, end) of the 32 whose weight and pixel the lanes hold, in each slot its own share.
 template <typename T, int N>
-struct alignas(sizeof(T) * N) Pack {
-  T value[N];
-};
-
-template <typename T, int N>
-__global__ void pool_cells(BevPoolForward args) {
+__device__ inline void add_rows(
+    const Pack<T, N>* __restrict__ feat, int64_t packs, const Lanes& lanes, bool used, typename Compute<T>::Real weight,
+    int32_t pixel, int begin, int end, typename Compute<T>::Real (&sum)[N]) {
   typedef typename Compute<T>::Real Real;
-  const T* __restrict__ depth = static_cast<const T*>(args.depth);
-  const Pack<T, N>* __restrict__ feat = static_cast<const Pack<T, N>*>(args.feat);
-  Pack<T, N>* __restrict__ out = static_cast<Pack<T, N>*>(args.out);
-  const int64_t packs = args.channels / N, total = args.num_cells * packs;
-  for (int64_t t = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; t < total; t += int64_t(gridDim.x) * blockDim.x) {
-    const int64_t cell = t / packs, pack = t % packs;
-    Real sum[N] = {};
-    const int32_t end = args.cell_ptr[cell + 1];
-    for (int32_t s = args.cell_ptr[cell]; s < end; ++s) {
-      const Real weight = widen(depth[args.sample[s]]);
-      const Pack<T, N> row = feat[args.pixel[s] * packs + pack];
+  for (int first = begin; first < end; first += lanes.slots * kUnroll) {  // the same for the whole warp
+    Pack<T, N> row[kUnroll];
+    Real scale[kUnroll];
 #pragma unroll
-      for (int n = 0; n < N; ++n) sum[n] += weight * widen(row.value[n]);
+    for (int u = 0; u < kUnroll; ++u) {
+      const int j = first + u * lanes.slots + lanes.slot;
+      scale[u] = __shfl_sync(kAll, weight, j % kWarp);
+      const int64_t from = __shfl_sync(kAll, pixel, j % kWarp);
+      row[u] = Pack<T, N>();
+      if (used && j < end)
+        row[u] = feat[from * packs];
+      else
+        scale[u] = 0;
     }
-    Pack<T, N> result;
 #pragma unroll
-    for (int n = 0; n < N; ++n) result.value[n] = narrow<T>(sum[n]);
-    out[t] = result;
+    for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum[n] += scale[u] * widen(row[u].value[n]);
   }
 }
 
-template <typename T>
-__global__ void unpool_pixels(BevPoolBackward args) {
+// A warp's cells one after the other, for the packs of this round. Lanes 0 to kWarpCells - 1 hold the cells: where their
+// samples begin, how many they are with all before (`upto`), and which cells they are (-1: none of ours).
+template <typename T, int N>
+__device__ inline void pool_short(
+    const BevPoolForward& args, const Lanes& lanes, int64_t packs, int64_t pack, int32_t cell, int32_t start,
+    int32_t upto) {
   typedef typename Compute<T>::Real Real;
-  extern __shared__ __align__(8) unsigned char shared[];
+  const int lane = threadIdx.x % kWarp;
+  const T* __restrict__ depth = static_cast<const T*>(args.depth);
+  const Pack<T, N>* __restrict__ feat = static_cast<const Pack<T, N>*>(args.feat) + pack;
+  Pack<T, N>* __restrict__ out = static_cast<Pack<T, N>*>(args.out) + pack;
+  const bool used = lanes.used && pack < packs;
+  const int32_t total = __shfl_sync(kAll, upto, kWarpCells - 1);
+  Real sum[N] = {};
+  int32_t done = 0, k = 0;
+  for (int32_t base = 0; k < kWarpCells; base += kWarp) {
+    const int32_t limit = min(total, base + kWarp), mine = base + lane;
+    int32_t at = -1;  // this lane's sample
+#pragma unroll
+    for (int i = 0; i < kWarpCells; ++i) {
+      const int32_t stop = __shfl_sync(kAll, upto, i), before = i ? __shfl_sync(kAll, upto, max(i - 1, 0)) : 0;
+      const int32_t from = __shfl_sync(kAll, start, i);
+      if (mine >= before && mine < stop) at = from + mine - before;
+    }
+    Real weight = 0;
+    int32_t pixel = 0;
+    if (at >= 0) {
+      weight = widen(depth[args.sample[at]]);
+      pixel = args.pixel[at];
+    }
+    while (k < kWarpCells) {
+      const int32_t stop = __shfl_sync(kAll, upto, k), until = min(stop, limit);
+      add_rows<T, N>(feat, packs, lanes, used, weight, pixel, done - base, until - base, sum);
+      done = max(done, until);
+      if (stop > limit) break;  // the rest of this cell comes with the next samples
+      join_slots(lanes, sum);
+      const int64_t row = __shfl_sync(kAll, cell, k);
+      if (row >= 0 && used && lanes.slot == 0) write_row<T, N>(out + row * packs, sum);
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum[n] = 0;
+      ++k;
+    }
+  }
+}
+
+// A cell with many samples: every warp of the block takes its share of them, and the first adds the shares up.
+template <typename T, int N>
+__device__ inline void pool_long(
+    const BevPoolForward& args, const Lanes& lanes, int64_t packs, int64_t pack, int64_t cell,
+    typename Compute<T>::Real (*shares)[kWarp * N]) {
+  typedef typename Compute<T>::Real Real;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  Real* dots = reinterpret_cast<Real*>(shared) + warp * args.bins;
   const T* __restrict__ depth = static_cast<const T*>(args.depth);
-  const T* __restrict__ feat = static_cast<const T*>(args.feat);
-  const T* __restrict__ grad_out = static_cast<const T*>(args.grad_out);
-  T* __restrict__ grad_depth = static_cast<T*>(args.grad_depth);
-  T* __restrict__ grad_feat = static_cast<T*>(args.grad_feat);
-  const int64_t pixels = args.images * args.area, channels = args.channels;
-  for (int64_t p = blockIdx.x * int64_t(kWarps) + warp; p < pixels; p += int64_t(gridDim.x) * kWarps) {
-    const int64_t offset = p / args.area * args.bins * args.area + p % args.area;
-    for (int64_t d = lane; d < args.bins; d += kWarp) dots[d] = 0;
-    __syncwarp();
-    for (int64_t first = lane; first - lane < channels; first += kWarp * kLaneChannels) {
-      Real value[kLaneChannels], sum[kLaneChannels] = {};
+  const Pack<T, N>* __restrict__ feat = static_cast<const Pack<T, N>*>(args.feat) + pack;
+  const bool used = lanes.used && pack < packs;
+  const int32_t begin = args.cell_ptr[cell], end = args.cell_ptr[cell + 1];
+  Real sum[N] = {};
+  for (int32_t base = begin + warp * kWarp; base < end; base += kThreads) {
+    Real weight = 0;
+    int32_t pixel = 0;
+    if (base + lane < end) {
+      weight = widen(depth[args.sample[base + lane]]);
+      pixel = args.pixel[base + lane];
+    }
+    add_rows<T, N>(feat, packs, lanes, used, weight, pixel, 0, min(kWarp, end - base), sum);
+  }
+  join_slots(lanes, sum);
 #pragma unroll
-      for (int k = 0; k < kLaneChannels; ++k) {
-        const int64_t c = first + k * kWarp;
-        value[k] = c < channels ? widen(feat[p * channels + c]) : Real(0);
+  for (int n = 0; n < N; ++n) shares[warp][n * kWarp + lane] = sum[n];
+  __syncthreads();
+  if (warp == 0) {
+    for (int w = 1; w < kWarps; ++w)
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum[n] += shares[w][n * kWarp + lane];
+    if (used && lanes.slot == 0) write_row<T, N>(static_cast<Pack<T, N>*>(args.out) + cell * packs + pack, sum);
+  }
+  __syncthreads();
+}
+
+// A block takes one part of the walk: neighbouring cells, so that the rows of features that they share stay in its L1.
+template <typename T, int N>
+__global__ void __launch_bounds__(kThreads, 3) pool_parts(BevPoolForward args) {
+  __shared__ typename Compute<T>::Real shares[kWarps][kWarp * N];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t packs = args.channels / N;
+  const Lanes lanes = lanes_for(packs);
+  for (int64_t part = blockIdx.x; part < args.parts; part += gridDim.x) {
+    const int32_t first = args.part[part], last = args.part[part + 1];
+    for (int32_t batch = first; batch < last; batch += kWarp) {  // 32 cells, kWarpCells for each warp; all know of all
+      int32_t cell = -1, start = 0, count = 0;
+      if (batch + lane < last) {
+        cell = args.order[batch + lane];
+        start = args.cell_ptr[cell];
+        count = args.cell_ptr[cell + 1] - start;
       }
-      for (int64_t d = 0; d < args.bins; ++d) {
-        const int64_t i = args.cell[offset + d * args.area];  // the same for the whole warp
-        if (i < 0) continue;
-        const Real weight = widen(depth[offset + d * args.area]);
-        Real dot = 0;
+      const unsigned many = __ballot_sync(kAll, count >= kLong);
+      const int from = (warp * kWarpCells + lane) % kWarp;
+      const int32_t my_count = __shfl_sync(kAll, count, from), my_start = __shfl_sync(kAll, start, from);
+      int32_t my_cell = __shfl_sync(kAll, cell, from);
+      if (my_count >= kLong) my_cell = -1;
+      int32_t upto = lane < kWarpCells && my_count < kLong ? my_count : 0;
 #pragma unroll
-        for (int k = 0; k < kLaneChannels; ++k) {
-          const int64_t c = first + k * kWarp;
-          if (c < channels) {
-            const Real grad = widen(grad_out[i * channels + c]);
-            sum[k] += weight * grad;
-            dot += value[k] * grad;
-          }
-        }
-#pragma unroll
-        for (int step = kWarp / 2; step > 0; step /= 2) dot += __shfl_xor_sync(0xffffffffu, dot, step);
-        if (lane == 0) dots[d] += dot;
+      for (int step = 1; step < kWarpCells; step *= 2) {
+        const int32_t before = __shfl_up_sync(kAll, upto, step);
+        if (lane >= step) upto += before;
       }
-#pragma unroll
-      for (int k = 0; k < kLaneChannels; ++k) {
-        const int64_t c = first + k * kWarp;
-        if (c < channels) grad_feat[p * channels + c] = narrow<T>(sum[k]);
+      for (int64_t pack = lanes.pack; pack - lanes.pack < packs; pack += lanes.width) {
+        if (batch + warp * kWarpCells < last) pool_short<T, N>(args, lanes, packs, pack, my_cell, my_start, upto);
+        for (unsigned left = many; left; left &= left - 1)
+          pool_long<T, N>(args, lanes, packs, pack, __shfl_sync(kAll, cell, __ffs(int(left)) - 1), shares);
       }
     }
-    __syncwarp();
-    for (int64_t d = lane; d < args.bins; d += kWarp) grad_depth[offset + d * args.area] = narrow<T>(dots[d]);
-    __syncwarp();
   }
 }
 
-int64_t blocks_for(int64_t items, int64_t per_block) {
-  return std::min((items + per_block - 1) / per_block, kBlocks);
+__global__ void __launch_bounds__(kThreads) find_pixels(BevPoolPixel args) {
+  for (int64_t s = blockIdx.x * int64_t(kThreads) + threadIdx.x; s < args.samples; s += int64_t(gridDim.x) * kThreads)
+    args.pixel[s] = pixel_of(args, args.sample[s]);
 }
 
 template <typename T>
 cudaError_t forward(const BevPoolForward& args, cudaStream_t stream) {
-  constexpr int kPack = sizeof(T) == 8 ? 2 : 4;
-  const bool packed = args.channels % kPack == 0;
-  const int64_t items = args.num_cells * (packed ? args.channels / kPack : args.channels);
-  if (items == 0) return cudaSuccess;
-  const unsigned blocks = unsigned(blocks_for(items, kThreads));
-  if (packed)
-    pool_cells<T, kPack><<<blocks, kThreads, 0, stream>>>(args);
+  constexpr int kPack = 16 / sizeof(T);
+  if (args.num_cells * args.channels == 0 || args.parts == 0) return cudaSuccess;
+  const unsigned blocks = unsigned(std::min(args.parts, kBlocks));
+  if (in_packs<kPack, T>(args.channels, {args.feat, args.out}))
+    pool_parts<T, kPack><<<blocks, kThreads, 0, stream>>>(args);
   else
-    pool_cells<T, 1><<<blocks, kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
-}
-
-template <typename T>
-cudaError_t backward(const BevPoolBackward& args, cudaStream_t stream) {
-  const int64_t pixels = args.images * args.area;
-  if (pixels == 0) return cudaSuccess;
-  const size_t bytes = sizeof(typename Compute<T>::Real) * kWarps * args.bins;
-  unpool_pixels<T><<<unsigned(blocks_for(pixels, kWarps)), kWarps * kWarp, bytes, stream>>>(args);
+    pool_parts<T, 1><<<blocks, kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
 }  // namespace
 
 int bev_pool_forward_cuda(const BevPoolForward& args, cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::kFloat16: return forward<__half>(args, stream);
-    case Dtype::kBFloat16: return forward<__nv_bfloat16>(args, stream);
-    case Dtype::kFloat32: return forward<float>(args, stream);
-    case Dtype::kFloat64: return forward<double>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_dtype(args.dtype, [&](auto zero) { return forward<decltype(zero)>(args, stream); });
 }
 
-int bev_pool_backward_cuda(const BevPoolBackward& args, cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::kFloat16: return backward<__half>(args, stream);
-    case Dtype::kBFloat16: return backward<__nv_bfloat16>(args, stream);
-    case Dtype::kFloat32: return backward<float>(args, stream);
-    case Dtype::kFloat64: return backward<double>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+int bev_pool_pixel_cuda(const BevPoolPixel& args, cudaStream_t stream) {
+  if (args.samples == 0) return cudaSuccess;
+  find_pixels<<<unsigned(blocks_for(args.samples, kThreads)), kThreads, 0, stream>>>(args);
+  return cudaGetLastError();
 }
-
-const char* cuda_error_name(int error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }
 
 }  // namespace fusion3d

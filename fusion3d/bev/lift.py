@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d import ops
+from fusion3d.bev.plans import PlanCache
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.encoders.camera import CameraFeatures
 from fusion3d.encoders.pillars import spread_rows
@@ -60,6 +61,7 @@ class LiftSplat(nn.Module):
         self.stride = stride
         self.channels = channels
         self.smooth = conv_block(channels, channels)
+        self.plans = PlanCache()
 
     def forward(self, features: CameraFeatures, cameras: Cameras, num_samples: int) -> Tensor:
         """Features of M images to [B, C, Y, X], zero for the samples without a camera."""
@@ -73,12 +75,29 @@ class LiftSplat(nn.Module):
         self, depth_MDHW: Tensor, context_MCHW: Tensor, cameras: Cameras, sample_M: Tensor, num_samples: int
     ) -> Tensor:
         """Sum, in every cell, depth probability times context over the frustum points that fall in it."""
+        plan = self.plan(cameras, sample_M, num_samples, (depth_MDHW.shape[2], depth_MDHW.shape[3]))
         rows, cols = self.grid.shape
-        xyz_MDHW3 = self.frustum(cameras, (depth_MDHW.shape[2], depth_MDHW.shape[3]))
-        cell_MDHW, inside_MDHW = self.grid.cell_of(xyz_MDHW3)
-        cell_MDHW = torch.where(inside_MDHW, cell_MDHW + sample_M[:, None, None, None] * (rows * cols), -1)
-        plan = ops.bev_pool_plan(cell_MDHW, num_samples * rows * cols)
         return ops.bev_pool(depth_MDHW, context_MCHW, plan).view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
+
+    def plan(self, cameras: Cameras, sample_M: Tensor, num_samples: int, shape: tuple[int, int]) -> ops.BEVPoolPlan:
+        """Which frustum points fall in which cell.
+
+        In evaluation a plan is kept for each calibration and found again by the bytes of the matrices, which takes a
+        host read on CUDA. It is made anew in training, where augmentation changes the calibration in every step, and
+        where the host may not look: in a traced or captured graph.
+        """
+
+        def make() -> ops.BEVPoolPlan:
+            rows, cols = self.grid.shape
+            cell_MDHW, inside_MDHW = self.grid.cell_of(self.frustum(cameras, shape))
+            cell_MDHW = torch.where(inside_MDHW, cell_MDHW + sample_M[:, None, None, None] * (rows * cols), -1)
+            return ops.bev_pool_plan(cell_MDHW, num_samples * rows * cols, cols)
+
+        captured = sample_M.is_cuda and torch.cuda.is_current_stream_capturing()
+        if self.training or torch.compiler.is_compiling() or captured:
+            return make()
+        settings = (self.bins, self.grid, self.stride, num_samples, shape)
+        return self.plans.get((cameras.image_from_cam, cameras.ego_from_cam, sample_M), settings, make)
 
     def frustum(self, cameras: Cameras, shape: tuple[int, int]) -> Tensor:
         """[M, D, H, W, 3] float32: where in ego every feature cell would be at every depth bin's middle [m]."""

@@ -36,37 +36,28 @@ class PillarNet(nn.Module):
     def forward(self, xyz_P3: Tensor, features_PF: Tensor, sample_P: Tensor, num_samples: int) -> Tensor:
         """Points [P, 3] in ego [m] with features [P, F] and sample [P] to a map [B, C, Y, X]; empty cells are 0."""
         rows, cols = self.grid.shape
-        cell_P, inside_P = self.grid.cell_of(xyz_P3)
         num_cells = num_samples * rows * cols
-        # Points of one pillar side by side: then they are numbered and reduced in order, and empty cells cost nothing.
-        cell_P, order_P = torch.where(inside_P, cell_P + sample_P * (rows * cols), num_cells).sort(stable=True)
-        num_inside = int(inside_P.sum())
-        order_P = order_P[:num_inside]
-        cell_Q, pillar_P, count_Q = torch.unique_consecutive(
-            cell_P[:num_inside], return_inverse=True, return_counts=True
-        )
+        cell_P, inside_P = self.grid.cell_of(xyz_P3)
+        plan = ops.segment_plan(torch.where(inside_P, cell_P + sample_P * (rows * cols), -1), num_cells)
+        # Points of one pillar side by side, and those outside left out: then what is read is near, and NaN cannot harm.
+        order_P, plan = plan.order, plan.sorted()
         with torch.autocast(xyz_P3.device.type, enabled=False):
-            described_PF = self.describe(xyz_P3[order_P], features_PF[order_P], pillar_P, len(cell_Q))
+            described_PF = self.describe(xyz_P3[order_P], features_PF[order_P], plan)
         values_PC = self.net(described_PF).float()
-        mean_QC = ops.scatter(values_PC, pillar_P, len(cell_Q), "mean")
-        map_NC = values_PC.new_zeros(num_cells, 2 * values_PC.shape[1])
-        map_NC = map_NC.index_copy(0, cell_Q, torch.cat([largest(values_PC, count_Q), mean_QC], dim=1))
+        pillars_QC = torch.cat([ops.segment_reduce(values_PC, plan, how) for how in ("max", "mean")], dim=1)
+        map_NC = values_PC.new_zeros(num_cells, pillars_QC.shape[1]).index_copy(0, plan.key, pillars_QC)
         return map_NC.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
 
-    def describe(self, xyz_P3: Tensor, features_PF: Tensor, pillar_P: Tensor, num_pillars: int) -> Tensor:
-        """[P, F + 8]: features, position / 10 m, offset from the pillar's mean [m] and from its centre [pillars]."""
+    def describe(self, xyz_P3: Tensor, features_PF: Tensor, plan: ops.SegmentPlan) -> Tensor:
+        """[P, F + 8]: features, position / 10 m, offset from the pillar's mean [m] and from its centre [pillars].
+
+        Every point must be in a pillar of the plan.
+        """
         grid = self.grid
-        offset_P3 = xyz_P3 - ops.scatter(xyz_P3, pillar_P, num_pillars, "mean")[pillar_P]
+        offset_P3 = xyz_P3 - ops.segment_reduce(xyz_P3, plan, "mean")[plan.segment]
         low = xyz_P3.new_tensor([grid.x[0], grid.y[0]])
         steps_P2 = (xyz_P3[:, :2] - low) / grid.resolution
         return torch.cat([features_PF, xyz_P3 / 10, offset_P3, steps_P2 - steps_P2.floor() - 0.5], dim=1)
-
-
-def largest(values_PC: Tensor, count_Q: Tensor) -> Tensor:
-    """[Q, C] the largest values of consecutive runs of rows, ``count_Q`` long."""
-    if not len(values_PC):
-        return values_PC
-    return torch.segment_reduce(values_PC, "max", lengths=count_Q, unsafe=True)
 
 
 def rows_of(cloud: PointCloud) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ Convention: right-handed frames, quaternions are (w, x, y, z), matrices act on c
 about z. Functions take numpy arrays or torch tensors of any leading shape unless they say otherwise.
 """
 
-from fusion3d.geometry.boxes import box_corners, corners_bev, points_in_box, wrap_angle
+from fusion3d.geometry.boxes import box_corners, corners_bev, wrap_angle
 from fusion3d.geometry.rigid import (
     apply,
     invert,
@@ -21,7 +21,6 @@ __all__ = [
     "box_corners",
     "corners_bev",
     "invert",
-    "points_in_box",
     "quaternion_from_rotation",
     "quaternion_from_yaw",
     "rotate",

@@ -39,18 +39,3 @@ def corners_bev(center: Tensor, size: Tensor, yaw: Tensor) -> Tensor:
     """[..., 2+] centre, [..., 2+] (l, w), [...] yaw to [..., 4, 2] footprint corners, clockwise from front left."""
     offset = _CORNERS[[0, 1, 5, 4], :2].to(size) * size[..., None, :2]
     return center[..., None, :2] + _turn(offset, yaw)
-
-
-def points_in_box(points: Tensor, center: Tensor, size: Tensor, yaw: Tensor, margin: float = 0.0) -> Tensor:
-    """Which points are inside which boxes (faces included).
-
-    Args:
-        points: [P, 3] [m].
-        center, size, yaw: [K, 3], [K, 3], [K].
-        margin: metres added on every side.
-
-    Returns:
-        [K, P] bool.
-    """
-    local = _turn(points[None] - center[:, None], -yaw)
-    return ((local.abs() - size[:, None] / 2) <= margin).all(-1)

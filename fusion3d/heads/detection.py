@@ -119,14 +119,8 @@ class DetectionHead(nn.Module):
         footprint = torch.cat([boxes.center[:, :2], boxes.size[:, :2], boxes.yaw[:, None]], dim=1)
         circle = self.config.nms == "circle"
         threshold = [_CIRCLE_RADIUS[name] for name in DETECTION_CLASSES] if circle else _ROTATED_THRESHOLD
-        return ops.nms_bev(
-            footprint,
-            boxes.score,
-            boxes.label,
-            threshold,
-            self.config.max_boxes,
-            "circle" if circle else "rotated",
-        )
+        metric = "circle" if circle else "rotated"
+        return ops.nms_bev(footprint, boxes.score, boxes.label, threshold, self.config.max_boxes, metric).trim()
 
 
 def prior_bias_(layer: nn.Module) -> None:

@@ -1,18 +1,19 @@
-"""Loading of the compiled kernels, and what torch must know of them: shapes without data, and gradients.
+"""Loading of the compiled kernels.
 
 The library registers its operations with torch when it is loaded; nothing here compiles anything. Where it is
-missing, ``has_kernel`` is False everywhere and the callers use the pure-torch twins.
+missing, ``has_kernel`` is False everywhere and the callers use the pure-torch twins. The environment variable
+FUSION3D_LIBRARY names another file than the package's own, such as a build with sanitizers.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-LIBRARY = Path(__file__).parents[1] / "_kernels.abi3.so"
+LIBRARY = Path(os.environ.get("FUSION3D_LIBRARY") or Path(__file__).parents[1] / "_kernels.abi3.so")
 
 _warned: set[str] = set()
 
@@ -20,7 +21,8 @@ _warned: set[str] = set()
 def _load() -> str:
     """Load the library; returns why it could not be, or nothing."""
     if not LIBRARY.is_file():
-        return "the kernels of fusion3d are not compiled"
+        named = f": {LIBRARY}, which FUSION3D_LIBRARY names, is no file" if "FUSION3D_LIBRARY" in os.environ else ""
+        return f"the kernels of fusion3d are not compiled{named}"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
@@ -60,30 +62,3 @@ def warn_once(problem: str) -> None:
             RuntimeWarning,
             stacklevel=4,
         )
-
-
-def _register() -> None:
-    """Tell torch the output shapes and the gradient of each operation."""
-
-    @torch.library.register_fake("fusion3d::bev_pool")
-    def _(depth: Tensor, feat: Tensor, cell: Tensor, sample: Tensor, pixel: Tensor, cell_ptr: Tensor) -> Tensor:
-        return feat.new_empty(cell_ptr.shape[0] - 1, feat.shape[3])
-
-    @torch.library.register_fake("fusion3d::bev_pool_backward")
-    def _(grad: Tensor, depth: Tensor, feat: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        return depth.new_empty(depth.shape), feat.new_empty(feat.shape)
-
-    def keep(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        depth, feat, cell, *_ = inputs
-        ctx.save_for_backward(depth, feat, cell)
-
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        depth, feat, cell = ctx.saved_tensors
-        grads = torch.ops.fusion3d.bev_pool_backward(grad.contiguous(), depth, feat, cell)
-        return (*grads, None, None, None, None)
-
-    torch.library.register_autograd("fusion3d::bev_pool", backward, setup_context=keep)
-
-
-if not PROBLEM:
-    _register()

@@ -7,7 +7,6 @@ import torch
 
 from fusion3d import ops
 from fusion3d.config import LidarConfig, RadarConfig
-from fusion3d.encoders import pillars
 from fusion3d.encoders import radar as radar_encoder
 from fusion3d.encoders.lidar import LidarEncoder
 from fusion3d.encoders.pillars import PillarNet
@@ -22,10 +21,14 @@ def cloud(points: torch.Tensor, sample: list[int], present: list[bool]) -> Point
     return PointCloud(points, torch.tensor(sample, dtype=torch.int64), torch.tensor(present))
 
 
+def one_pillar(num_points: int) -> ops.SegmentPlan:
+    return ops.segment_plan(torch.zeros(num_points, dtype=torch.int64), 1)
+
+
 def test_description_of_two_points_in_a_pillar_by_hand():
     net = PillarNet(GRID, 1, 4)
     xyz = torch.tensor([[2.2, -1.4, 0.5], [2.6, -1.8, 1.5], [-3.5, 0.5, 0.0]])
-    told = net.describe(xyz, torch.tensor([[0.1], [0.2], [0.3]]), torch.tensor([0, 0, 1]), 2)
+    told = net.describe(xyz, torch.tensor([[0.1], [0.2], [0.3]]), ops.segment_plan(torch.tensor([0, 0, 1]), 2))
     expected = torch.tensor(
         [
             [0.1, 0.22, -0.14, 0.05, -0.2, 0.2, -0.5, -0.3, 0.1],
@@ -53,18 +56,32 @@ def test_map_is_maximum_and_mean_of_the_points_in_each_cell():
                     assert (result[b, :, iy, ix] == 0).all()
                     continue
                 seen += int(mine.sum())
-                told = net.describe(xyz[mine], features[mine], torch.zeros(int(mine.sum()), dtype=torch.int64), 1)
-                values = net.net(told)
+                values = net.net(net.describe(xyz[mine], features[mine], one_pillar(int(mine.sum()))))
                 expected = torch.cat([values.amax(0), values.mean(0)])
                 torch.testing.assert_close(result[b, :, iy, ix], expected, atol=1e-5, rtol=1e-5)
     assert 200 < seen < 300
 
 
-def test_gradient_of_the_largest_and_of_the_mean():
-    values = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    count, pillar = torch.tensor([2, 1, 3]), torch.tensor([0, 0, 1, 2, 2, 2])
-    assert torch.autograd.gradcheck(lambda v: pillars.largest(v, count), (values,))
-    assert torch.autograd.gradcheck(lambda v: ops.scatter(v, pillar, 3, "mean"), (values,))
+@pytest.mark.parametrize("harm", [float("nan"), float("inf"), 1e30, -1e30])
+def test_points_outside_of_the_grid_do_no_harm(harm):
+    torch.manual_seed(0)
+    net = PillarNet(GRID, 1, 8)
+    xyz, features = torch.rand(20, 3), torch.rand(20, 1)
+    sample = torch.zeros(20, dtype=torch.int64)
+
+    def run(xyz, features, sample):
+        net.zero_grad()
+        result = net(xyz, features, sample, 1)
+        result.square().sum().backward()
+        return [result.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
+
+    alone = run(xyz, features, sample)
+    xyz_more = torch.cat([torch.full((2, 3), harm), xyz, torch.tensor([[0.5, harm, 0.5], [0.5, 0.5, 9.0]])])
+    features_more = torch.cat([torch.full((2, 1), harm), features, torch.full((2, 1), harm)])
+    among = run(xyz_more, features_more, torch.zeros(24, dtype=torch.int64))
+    assert all(torch.equal(a, b) for a, b in zip(alone, among, strict=True))
+    nothing = run(xyz_more[:2], features_more[:2], sample[:2])
+    assert not any(t.any() for t in nothing)
 
 
 def test_gradient_through_the_network_is_that_of_each_cell_by_itself():
@@ -82,7 +99,7 @@ def test_gradient_through_the_network_is_that_of_each_cell_by_itself():
     total = torch.zeros(())
     for number in cell[inside].unique():
         mine = inside & (cell == number)
-        values = net.net(net.describe(xyz[mine], features[mine], torch.zeros(int(mine.sum()), dtype=torch.int64), 1))
+        values = net.net(net.describe(xyz[mine], features[mine], one_pillar(int(mine.sum()))))
         total = total + (torch.cat([values.amax(0), values.mean(0)]) * weight.flatten(1)[:, number]).sum()
     total.backward()
     for ours, theirs in zip(found, [features.grad, *(p.grad for p in net.parameters())], strict=True):

@@ -72,18 +72,9 @@ def test_corners_agree_with_the_devkit() -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
 
-def test_footprint_and_membership_agree_with_shapely() -> None:
+def test_footprint_agrees_with_shapely() -> None:
     shapely = pytest.importorskip("shapely")
     center = torch.tensor([[1.0, 2.0, 0.5]], dtype=torch.float64)
     size, yaw = torch.tensor([[4.0, 2.0, 1.0]], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
     polygon = shapely.Polygon(geometry.corners_bev(center, size, yaw)[0].numpy())
     assert polygon.area == pytest.approx(8.0)
-    points = torch.from_numpy(RNG.uniform(-3, 5, (500, 3)))
-    points[:, 2] = 0.5
-    inside = geometry.points_in_box(points, center, size, yaw)[0]
-    expected = shapely.contains_xy(polygon, *points[:, :2].numpy().T)
-    assert 0 < inside.sum() < 500
-    assert (inside.numpy() == expected).all()
-    points[:, 2] = 1.01
-    assert not geometry.points_in_box(points, center, size, yaw).any()
-    assert geometry.points_in_box(points, center, size, yaw, margin=0.02).any()

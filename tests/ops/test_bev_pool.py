@@ -6,14 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, exported, needs_kernel, opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
-from fusion3d.ops import library, reference
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
+from fusion3d.ops import reference
 
 
 def make(shape=(2, 7, 3, 5), channels=19, num_cells=23, dtype=torch.float32, device="cpu", seed=0, outside=0.3):
@@ -44,10 +42,49 @@ def test_plain_loops():
 def test_plan_orders_samples_by_cell():
     cell = torch.tensor([2, -1, 0, 2, 0, -1, 1, 0]).reshape(1, 4, 1, 2)
     plan = ops.bev_pool_plan(cell, 4)
-    assert plan.sample.tolist() == [2, 4, 7, 6, 0, 3]
-    assert plan.pixel.tolist() == [0, 0, 1, 0, 0, 1]
+    assert plan.sample.tolist() == [2, 4, 7, 6, 0, 3, 1, 5]  # the last two are outside
+    assert plan.pixel.tolist() == [0, 0, 1, 0, 0, 1, 1, 1]
     assert plan.cell_ptr.tolist() == [0, 3, 4, 6, 6]
     assert plan.num_cells == 4
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (8, 8), (19, 13), (3, 40), (40, 3), (16, 24)])
+def test_walk_visits_every_cell_once_in_parts_of_equal_work(rows, cols):
+    random = torch.Generator().manual_seed(0)
+    cell = torch.randint(-1, rows * cols, (2, 50, 4, 9), generator=random)
+    plan = ops.bev_pool_plan(cell, rows * cols, cols)
+    assert plan.order.sort().values.tolist() == list(range(rows * cols))
+    assert plan.part[0] == 0 and plan.part[-1] == rows * cols and (plan.part.diff() >= 0).all()
+    work = (plan.cell_ptr.diff() + 2)[plan.order]
+    shares = [int(work[a:b].sum()) for a, b in plan.part.unfold(0, 2, 1).tolist()]
+    assert max(shares) <= int(work.sum()) / len(shares) + int(work.max())
+    if rows >= 8 and cols >= 8:
+        tile = plan.order[:64]
+        assert int((tile // cols).max()) < 8 and int((tile % cols).max()) < 8
+
+
+def test_rows_of_the_grid_do_not_change_a_bit():
+    depth, feat, _ = make(num_cells=24)
+    cell = torch.randint(-1, 24 * 17, depth.shape, generator=torch.Generator().manual_seed(0))
+    plain, tiled = (ops.bev_pool(depth, feat, ops.bev_pool_plan(cell, 24 * 17, cols)) for cols in (None, 17))
+    assert torch.equal(plain, tiled)
+    with pytest.raises(ValueError, match="whole rows"):
+        ops.bev_pool_plan(cell, 24 * 17, 16)
+
+
+@compiled
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 2**20), st.integers(1, 2**20), st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8))
+def test_pixel_of_any_sample(bins, area, samples):
+    pixel = torch.ops.fusion3d.bev_pool_pixel(torch.tensor(samples, dtype=torch.int32), bins, area)
+    want = [s // (bins * area) * area + s % area for s in samples]
+    assert pixel.tolist() == want
+    assert reference.bev_pool_pixel(torch.tensor(samples), bins, area).tolist() == want
+
+
+@compiled
+def test_pixel_opcheck():
+    opcheck(torch.ops.fusion3d.bev_pool_pixel, torch.arange(24, dtype=torch.int32), 3, 4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -57,8 +94,7 @@ def test_plan_orders_samples_by_cell():
 )
 @pytest.mark.parametrize("channels", [1, 4, 19, 80, 131])
 def test_kernel_equals_twin(device, dtype, tolerance, channels):
-    if device not in library.DEVICES:
-        pytest.skip(f"no compiled kernel for {device}: {library.PROBLEM or 'compiled without'}")
+    needs_kernel(device)
     depth, feat, plan = make((3, 11, 4, 6), channels, 50, dtype, device)
     exact = [t.detach().double().requires_grad_() for t in (depth, feat)]
     out, want = ops.bev_pool(depth, feat, plan), twin(*exact, plan)
@@ -103,36 +139,43 @@ def test_gradcheck(device):
 def test_opcheck(device):
     depth, feat, plan = make(device=device)
     feat = feat.detach().permute(0, 2, 3, 1).contiguous().requires_grad_()
-    args = (depth, feat, plan.cell, plan.sample, plan.pixel, plan.cell_ptr)
-    torch.library.opcheck(torch.ops.fusion3d.bev_pool.default, args)
+    args = (depth, feat, plan.cell, plan.sample, plan.pixel, plan.cell_ptr, plan.order, plan.part)
+    opcheck(torch.ops.fusion3d.bev_pool, *args)
     grad = torch.ones(plan.num_cells, feat.shape[3], device=device)
-    torch.library.opcheck(
-        torch.ops.fusion3d.bev_pool_backward.default, (grad, depth.detach(), feat.detach(), plan.cell)
-    )
+    opcheck(torch.ops.fusion3d.bev_pool_backward, grad, depth.detach(), feat.detach(), plan.cell)
 
 
-def test_compiles_into_one_graph():
-    depth, feat, plan = make()
-    traced = torch.compile(lambda d, f: ops.bev_pool(d, f, plan), backend="eager", fullgraph=True)
-    torch.testing.assert_close(traced(depth, feat), ops.bev_pool(depth, feat, plan), rtol=0, atol=0)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiles_into_one_graph_plan_included(backend):
+    depth, feat, plan = make(num_cells=24)
+
+    def pool(depth, feat, cell):
+        return ops.bev_pool(depth, feat, ops.bev_pool_plan(cell, 24, 6))
+
+    found = torch.compile(pool, backend=backend, fullgraph=True)(depth, feat, plan.cell)
+    torch.testing.assert_close(found, pool(depth, feat, plan.cell), rtol=0, atol=0)
+    found.square().sum().backward()
+    assert depth.grad.any() and feat.grad.any()
+
+
+def test_exports():
+    def pool(depth, feat, cell):
+        return ops.bev_pool(depth, feat, ops.bev_pool_plan(cell, 24, 6))
+
+    depth, feat, plan = make(num_cells=24)
+    args = (depth.detach(), feat.detach(), plan.cell)
+    assert torch.equal(exported(pool, *args)(*args), pool(*args))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_same_bits_for_any_run_and_thread_count(device):
-    def bits(threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            depth, feat, plan = make((4, 30, 8, 11), 40, 200, device=device)
-            out = ops.bev_pool(depth, feat, plan)
-            out.backward(out.detach())
-        finally:
-            torch.set_num_threads(before)
+    def bits():
+        depth, feat, plan = make((4, 30, 8, 11), 40, 200, device=device)
+        out = ops.bev_pool(depth, feat, plan)
+        out.backward(out.detach())
         return out.detach(), depth.grad, feat.grad
 
-    first = bits(1)
-    for threads in (1, 2, 3, 4):
-        assert all(torch.equal(a, b) for a, b in zip(first, bits(threads), strict=True)), threads
+    assert_same_bits(bits)
 
 
 def test_autocast_casts_both():
@@ -170,13 +213,7 @@ def test_rounding_of_half_is_to_nearest_even():
 
 def test_without_library_the_twin_runs_with_one_warning(monkeypatch):
     depth, feat, plan = make()
-    want = ops.bev_pool(depth, feat, plan)
-    monkeypatch.setattr(library, "DEVICES", frozenset())
-    monkeypatch.setattr(library, "_warned", set())
-    with pytest.warns(RuntimeWarning, match="pure-torch") as caught:
-        outs = [ops.bev_pool(depth, feat, plan) for _ in range(3)]
-    assert len(caught) == 1
-    torch.testing.assert_close(outs[0], want, rtol=1e-5, atol=1e-5)
+    assert_twin_warns_once(monkeypatch, lambda: ops.bev_pool(depth, feat, plan), atol=1e-5)
 
 
 def test_wrong_input_says_what_was_expected():
@@ -205,7 +242,7 @@ def test_wrong_input_says_what_was_expected():
 def test_the_operation_itself_rejects_what_it_cannot_read():
     depth, feat, plan = make()
     rows = feat.detach().permute(0, 2, 3, 1).contiguous()
-    lists = (plan.sample, plan.pixel, plan.cell_ptr)
+    lists = (plan.sample, plan.pixel, plan.cell_ptr, plan.order, plan.part)
     op = torch.ops.fusion3d.bev_pool
     with pytest.raises(RuntimeError, match="contiguous"):
         op(depth, feat.detach().permute(0, 2, 3, 1), plan.cell, *lists)
@@ -214,4 +251,4 @@ def test_the_operation_itself_rejects_what_it_cannot_read():
     with pytest.raises(RuntimeError, match="M, H, W, C"):
         op(depth, rows[:, :2].contiguous(), plan.cell, *lists)
     with pytest.raises(RuntimeError, match="equally long"):
-        op(depth, rows, plan.cell, plan.sample[1:], plan.pixel, plan.cell_ptr)
+        op(depth, rows, plan.cell, plan.sample[1:], *lists[1:])

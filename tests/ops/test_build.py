@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness import compiled
 
 from fusion3d.ops import library
 
 ROOT = Path(__file__).parents[2]
 NVCC = shutil.which("nvcc")
-compiled = pytest.mark.skipif(not library.LIBRARY.is_file(), reason="the kernels are not compiled here")
 
 
 def output(*command: str, **settings: str) -> str:
@@ -45,11 +45,44 @@ def test_loads_and_registers():
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("*.cu")), ids=lambda path: path.name)
-def test_cuda_compiles_for_hopper(source, tmp_path):
-    output(
-        NVCC, "-std=c++17", "-arch=sm_90", "-Werror=all-warnings", "-Icsrc/include", "-c", str(source),
-        "-o", str(tmp_path / "object.o"),
-    )  # fmt: skip
+def test_cuda_compiles_for_hopper_without_a_warning(source):
+    """By setup.py, which compiles nothing that it has compiled before: after `make` only what it said is read."""
+    archs = os.environ.get("FUSION3D_CUDA_ARCHS", "90")
+    settings = {"FUSION3D_CUDA": "1", "FUSION3D_CUDA_ARCHS": archs if "90" in archs.split() else f"90 {archs}"}
+    name = str(source.relative_to(ROOT))
+    made = Path(output(sys.executable, "setup.py", "-q", "build_ext", "--only", name, **settings).splitlines()[-1])
+    assert made.is_file() and made.name.startswith(source.name)
+    assert not re.findall(r"(?i)^.*warning.*$", made.with_suffix(".log").read_text(), re.MULTILINE)
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+def test_objects_follow_what_they_include(tmp_path):
+    """A header of CUDA's own kind counts too; an unchanged source is not compiled twice."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "fusion3d/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "csrc/cuda").mkdir(parents=True)
+    (tmp_path / "csrc/cuda/inner.cuh").write_text("int number();\n")
+    (tmp_path / "csrc/cuda/outer.cuh").write_text('#include "inner.cuh"\n')
+    (tmp_path / "csrc/cuda/some.cu").write_text('#include "outer.cuh"\nint number() { int unused; return 1; }\n')
+
+    def compile_it() -> tuple[str, Path]:
+        said = subprocess.run(
+            [sys.executable, "setup.py", "-q", "build_ext", "--only", "csrc/cuda/some.cu"],
+            capture_output=True, text=True, cwd=tmp_path,
+            env={**os.environ, "FUSION3D_CUDA": "1", "FUSION3D_CUDA_ARCHS": "90"},
+        )  # fmt: skip
+        assert said.returncode == 0, said.stdout + said.stderr
+        return said.stdout, Path(said.stdout.splitlines()[-1])
+
+    said, first = compile_it()
+    assert "1 of 1 files to compile" in said and "warning" in first.with_suffix(".log").read_text()
+    said, again = compile_it()
+    assert "0 of 1 files to compile" in said and again == first
+    (tmp_path / "csrc/cuda/inner.cuh").write_text("int number();  // changed\n")
+    said, other = compile_it()
+    assert "1 of 1 files to compile" in said and other != first
 
 
 @pytest.mark.parametrize("folder", ["include", "cpu", "cuda"])
@@ -65,7 +98,7 @@ def test_without_compiler_it_is_pure_python_with_one_warning(tmp_path):
     assert said.count("warning: no compiled kernels: there is no C++ compiler") == 1
     built = output(sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path), FUSION3D_NO_EXT="1")
     assert built.count("warning: no compiled kernels") == 1
-    assert (tmp_path / "lib/fusion3d/ops/reference.py").is_file()
+    assert (tmp_path / "lib/fusion3d/ops/reference/pooling.py").is_file()
     assert list((tmp_path / "lib/fusion3d/configs").glob("*.yaml")) or not list((ROOT / "configs").glob("*.yaml"))
     assert not list(tmp_path.rglob("*.so"))
 
@@ -81,15 +114,8 @@ def test_an_old_or_broken_nvcc_leaves_the_cuda_kernels_out(tmp_path, script):
     # Told to stop before it compiles: CXX fails at once, but only when the CPU kernels' turn has come.
     settings = {"NVCC": str(nvcc), "CXX": "false", "FUSION3D_CUDA_ARCHS": "90"}
     command = (
-        sys.executable,
-        "setup.py",
-        "-q",
-        "build_ext",
-        "--build-lib",
-        str(tmp_path),
-        "--build-temp",
-        str(tmp_path),
-    )
+        sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path), "--build-temp", str(tmp_path),
+    )  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "FUSION3D_CUDA": "", **settings}
     )
@@ -104,9 +130,9 @@ def test_an_old_or_broken_nvcc_leaves_the_cuda_kernels_out(tmp_path, script):
 def test_package_works_without_library(tmp_path):
     code = (
         "import warnings, torch; from fusion3d.ops import library; from fusion3d import ops\n"
-        "plan = ops.bev_pool_plan(torch.zeros(1, 2, 1, 1, dtype=torch.int64), 1)\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always')\n"
+        "    plan = ops.bev_pool_plan(torch.zeros(1, 2, 1, 1, dtype=torch.int64), 1)\n"
         "    out = [ops.bev_pool(torch.ones(1, 2, 1, 1), torch.ones(1, 3, 1, 1), plan) for _ in range(2)]\n"
         "assert out[0].tolist() == [[2.0] * 3] and len(caught) == 1, caught\n"
         "print(library.PROBLEM)\n"
@@ -118,6 +144,12 @@ def test_package_works_without_library(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "the kernels of fusion3d are not compiled"
+
+
+def test_another_library_can_be_named():
+    code = "from fusion3d.ops import library; print(library.LIBRARY, library.PROBLEM)"
+    said = output(sys.executable, "-c", code, FUSION3D_LIBRARY="no-such.so")
+    assert said.startswith("no-such.so the kernels of fusion3d are not compiled: no-such.so, which FUSION3D_LIBRARY")
 
 
 def test_everything_that_setup_installs_is_pinned():

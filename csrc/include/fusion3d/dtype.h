@@ -7,4 +7,6 @@ namespace fusion3d {
 
 enum class Dtype { kFloat16, kBFloat16, kFloat32, kFloat64 };
 
+const char* cuda_error_name(int error);  // of a cudaError_t; only in builds with CUDA
+
 }  // namespace fusion3d

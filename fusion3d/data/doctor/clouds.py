@@ -9,7 +9,8 @@ from fusion3d.data.doctor.finding import Finding
 from fusion3d.data.lidar import load_lidar
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.tables import REFERENCE_CHANNEL
-from fusion3d.geometry import apply, invert, points_in_box, rotate, rotation_from_quaternion, yaw_of
+from fusion3d import ops
+from fusion3d.geometry import apply, invert, rotate, rotation_from_quaternion, yaw_of
 
 _ENOUGH_BOXES = 20
 _SHARES = (0.0, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0)  # of the ego motion, by which sweeps are tried to fit
@@ -81,15 +82,19 @@ def _boxes_of(tables: Tables, sample: int) -> dict[str, np.ndarray]:
     }
 
 
+def _rows(case: dict[str, np.ndarray]) -> torch.Tensor:
+    """[K, 7] of a case's boxes, as operations take them."""
+    return torch.from_numpy(np.column_stack([case[key] for key in ("center", "size", "yaw")]))
+
+
 def _agreement(cases: list[dict[str, np.ndarray]], change) -> float:
     """Share of the boxes with 5 annotated points or more whose counted points agree to 10 % (or 2)."""
     good = total = 0
     for case in cases:
         case = change(case)
         chosen = case["expected"] >= 5
-        center, size, yaw = (torch.from_numpy(case[key][chosen]).float() for key in ("center", "size", "yaw"))
-        inside = points_in_box(torch.from_numpy(case["points"]).float(), center, size, yaw)
-        counted, expected = inside.sum(1).numpy(), case["expected"][chosen]
+        counted = ops.points_in_boxes(torch.from_numpy(case["points"]), _rows(case)).count.numpy()[chosen]
+        expected = case["expected"][chosen]
         good += int((np.abs(counted - expected) <= np.maximum(2, 0.1 * expected)).sum())
         total += int(chosen.sum())
     return good / max(total, 1)
@@ -148,11 +153,7 @@ def _standing(tables: Tables, sample: int, sweeps: int) -> torch.Tensor:
     cloud = _cloud(tables, sample, sweeps, min_distance=2.0)
     reach = torch.linalg.vector_norm(cloud[:, :2], dim=1)
     cloud = cloud[(reach > 4) & (reach < 30) & (cloud[:, 2] > 0.3)]  # flat ground would fit anywhere
-    case = _boxes_of(tables, sample)
-    center, size, yaw = (torch.from_numpy(case[key]).float() for key in ("center", "size", "yaw"))
-    if len(center):
-        cloud = cloud[~points_in_box(cloud[:, :3], center, size, yaw, margin=1.0).any(0)]
-    return cloud
+    return cloud[ops.points_in_boxes(cloud, _rows(_boxes_of(tables, sample)), margin=1.0).box < 0]
 
 
 def _sweep_distances(cloud: torch.Tensor, motion: np.ndarray) -> list[float] | None:

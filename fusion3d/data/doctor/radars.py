@@ -9,7 +9,8 @@ from fusion3d.data.doctor.finding import Finding
 from fusion3d.data.doctor.rig import channels_of
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.radar import load_radars, read_pcd
-from fusion3d.geometry import apply, invert, points_in_box, rotate, rotation_from_quaternion, transform_from, yaw_of
+from fusion3d import ops
+from fusion3d.geometry import apply, invert, rotate, rotation_from_quaternion, transform_from, yaw_of
 from fusion3d.types import RADARS
 
 _TURNS = np.radians(np.arange(-175, 181, 5))
@@ -89,18 +90,18 @@ def check_radar_in_boxes(tables: Tables, samples: list[int]) -> list[Finding]:
         ego_from_global = invert(tables.global_from_ego(sample))
         speed = torch.linalg.vector_norm(cloud[:, 4:6], dim=1)
         chosen = cloud[(speed > 2) & (cloud[:, 7] == 0) & (torch.linalg.vector_norm(cloud[:, :2], dim=1) < 60)]
-        center = torch.from_numpy(apply(ego_from_global, tables.box_center[rows])).float()
         rotation = ego_from_global[:3, :3] @ rotation_from_quaternion(tables.box_rotation[rows])
-        size = torch.from_numpy(tables.box_size[rows]).float()
-        center[:, 2], size[:, 2] = 0, 100  # a radar does not measure height
-        inside = points_in_box(chosen[:, :3], center, size, torch.from_numpy(yaw_of(rotation)).float(), margin=1.0)
+        center = apply(ego_from_global, tables.box_center[rows])
+        boxes = np.column_stack([center, tables.box_size[rows], yaw_of(rotation)])
+        boxes[:, 2], boxes[:, 5] = 0, 100  # a radar does not measure height
+        box_of = ops.points_in_boxes(chosen, torch.from_numpy(boxes), margin=1.0).box
         velocity = torch.from_numpy(rotate(ego_from_global, tables.box_velocity[rows]))[:, :2].float()
         moving += len(chosen)
-        explained += int(inside.any(0).sum())
-        for box, point in inside.nonzero().tolist():
+        explained += int((box_of >= 0).sum())
+        for point in (box_of >= 0).nonzero().flatten().tolist():
             measured = chosen[point, 4:6]
             along = measured / torch.linalg.vector_norm(measured)
-            difference = float(torch.linalg.vector_norm(measured) - velocity[box] @ along)
+            difference = float(torch.linalg.vector_norm(measured) - velocity[box_of[point]] @ along)
             if np.isfinite(difference):
                 differences.append(abs(difference))
     if len(differences) < 20:

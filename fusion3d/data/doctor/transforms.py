@@ -11,7 +11,8 @@ from fusion3d.config import AugmentConfig, DataConfig
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.data.doctor.finding import Finding
 from fusion3d.data.nuscenes import Tables
-from fusion3d.geometry import apply, points_in_box, rotation_from_quaternion
+from fusion3d import ops
+from fusion3d.geometry import apply, rotation_from_quaternion
 from fusion3d.types import BEVGrid, Sample
 
 _SEED = 0
@@ -88,8 +89,8 @@ def check_augmentation(config: DataConfig, split: str, grid: BEVGrid, indices: l
 def _points_per_box(sample: Sample) -> np.ndarray | None:
     if sample.lidar is None or sample.boxes is None:
         return None
-    boxes = sample.boxes
-    return points_in_box(sample.lidar[:, :3], boxes.center, boxes.size, boxes.yaw).sum(1).numpy()
+    boxes = torch.cat([sample.boxes.center, sample.boxes.size, sample.boxes.yaw[:, None]], dim=1)
+    return ops.points_in_boxes(sample.lidar, boxes).count.numpy()
 
 
 def first_sweep_only(config: DataConfig) -> DataConfig:

@@ -1,10 +1,11 @@
-// The library "fusion3d": schemas, and the helpers that its operations share. Kernels are registered beside their glue.
+// What the operations share. Each registers itself, schema and kernels, in the file of its name.
 #include "tensors.h"
 
-STABLE_TORCH_LIBRARY(fusion3d, m) {
-  m.def("bev_pool(Tensor depth, Tensor feat, Tensor cell, Tensor sample, Tensor pixel, Tensor cell_ptr) -> Tensor");
-  m.def("bev_pool_backward(Tensor grad, Tensor depth, Tensor feat, Tensor cell) -> (Tensor, Tensor)");
-}
+#ifdef __SANITIZE_THREAD__
+#include <algorithm>
+#include <thread>
+#include <vector>
+#endif
 
 namespace fusion3d {
 
@@ -29,9 +30,31 @@ void check(const Tensor& tensor, const char* name, int64_t dims, ScalarType dtyp
       "fusion3d: ", name, " must be on the device of the other tensors");
 }
 
+#ifndef __SANITIZE_THREAD__
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Range& range) {
+  torch::stable::parallel_for(begin, end, grain, [&](int64_t b, int64_t e) { range(b, e); });
+}
+#else
+// ThreadSanitizer sees these threads begin and end; of those of torch's OpenMP it would take every hand-over for a race.
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Range& range) {
+  const int64_t most = std::max<int64_t>(1, (end - begin) / std::max<int64_t>(1, grain));
+  const int64_t count = std::min<int64_t>(most, torch::stable::get_num_threads());
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = begin + (end - begin) * i / count, last = begin + (end - begin) * (i + 1) / count;
+    if (first < last) threads.emplace_back([&range, first, last] { range(first, last); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+#endif
+
 }  // namespace fusion3d
 
 #ifdef FUSION3D_WITH_CUDA
+void fusion3d::check_launch(int error, const char* op) {
+  STD_TORCH_CHECK(error == 0, "fusion3d: ", op, " did not start: ", cuda_error_name(error));
+}
+
 // Of libtorch_cuda: weak, so that one library loads with every build of torch.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 

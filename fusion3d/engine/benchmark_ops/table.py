@@ -1,0 +1,168 @@
+"""The operations' benchmark as text, Markdown and JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusion3d.engine.benchmark_ops.timing import Timing
+from fusion3d.ops import library
+
+HEADS = ("op", "shape", "ours", "peer", "time", "ratio", "target", "bound", "of bound", "device")
+_COLUMNS = 120
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours against one peer, or the reason why there is no such figure."""
+
+    op: str
+    shape: str
+    device: str
+    peer: str  # "" where the case has none
+    note: str = ""  # instead of a time: "not installed", "not run", "disagrees: ..."
+    ours: Timing | None = None
+    theirs: Timing | None = None
+    graph: Timing | None = None  # ours as a CUDA graph
+    target: float | None = None  # ratio that is wanted at least
+    bound: float | None = None  # seconds that moving the bytes takes at the measured copy rate
+    wrong: bool = False  # a result that is not ours, or an error: the run has failed
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster ours is, by the shortest readings."""
+        return self.theirs.least / self.ours.least if self.ours and self.theirs else None
+
+    @property
+    def met(self) -> bool | None:
+        """Is the target reached? None where there is no target or no time."""
+        return None if self.target is None or self.ratio is None else self.ratio >= self.target
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: seconds, and ratios of the shortest readings and of the medians."""
+        times = {name: getattr(self, name) for name in ("ours", "theirs", "graph")}
+        both = self.ours and self.theirs
+        return {
+            **{name: getattr(self, name) for name in ("op", "shape", "device", "peer", "note", "target", "bound")},
+            **{name: timing and timing.as_dict() for name, timing in times.items()},
+            "ratio": self.ratio,
+            "ratio_of_medians": self.theirs.median / self.ours.median if both and self.theirs and self.ours else None,
+            "met": self.met,
+        }
+
+    def cells(self) -> list[str]:
+        """What the table shows, in the order of ``HEADS``."""
+        target = "" if self.target is None else f">= {self.target:g}"
+        if self.met is not None:
+            target += " yes" if self.met else " NO"
+        fastest = self.graph or self.ours
+        share = f"{self.bound / fastest.least:.0%}" if self.bound and fastest else ""
+        ours = duration(self.ours) + (f" ({duration(self.graph)} graph)" if self.graph else "")
+        ratio = f"{self.ratio:.3g}x" if self.ratio else ""
+        bound = "" if self.bound is None else seconds(self.bound)
+        theirs = self.note or duration(self.theirs)
+        return [self.op, self.shape, ours, self.peer or "-", theirs, ratio, target, bound, share, self.device]
+
+
+def seconds(value: float) -> str:
+    """In the unit that suits it."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value * 1e6:.3g} us"
+
+
+def duration(timing: Timing | None) -> str:
+    """Shortest reading, and how far the readings spread."""
+    return "" if timing is None else f"{seconds(timing.least)} +{timing.spread:.0%}"
+
+
+def environment(device: str, root: str) -> dict[str, Any]:
+    """What the figures depend on: versions, processor, threads, and the source they were measured on."""
+    gpu = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else None
+    return {
+        "device": device,
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels": sorted(library.DEVICES),
+        "commit": _commit(),
+        "cloud": root,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """Of the source folder, with a + where it has been changed since; None where it is no repository."""
+    folder = Path(__file__).parent
+    try:
+        asked = [["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "-uno"]]
+        head, changed = (subprocess.run(a, cwd=folder, capture_output=True, text=True, check=True) for a in asked)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def headline(about: dict[str, Any], rate: float | None) -> str:
+    """One line on where the figures come from."""
+    where = f"{about['gpu']}, CUDA {about['cuda']}" if about["gpu"] else f"{about['cpu']}, {about['threads']} threads"
+    copied = f"; copy {rate / 1e9:.3g} GB/s read and written" if rate else ""
+    return f"{where}; torch {about['torch']}; commit {about['commit'] or 'unknown'}; {about['cloud']}{copied}"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, a line for each row."""
+    table = [list(HEADS), ["---"] * len(HEADS), *(row.cells() for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in table)
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The table for a terminal of 120 columns: what is worked on has a line of its own, and so has a long note."""
+    chosen = [HEADS.index(name) for name in ("peer", "ours", "time", "ratio", "target", "bound", "of bound")]
+    cells = [[row.cells()[i] for i in chosen] for row in rows]
+    time = chosen.index(HEADS.index("time"))
+    for row, line in zip(rows, cells, strict=True):
+        line[time] = line[time] if row.note == "" else ""
+    widths = [max(map(len, column)) for column in zip([HEADS[i] for i in chosen], *cells, strict=True)]
+
+    def laid(line: Sequence[str]) -> str:
+        return "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+
+    lines, work = [laid([HEADS[i] for i in chosen])], None
+    for row, line in zip(rows, cells, strict=True):
+        if work != (row.op, row.shape):
+            work = row.op, row.shape
+            lines.append(f"{row.op}: {row.shape}, {row.device}")
+        lines.append(laid(line))
+        if row.note and len(f"{lines[-1]}  {row.note}") <= _COLUMNS:
+            lines[-1] += f"  {row.note}"
+        elif row.note:
+            lines += textwrap.wrap(row.note, _COLUMNS, initial_indent=" " * 4, subsequent_indent=" " * 4)
+    return "\n".join(lines)
+
+
+EXPLANATION = (
+    "Times are the shortest of the readings, + the distance between the quartiles over the median; ours and the peers "
+    "are read in turn, in one process, on the same input, after their results were found equal. ratio: the peer's "
+    "time over ours. bound: the bytes that must be read and written at least, at the copy rate measured in the same "
+    "run; what lies in a cache can beat it. graph: the same call replayed as a CUDA graph, without the host's share."
+)

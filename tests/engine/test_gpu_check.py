@@ -1,0 +1,64 @@
+"""`make gpu-check` on a machine that has torch, numba and pytest, but none of the optional packages."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ABSENT = ("cachetools", "nuscenes", "open3d", "pyquaternion", "shapely", "spconv", "tyro")
+BLOCKER = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}: absent in this test", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Run Python in a process where the optional packages are not there; returns what it printed."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(absent=ABSENT))
+
+    def call(*arguments: str) -> str:
+        settings = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return call
+
+
+def test_the_blocker_blocks(bare):
+    code = "import importlib\nfor name in {}:\n try: importlib.import_module(name)\n except ImportError: print(name)"
+    assert bare("-c", code.format(ABSENT)).split() == list(ABSENT)
+
+
+def test_training_and_its_data_need_none_of_them(bare):
+    code = "import fusion3d.engine.train, fusion3d.synthetic.writer\nfrom fusion3d.config import load_config\n"
+    assert "camera" in bare("-c", code + "print(load_config('configs/demo.yaml'))")
+
+
+def test_the_table_of_the_operations_needs_none_of_them(bare, tmp_path):
+    """Without a GPU every case is made and said to be not run; a peer that is missing is no error."""
+    code = (
+        "import sys, torch; torch.cuda.is_available = lambda: False\n"
+        "from fusion3d.cli import run\n"
+        "sys.exit(run('benchmark', ['ops', '--quick', '--device', 'cuda', '--json', sys.argv[1]]))"
+    )
+    said = bare("-c", code, str(tmp_path / "ops.json"))
+    assert re.search(r"^op +shape", said, re.MULTILINE) and (tmp_path / "ops.json").is_file()
+
+
+def test_its_tests_are_found(bare):
+    files = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+    assert "passed" not in bare("-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *files, "-m", "gpu")

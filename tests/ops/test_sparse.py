@@ -1,0 +1,418 @@
+"""Sparse convolution: rulebooks and sums against dense ones, twin against kernel, and what torch asks of an op."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion3d import ops
+from fusion3d.ops import library, reference
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
+STRIDED = {"stride": 2, "padding": 1}
+
+
+def voxels(shape=(4, 7, 9), batch=2, occupied=0.3, device="cpu", seed=0):
+    """[N, 4] int32, random cells of the grid in random order."""
+    random = torch.Generator().manual_seed(seed)
+    cells = (torch.rand(batch, *shape, generator=random) < occupied).nonzero()
+    return cells[torch.randperm(len(cells), generator=random)].int().to(device)
+
+
+def make(cin=5, cout=7, dtype=torch.float32, device="cpu", seed=0, kernel=3, submanifold=True, coords=None, **geometry):
+    """Random features and weight, and the rulebook."""
+    random = torch.Generator().manual_seed(seed)
+    coords = voxels(device=device, seed=seed) if coords is None else coords
+    rulebook = ops.sparse_rulebook(coords, (4, 7, 9), 2, kernel, submanifold=submanifold, **geometry)
+    features = torch.randn(len(coords), cin, generator=random, dtype=torch.float64)
+    weight = torch.randn(cout, *rulebook.kernel, cin, generator=random, dtype=torch.float64)
+    return features.to(device, dtype).requires_grad_(), weight.to(device, dtype).requires_grad_(), rulebook
+
+
+def dense(features, coords, shape, batch):
+    """[B, C, Z, Y, X], zero where there is no voxel."""
+    b, z, y, x = coords.long().unbind(1)
+    grid = features.new_zeros(batch, *shape, features.shape[1])
+    return grid.index_put((b, z, y, x), features).permute(0, 4, 1, 2, 3)
+
+
+def read(grid, coords):
+    """[N, C] of a dense grid, at voxels."""
+    b, z, y, x = coords.long().unbind(1)
+    return grid.permute(0, 2, 3, 4, 1)[b, z, y, x]
+
+
+def grads(out, *inputs):
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device).reshape(out.shape)
+    return torch.autograd.grad((out.double() * weights).sum(), inputs)
+
+
+def assert_near(found, want, tolerance):
+    scale = float(want.detach().abs().max()) if want.numel() else 1.0
+    torch.testing.assert_close(found.double(), want.double(), rtol=tolerance, atol=tolerance * max(scale, 1e-6))
+
+
+axis = st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=40, deadline=None)
+@given(axes=st.tuples(axis, axis, axis), occupied=st.sampled_from([0.0, 0.05, 0.4, 1.0]), seed=st.integers(0, 99))
+def test_strided_and_inverse_equal_dense_convolution(device, axes, occupied, seed):
+    shape, kernel, stride, padding, dilation = zip(*axes, strict=True)
+    coords = voxels(shape, 2, occupied, device, seed)
+    rulebook = ops.sparse_rulebook(coords, shape, 2, kernel, stride, padding, dilation)
+    # Outputs are the cells that a kernel of ones reaches. (Dense in float64: in float32 those of
+    # torch 2.13 return memory that was never written, for some of these shapes.)
+    double = {"device": device, "dtype": torch.float64}
+    ones = dense(torch.ones(len(coords), 1, **double), coords, shape, 2)
+    room = [n + 2 * p - d * (k - 1) for n, k, _, p, d in axes]
+    if min(room) < 1:
+        assert len(rulebook.out_coords) == 0
+        return
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    reached = F.conv3d(ones, torch.ones(1, 1, *kernel, **double), **geometry)
+    assert rulebook.out_shape == reached.shape[2:]
+    assert torch.equal(rulebook.out_coords.long(), (reached[:, 0] > 0.5).nonzero())
+    features = torch.randn(len(coords), 3, **double).requires_grad_()
+    weight = torch.randn(4, *kernel, 3, **double).requires_grad_()
+    out = ops.sparse_conv(features, weight, rulebook)
+    full = F.conv3d(dense(features, coords, shape, 2), weight.permute(0, 4, 1, 2, 3), **geometry)
+    want = read(full, rulebook.out_coords)
+    assert_near(out, want, 1e-9)
+    for found, expected in zip(grads(out, features, weight), grads(want, features, weight), strict=True):
+        assert_near(found, expected, 1e-9)
+    # The inverse reads the same pairs backwards: a transposed convolution, seen at the inputs.
+    inverse = rulebook.inverse()
+    above = torch.randn(len(rulebook.out_coords), 3, **double).requires_grad_()
+    back = ops.sparse_conv(above, weight, inverse)
+    target = [
+        (n - 1) * s - 2 * p + d * (k - 1) + 1 for n, (_, k, s, p, d) in zip(rulebook.out_shape, axes, strict=True)
+    ]
+    extra = [n - t for n, t in zip(shape, target, strict=True)]
+    grid = dense(above, rulebook.out_coords, rulebook.out_shape, 2)
+    grid = torch.ops.aten.convolution(
+        grid, weight.permute(4, 0, 1, 2, 3), None, stride, padding, dilation, True, extra, 1
+    ) if all(e < max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)) else None  # fmt: skip
+    if grid is not None:
+        want = read(grid, coords)
+        assert_near(back, want, 1e-9)
+        for found, expected in zip(grads(back, above, weight), grads(want, above, weight), strict=True):
+            assert_near(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=25, deadline=None)
+@given(
+    axes=st.tuples(*[st.tuples(st.integers(1, 20), st.sampled_from([1, 3, 5]), st.integers(1, 2))] * 3),
+    seed=st.integers(0, 99),
+)
+def test_submanifold_equals_masked_dense_convolution(device, axes, seed):
+    shape, kernel, dilation = zip(*axes, strict=True)
+    coords = voxels(shape, 1, min(1.0, 300 / (shape[0] * shape[1] * shape[2])), device, seed)
+    rulebook = ops.sparse_rulebook(coords, shape, 1, kernel, dilation=dilation, submanifold=True)
+    features = torch.randn(len(coords), 3, device=device).requires_grad_()
+    weight = torch.randn(4, *kernel, 3, device=device).requires_grad_()
+    out = ops.sparse_conv(features, weight, rulebook)
+    padding = [k // 2 * d for k, d in zip(kernel, dilation, strict=True)]
+    grid = dense(features.double(), coords, shape, 1)
+    full = F.conv3d(grid, weight.double().permute(0, 4, 1, 2, 3), padding=padding, dilation=dilation)
+    want = read(full, coords)
+    assert_near(out, want, 1e-5)
+    for found, expected in zip(grads(out, features, weight), grads(want, features, weight), strict=True):
+        assert_near(found, expected, 1e-5)
+
+
+def test_pairs_by_hand():
+    coords = torch.tensor([[0, 0, 0, 3], [0, 0, 0, 0], [0, 0, 0, 1]])
+    line = ops.sparse_rulebook(coords, (1, 1, 4), 1, (1, 1, 3), submanifold=True)
+    assert line.table.tolist() == [[-1, -1, 1], [0, 1, 2], [-1, 2, -1]]
+    half = ops.sparse_rulebook(coords, (1, 1, 4), 1, (1, 1, 3), 2, (0, 0, 1))
+    assert half.out_coords.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]] and half.out_shape == (1, 1, 2)
+    assert half.table.tolist() == [[-1, 2], [1, -1], [2, 0]]
+    assert half.transposed.tolist() == [[-1, -1, 1], [-1, 0, -1], [1, -1, 0]]
+    assert half.inverse().table is half.transposed and half.inverse().inverse().table is half.table
+    with pytest.raises(ValueError, match="no inverse"):
+        line.inverse()
+
+
+@compiled
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(4, 7, 9), (3, 65, 130), (41, 1440, 1440), (1, 1, 5000)])
+def test_rulebook_equals_twin(device, shape):
+    random = torch.Generator().manual_seed(3)
+    coords = torch.stack([torch.randint(0, n, (400,), generator=random) for n in (2, *shape)], 1)
+    coords = torch.cat([coords, (coords + 1) % torch.tensor([2, *shape])]).unique(dim=0)
+    coords = coords[torch.randperm(len(coords), generator=random)].int().to(device)
+    table = ops.sparse_rulebook(coords, shape, 2, 3, submanifold=True).table
+    assert torch.equal(table, reference.sparse_submanifold(coords, 2, shape, (3, 3, 3), (1, 1, 1)))
+    for geometry in [((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)), ((1, 2, 4), (1, 3, 2), (0, 2, 1), (1, 3, 1))]:
+        book = ops.sparse_rulebook(coords, shape, 2, *geometry)
+        twin = reference.sparse_strided(coords, 2, shape, *geometry)
+        for found, want in zip((book.out_coords, book.table, book.transposed), twin, strict=True):
+            assert torch.equal(found, want)
+
+
+@compiled
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)],
+)
+@pytest.mark.parametrize(
+    ("cin", "cout"), [(1, 1), (5, 16), (16, 16), (3, 8), (17, 33), (64, 64), (32, 12), (128, 5), (13, 131)]
+)
+def test_kernel_equals_twin(device, dtype, tolerance, cin, cout):
+    for geometry in ({"submanifold": True}, {"submanifold": False, **STRIDED}):
+        features, weight, rulebook = make(cin, cout, dtype, device, **geometry)
+        exact = [t.detach().double().requires_grad_() for t in (features, weight)]
+        out = ops.sparse_conv(features, weight, rulebook)
+        want = reference.sparse_conv(exact[0], exact[1].flatten(1, 3), rulebook.table)
+        grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+        out.backward(grad)
+        want.backward(grad.double())
+        assert out.dtype == features.grad.dtype == weight.grad.dtype == dtype
+        for found, expected in ((out, want), (features.grad, exact[0].grad), (weight.grad, exact[1].grad)):
+            assert_near(found, expected, tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("submanifold", [True, False])
+def test_gradcheck(device, submanifold):
+    coords = voxels((4, 7, 9), 1, 0.05, device)
+    geometry = {} if submanifold else STRIDED
+    inputs = make(2, 3, torch.float64, device, submanifold=submanifold, coords=coords, **geometry)
+    assert torch.autograd.gradcheck(lambda f, w: ops.sparse_conv(f, w, inputs[2]), inputs[:2])
+
+
+@compiled
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    coords = voxels(device=device)
+    kernels = torch.ops.fusion3d
+    torch.library.opcheck(kernels.sparse_submanifold.default, (coords, 2, [4, 7, 9], [3, 3, 3], [1, 1, 1]))
+    geometry = ([4, 7, 9], [3, 3, 3], [2, 2, 2], [1, 1, 1], [1, 1, 1])
+    torch.library.opcheck(kernels.sparse_strided.default, (coords, 2, *geometry))
+    for geometry in ({"submanifold": True}, {"submanifold": False, **STRIDED}):
+        features, weight, rulebook = make(device=device, **geometry)
+        flat = weight.detach().flatten(1, 3).requires_grad_()
+        tables = (rulebook.table, rulebook.transposed)
+        torch.library.opcheck(kernels.sparse_conv.default, (features, flat, *tables))
+        grad = torch.randn(len(rulebook.out_coords), 7, device=device, requires_grad=True)
+        torch.library.opcheck(kernels.sparse_conv.default, (grad, flat, *tables, True))
+        args = (grad.detach(), features.detach(), rulebook.table)
+        torch.library.opcheck(kernels.sparse_weight_grad.default, args)
+
+
+def test_gradient_of_the_adjoint():
+    for geometry in ({"submanifold": True}, {"submanifold": False, **STRIDED}):
+        _, weight, rulebook = make(2, 3, torch.float64, **geometry)
+        grad = torch.randn(len(rulebook.out_coords), 3, dtype=torch.float64, requires_grad=True)
+        flat = weight.detach().flatten(1, 3).requires_grad_()
+        args = (rulebook.table, rulebook.transposed, True)
+        if "cpu" in library.DEVICES:
+            back = torch.ops.fusion3d.sparse_conv(grad, flat, *args)
+            scale = torch.randn_like(back)
+            found = torch.autograd.grad((back * scale).sum(), (grad, flat))
+            want = (ops.sparse_conv(scale, weight, rulebook) * grad).sum()
+            torch.testing.assert_close(found[0], ops.sparse_conv(scale, weight, rulebook).detach())
+            torch.testing.assert_close(found[1], torch.autograd.grad(want, weight)[0].flatten(1, 3))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("coords", [torch.zeros(0, 4), torch.tensor([[1, 3, 6, 8]])])
+def test_none_and_one(device, coords):
+    for geometry in ({"submanifold": True}, {"submanifold": False, **STRIDED}):
+        features, weight, rulebook = make(device=device, coords=coords.int().to(device), **geometry)
+        out = ops.sparse_conv(features, weight, rulebook)
+        out.sum().backward()
+        assert len(out) == len(rulebook.out_coords) and features.grad.shape == features.shape
+        if len(coords) and rulebook.transposed is None:
+            torch.testing.assert_close(out[0], weight[:, 1, 1, 1] @ features[0])
+        assert bool(weight.grad.any()) == bool(len(coords))
+
+
+def test_a_kernel_that_does_not_fit_has_no_outputs():
+    features, weight, rulebook = make(kernel=(5, 3, 3), submanifold=False)
+    out = ops.sparse_conv(features, weight, rulebook)
+    out.sum().backward()
+    assert out.shape == (0, 7) and rulebook.out_shape == (0, 5, 7)
+    assert not features.grad.any() and not weight.grad.any()
+
+
+@pytest.mark.parametrize("submanifold", [True, False])
+def test_compiles_into_one_graph(submanifold):
+    coords, geometry = voxels(), {} if submanifold else STRIDED
+    features, weight, rulebook = make(submanifold=submanifold, **geometry)
+
+    def both(coords, features, weight):
+        book = ops.sparse_rulebook(coords, (4, 7, 9), 2, 3, submanifold=submanifold, **geometry)
+        return ops.sparse_conv(features, weight, book)
+
+    want = ops.sparse_conv(features, weight, rulebook)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        for backend in ("eager", "aot_eager"):
+            torch._dynamo.reset()
+            out = torch.compile(both, backend=backend, fullgraph=True)(coords, features, weight)
+            torch.testing.assert_close(out, want, rtol=0, atol=0)
+            for found, expected in zip(grads(out, features, weight), grads(want, features, weight), strict=True):
+                torch.testing.assert_close(found, expected, rtol=0, atol=0)
+            want = ops.sparse_conv(features, weight, rulebook)
+
+    class Both(torch.nn.Module):
+        def forward(self, coords, features, weight):
+            return both(coords, features, weight)
+
+    inputs = (coords, features.detach(), weight.detach())
+    exported = torch.export.export(Both(), inputs).module()
+    torch.testing.assert_close(exported(*inputs), want.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_same_bits_for_any_run_and_thread_count(device):
+    shape = (20, 60, 60)
+    coords = voxels(shape, 1, 0.5, device)
+    random = torch.Generator().manual_seed(1)
+    values = torch.randn(len(coords), 9, generator=random), torch.randn(20, 3, 3, 3, 9, generator=random)
+
+    def bits(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            features, weight = (t.to(device, copy=True).requires_grad_() for t in values)
+            found = []
+            for geometry in ({"submanifold": True}, STRIDED):
+                rulebook = ops.sparse_rulebook(coords, shape, 1, 3, **geometry)
+                out = ops.sparse_conv(features, weight, rulebook)
+                found += [rulebook.table, rulebook.out_coords, out.detach(), *grads(out, features, weight)]
+        finally:
+            torch.set_num_threads(before)
+        return found
+
+    first = bits(1)
+    for threads in (1, 2, 3, 4):
+        assert all(torch.equal(a, b) for a, b in zip(first, bits(threads), strict=True)), threads
+
+
+def test_order_of_the_voxels_does_not_matter():
+    features, weight, rulebook = make(submanifold=False, **STRIDED)
+    order = torch.randperm(len(features))
+    again = ops.sparse_rulebook(rulebook.coords[order], (4, 7, 9), 2, 3, **STRIDED)
+    assert torch.equal(again.out_coords, rulebook.out_coords)
+    out = ops.sparse_conv(features[order], weight, again)
+    assert torch.equal(out, ops.sparse_conv(features, weight, rulebook))
+
+
+def test_not_contiguous():
+    features, weight, rulebook = make()
+    want = ops.sparse_conv(features, weight, rulebook)
+    turned = features.T.contiguous().T, weight.permute(4, 0, 1, 2, 3).contiguous().permute(1, 2, 3, 4, 0)
+    assert torch.equal(ops.sparse_conv(*turned, rulebook), want)
+    loose = torch.stack([rulebook.coords, rulebook.coords], 2)[..., 0]
+    assert torch.equal(ops.sparse_rulebook(loose, (4, 7, 9), 2, 3, submanifold=True).table, rulebook.table)
+
+
+def test_autocast_casts_both():
+    features, weight, rulebook = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = ops.sparse_conv(features, weight, rulebook)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), ops.sparse_conv(features, weight, rulebook), rtol=5e-2, atol=2e-1)
+    out.float().sum().backward()
+    assert features.grad.dtype == weight.grad.dtype == torch.float32
+
+
+def test_cells_beyond_2_to_the_32():
+    """A grid of 2^37 cells: cells are counted in 64 bits, and only one bit for 64 of them is kept."""
+    shape = (1 << 7, 1 << 15, 1 << 15)
+    far = torch.tensor([[0, 127, 32767, x] for x in (32764, 32765, 32767)] + [[0, 0, 0, 0]])
+    table = ops.sparse_rulebook(far, shape, 1, 3, submanifold=True).table
+    assert table[13].tolist() == [0, 1, 2, 3] and table[14].tolist() == [1, -1, -1, -1]
+    assert int((table >= 0).sum()) == 6
+
+
+def test_without_library_the_twin_runs_with_one_warning(monkeypatch):
+    features, weight, rulebook = make(submanifold=False, **STRIDED)
+    want = ops.sparse_conv(features, weight, rulebook)
+    monkeypatch.setattr(library, "DEVICES", frozenset())
+    monkeypatch.setattr(library, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="pure-torch") as caught:
+        again = ops.sparse_rulebook(rulebook.coords, (4, 7, 9), 2, 3, **STRIDED)
+        outs = [ops.sparse_conv(features, weight, again) for _ in range(3)]
+    assert len(caught) == 1 and torch.equal(again.table, rulebook.table)
+    torch.testing.assert_close(outs[0], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_wrong_voxels_say_what_was_expected(kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(library, "DEVICES", frozenset())
+        monkeypatch.setattr(library, "warn_once", lambda problem: None)
+    coords = voxels()
+    outside = coords.clone()
+    outside[5, 2] = 7
+    twice = torch.cat([coords, coords[:1]])
+    for geometry in ({"submanifold": True}, STRIDED):
+        for bad, message in [
+            (outside, r"row 5 is .*expected each in \[0, 2\), \[0, 4\), \[0, 7\), \[0, 9\)"),
+            (twice, "two rows have the same"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                ops.sparse_rulebook(bad, (4, 7, 9), 2, 3, **geometry)
+
+
+def test_wrong_input_says_what_was_expected():
+    features, weight, rulebook = make()
+    coords = rulebook.coords
+    other = dataclasses.replace(rulebook, coords=coords[:3])
+    for args, message in [
+        ((features[0], weight, rulebook), r"features has shape \[5\]; expected \[N, I\]"),
+        ((features, weight[0], rulebook), r"expected \[O, Z, Y, X, I\]"),
+        ((features.int(), weight, rulebook), r"features is torch.int32"),
+        ((features, weight.double(), rulebook), "expected one dtype"),
+        ((features, weight[..., :4], rulebook), r"expected \[O, 3, 3, 3, 5\]"),
+        ((features, weight[:, :1], rulebook), r"expected \[O, 3, 3, 3, 5\]"),
+        ((features, weight, other), "expected 3, one for each voxel"),
+        ((features, weight.to("meta"), rulebook), "expected one"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ops.sparse_conv(*args)
+    for bad, message in [
+        ({"coords": coords[:, :3]}, r"expected \[N, 4\]"),
+        ({"coords": coords.float()}, "torch.int32 or torch.int64"),
+        ({"kernel": 0}, "kernel: found 0"),
+        ({"kernel": (3, 3)}, "kernel: found"),
+        ({"stride": 0}, "stride: found 0"),
+        ({"padding": -1}, "padding: found -1"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"kernel": 2, "submanifold": True}, "odd"),
+        ({"shape": (1 << 23, 1 << 23, 1 << 23), "coords": coords[:1]}, "cells"),
+        ({"shape": (1 << 25, 1, 1), "coords": coords[:1]}, "shape"),
+    ]:
+        if "cpu" not in library.DEVICES and "shape" in bad:
+            continue  # the twin has no such limits
+        with pytest.raises(ValueError, match=message):
+            ops.sparse_rulebook(**{"coords": coords, "shape": (4, 7, 9), "batch_size": 2, "kernel": 3, **bad})
+
+
+@compiled
+def test_the_operation_itself_rejects_what_it_cannot_read():
+    features, weight, rulebook = make(submanifold=False, **STRIDED)
+    flat, op = weight.detach().flatten(1, 3), torch.ops.fusion3d.sparse_conv
+    tables = (rulebook.table, rulebook.transposed)
+    for args, message in [
+        ((features.T.contiguous().T, flat, *tables), "contiguous"),
+        ((features, flat, rulebook.table.long(), None), "wrong dtype"),
+        ((features, flat[:, :3].contiguous(), *tables), "taps"),
+        ((features[:, :3].contiguous(), flat, *tables), "channels"),
+        ((features[1:], flat, *tables), "row for each"),
+        ((features, flat, rulebook.table, rulebook.transposed[:3]), "as many taps"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            op(*args)
