@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import pkgutil
 import time
@@ -99,10 +100,17 @@ def test_the_table_fits_a_terminal():
 
 
 def test_order_of_readings():
-    calls = []
-    timing.race([lambda: calls.append("a"), lambda: calls.append("b") or time.sleep(1e-3)], "cpu", 4, 10)
-    reading = "".join(calls)[2:].replace("a" * (calls.count("a") // 4), "A")
-    assert reading.count("A") == 4 and reading == "".join(reading[i] for i in range(2)) * 4
+    def order(seconds):
+        calls = []
+        pair = [lambda: calls.append("a") or time.sleep(seconds), lambda: calls.append("b") or time.sleep(seconds)]
+        timings = timing.race(pair, "cpu", 4, 10)
+        return calls[2:], timings[0].calls
+
+    assert order(0.03) == (["a", "b"] * 4, 1)
+    calls, count = order(2e-3)
+    turns = [(name, len(list(turn))) for name, turn in itertools.groupby(calls)]
+    assert [name for name, _ in turns] == ["a", "b"] * 4
+    assert 1 < count == turns[0][1] - 1, "one call before those that are read"
 
 
 def test_a_peer_that_disagrees_fails_the_run_untimed(bench):
