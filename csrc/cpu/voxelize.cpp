@@ -20,6 +20,7 @@ constexpr int64_t kBlock = 256;        // points whose cells are computed at onc
 constexpr int64_t kPieceRows = 8192;   // most points of a piece
 constexpr int64_t kListRows = 2048;    // points of a list, about
 constexpr int64_t kMostLists = 256;    // of a sample
+constexpr int64_t kAhead = 8;          // entries of a list that are fetched ahead when it is read back
 constexpr int64_t kBlockRows = 128;    // points whose first ones are counted in a byte
 constexpr uint32_t kNone = 0xffffffffu;
 constexpr uint32_t kFirst = 0x80000000u;  // no row has this bit
@@ -50,7 +51,7 @@ struct State {
   std::vector<int64_t> list_begin;      // [B * lists + 1]
   std::unique_ptr<uint32_t[]> cell;     // [P], kNone outside
   std::unique_ptr<Entry[]> entries;     // [P]
-  std::unique_ptr<uint8_t[]> met;       // [P + 1] 1 for the first point of a voxel; then how many there are in its block before
+  std::unique_ptr<uint8_t[]> met;       // [blocks * kBlockRows] 1 for the first point of a voxel; then how many are before in its block
   std::vector<int32_t> block;           // [blocks] how many there are before each block
   std::vector<int64_t> offset;          // [B] number of the first voxel of each sample
   std::unique_ptr<int32_t[]> by_key;    // [voxels] place of each number when voxels are listed by key; else null
@@ -255,12 +256,9 @@ void number_voxels(const Voxelize& args, const ParallelFor& parallel_for, State&
   state.block.assign(blocks, 0);
   parallel_for(0, blocks, 64, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
+      uint8_t* met = state.met.get() + k * kBlockRows;
       uint8_t count = 0;
-      for (int64_t i = k * kBlockRows; i < std::min((k + 1) * kBlockRows, args.rows + 1); ++i) {
-        const uint8_t first = state.met[i];
-        state.met[i] = count;
-        count = uint8_t(count + first);
-      }
+      for (int64_t i = 0; i < kBlockRows; ++i) count = uint8_t(count + std::exchange(met[i], count));
       state.block[k] = count;
     }
   });
@@ -308,7 +306,8 @@ void sort_by_key(const Voxelize& args, const ParallelFor& parallel_for, State& s
     }
   });
   auto records = scratch<WideRecord>(2 * total);
-  const WideRecord* sorted = sort_rows(
+  const WideRecord* sorted = records.get() + total;
+  sort_rows(
       parallel_for, total, uint64_t(args.samples) * cells, [&](int64_t v) { return key[v]; }, records.get(),
       records.get() + total);
   state.by_key = scratch<int32_t>(total);
@@ -340,6 +339,7 @@ void write_piece(const Voxelize& args, const State& state, int64_t p, const Mean
     }
     const uint32_t at = next[list_of(shift, cell)]++;
     const Entry entry = entries[at];
+    __builtin_prefetch(entries + at + kAhead);
     const bool first = entry.key & kFirst;
     const int32_t number = entry.row == kNone ? -1 : numbers.of(first ? entry.row : entry.key);
     voxel[i] = number;
@@ -360,7 +360,7 @@ void run(const Voxelize& args, const ParallelFor& parallel_for) {
   state.entries = scratch<Entry>(inside);
   Means means(args, inside);
   deal(args, parallel_for, state, means);
-  state.met.reset(new uint8_t[args.rows + 1]());
+  state.met.reset(new uint8_t[(args.rows / kBlockRows + 1) * kBlockRows]());
   parallel_for(0, args.samples * state.lists, 1, [&](int64_t begin, int64_t end) {
     std::vector<Entry> table;
     for (int64_t list = begin; list < end; ++list) find_voxels(args, state, list, table, means);
