@@ -104,11 +104,14 @@ class BEVGrid:
             [...] int64 index (0 where outside) and [...] bool.
         """
         rows, cols = self.shape
-        ix = torch.floor((xyz[..., 0] - self.x[0]) / self.resolution)
-        iy = torch.floor((xyz[..., 1] - self.y[0]) / self.resolution)
+        # In place: a frustum has millions of points, and new memory costs more than the arithmetic.
+        ix = (xyz[..., 0] - self.x[0]).div_(self.resolution).floor_()
+        iy = (xyz[..., 1] - self.y[0]).div_(self.resolution).floor_()
         z = xyz[..., 2]
-        inside = (ix >= 0) & (ix < cols) & (iy >= 0) & (iy < rows) & (z >= self.z[0]) & (z < self.z[1])
-        return torch.where(inside, iy * cols + ix, 0).long(), inside
+        inside = ix >= 0
+        for within in (ix < cols, iy >= 0, iy < rows, z >= self.z[0], z < self.z[1]):
+            inside &= within
+        return iy.mul_(cols).add_(ix).masked_fill_(~inside, 0).long(), inside
 
     def centers(self, device: torch.device | str = "cpu") -> Tensor:
         """[Y, X, 2] float32: ego x, y of every cell centre [m]."""

@@ -266,8 +266,7 @@ void bev_pool_forward_cpu(const BevPoolForward& args, int64_t begin, int64_t end
 }
 
 void bev_pool_prepare_cpu(const BevPoolForward& args) {
-  const int64_t size = args.dtype == Dtype::kFloat64 ? 8 : args.dtype == Dtype::kFloat32 ? 4 : 2;
-  expect_writes(args.out, args.num_cells * args.channels * size);
+  expect_writes(args.out, args.num_cells * args.channels * size_of(args.dtype));
 }
 
 int64_t bev_pool_patches_cpu(const BevPoolBackward& args) { return num_patches(args, kPatchRows, kPatchCols); }

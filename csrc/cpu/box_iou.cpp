@@ -60,8 +60,7 @@ void iou_pairs(const BoxIou& args, const ParallelFor& parallel) {
       T* row = static_cast<T*>(args.out) + i * args.columns;
       std::fill(row, row + args.columns, T());
 #ifdef FUSION3D_AVX2
-      static const bool avx2 = FUSION3D_HAS_AVX2;
-      const int64_t count = avx2 ? fill_row_avx2(pairs, i) : fill_row_baseline(pairs, i);
+      const int64_t count = has_avx2() ? fill_row_avx2(pairs, i) : fill_row_baseline(pairs, i);
 #else
       const int64_t count = fill_row_baseline(pairs, i);
 #endif

@@ -1,6 +1,9 @@
 // How a worker of a CPU kernel is chosen: by the dtype of its tensors, and by what the processor can do.
 #pragma once
 
+#include <cstdlib>
+#include <cstring>
+
 #include "fusion3d/dtype.h"
 #include "vector.h"
 
@@ -29,10 +32,14 @@ struct Avx2Type<Half> {
 };
 #endif
 
+// Does code for AVX2 with FMA and F16C run here? FUSION3D_BASELINE=1 in the environment, which is read once, says no.
 inline bool has_avx2() {
 #if defined(__x86_64__)
-  static const bool yes =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  static const bool yes = [] {
+    const char* baseline = std::getenv("FUSION3D_BASELINE");
+    return !(baseline && std::strcmp(baseline, "1") == 0) && __builtin_cpu_supports("avx2") &&
+           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  }();
   return yes;
 #else
   return false;

@@ -191,7 +191,7 @@ FUSION3D_AVX2 void strike_avx2(Search& search, const Rectangle& box, double radi
 
 Strike* choose_strike(bool circle) {
 #ifdef FUSION3D_AVX2
-  if (FUSION3D_HAS_AVX2) return circle ? strike_avx2<true> : strike_avx2<false>;
+  if (has_avx2()) return circle ? strike_avx2<true> : strike_avx2<false>;
 #endif
   return circle ? strike_baseline<true> : strike_baseline<false>;
 }

@@ -4,13 +4,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "dispatch.h"
 #include "fusion3d/rectangles.h"
 #include "vector.h"
 
 // Compiled twice, for the baseline and for AVX2. Not for FMA: what the twin rounds, these round, on every processor alike.
 #if defined(__x86_64__)
 #define FUSION3D_AVX2 __attribute__((target("avx2")))
-#define FUSION3D_HAS_AVX2 __builtin_cpu_supports("avx2")
 #endif
 
 namespace fusion3d {

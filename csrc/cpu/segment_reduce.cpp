@@ -4,6 +4,7 @@
 
 #include "dispatch.h"
 #include "fusion3d/segments.h"
+#include "pages.h"
 #include "vector.h"
 
 namespace fusion3d {
@@ -160,10 +161,10 @@ FUSION3D_INLINE void spread_rows(const SegmentReduceBackward& args, int64_t firs
     if (args.reduce == Reduce::kSum) {
       std::memcpy(static_cast<void*>(out), grad, sizeof(T) * channels);
     } else if (args.reduce == Reduce::kMean) {
-      const Real count = Real(args.ptr[i + 1] - args.ptr[i]);
+      const Real share = 1 / Real(args.ptr[i + 1] - args.ptr[i]);
       int64_t c = 0;
-      for (; c + kLanes <= channels; c += kLanes) store(out + c, Vector(load(grad + c) / (Vector() + count)));
-      for (; c < channels; ++c) store_one(out + c, load_one(grad + c) / count);
+      for (; c + kLanes <= channels; c += kLanes) store(out + c, Vector(load(grad + c) * share));
+      for (; c < channels; ++c) store_one(out + c, load_one(grad + c) * share);
     } else {
       const int32_t* arg = args.arg + i * channels;
       for (int64_t c = 0; c < channels; ++c) out[c] = arg[c] == r ? grad[c] : T();
@@ -175,6 +176,10 @@ FUSION3D_DISPATCH(run_reduce, SegmentReduce, reduce_segments)
 FUSION3D_DISPATCH(run_backward, SegmentReduceBackward, spread_rows)
 
 }  // namespace
+
+void segment_reduce_backward_prepare_cpu(const SegmentReduceBackward& args) {
+  expect_writes(args.grad_values, args.rows * args.channels * size_of(args.dtype));
+}
 
 int64_t segment_part(const SegmentReduce& args, int64_t part, int64_t parts) {
   // A segment's work is its rows and one output row; that sum grows with the segment, so the bound is found by bisection.

@@ -1,8 +1,9 @@
-// Grouping of rows by key on the CPU: a radix sort, and one pass over the sorted rows that finds where segments begin.
+// Grouping of rows by key on the CPU: a sort, and one pass over the sorted rows that finds where segments begin.
 #include "fusion3d/segments.h"
 
 #include <algorithm>
 
+#include "pages.h"
 #include "sort.h"
 
 namespace fusion3d {
@@ -27,10 +28,10 @@ bool begins(const Record* sorted, int64_t i) {
 template <typename Record, typename Key>
 SegmentSort sort(const SegmentKeys& input, const ParallelFor& parallel_for, void* scratch) {
   const Key* keys = static_cast<const Key*>(input.keys);
-  Record* records = static_cast<Record*>(scratch);
-  const Record* sorted = sort_rows(
+  Record *records = static_cast<Record*>(scratch), *sorted = records + input.rows;
+  sort_rows(
       parallel_for, input.rows, uint64_t(input.num_keys),
-      [&](int64_t row) { return sort_key(keys[row], input.num_keys); }, records, records + input.rows);
+      [&](int64_t row) { return sort_key(keys[row], input.num_keys); }, records, sorted);
   SegmentSort result = {sorted, 0, input.num_keys, {}};
   result.inside = std::partition_point(
                       sorted, sorted + input.rows,
@@ -51,13 +52,11 @@ SegmentSort sort(const SegmentKeys& input, const ParallelFor& parallel_for, void
 
 // Sorted rows [begin, end) when every key has a segment. A row that begins a segment also ends the empty ones before it.
 template <typename Record>
-void write_all(
-    const SegmentKeys& input, const Record* sorted, int64_t begin, int64_t end, const SegmentOutputs& out) {
+void write_all(const Record* sorted, int64_t begin, int64_t end, const SegmentOutputs& out) {
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t key = int64_t(sorted[i].key()), before = i ? int64_t(sorted[i - 1].key()) : -1, row = sorted[i].row();
+    const int64_t key = int64_t(sorted[i].key()), before = i ? int64_t(sorted[i - 1].key()) : -1;
     for (int64_t k = before + 1; k <= key; ++k) out.ptr[k] = int32_t(i);
-    out.order[i] = int32_t(row);
-    out.segment[row] = key < input.num_keys ? int32_t(key) : -1;
+    out.order[i] = int32_t(sorted[i].row());
   }
 }
 
@@ -75,21 +74,31 @@ void write_occurring(
   }
 }
 
+// What the keys [begin, end) alone say of their rows' segments: that there is none, or, when every key has one, which it is.
+template <typename Key>
+void write_segments(const SegmentKeys& input, int64_t begin, int64_t end, int32_t* segment) {
+  const Key* keys = static_cast<const Key*>(input.keys);
+  for (int64_t i = begin; i < end; ++i) {
+    const bool none = uint64_t(keys[i]) >= uint64_t(input.num_keys);
+    if (none || input.keep_empty) segment[i] = none ? -1 : int32_t(keys[i]);
+  }
+}
+
 template <typename Record, typename Key>
 void write(const SegmentKeys& input, const SegmentSort& sort, const ParallelFor& parallel_for, const SegmentOutputs& out) {
   const Record* sorted = static_cast<const Record*>(sort.sorted);
   const int64_t rows = input.keep_empty ? input.rows : sort.inside;
   parallel_for(0, kSegmentParts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
+      write_segments<Key>(input, bound(input.rows, part), bound(input.rows, part + 1), out.segment);
       if (input.keep_empty)
-        write_all(input, sorted, bound(rows, part), bound(rows, part + 1), out);
+        write_all(sorted, bound(rows, part), bound(rows, part + 1), out);
       else
         write_occurring<Record, Key>(sorted, bound(rows, part), bound(rows, part + 1), sort.first_segment[part], out);
     }
   });
   if (!input.keep_empty) {
     out.ptr[sort.segments] = int32_t(rows);
-    for (int64_t i = rows; i < input.rows; ++i) out.segment[sorted[i].row()] = -1;
     return;
   }
   const int64_t last_key = rows ? int64_t(sorted[rows - 1].key()) : -1;
@@ -104,6 +113,7 @@ int64_t segment_scratch_bytes(const SegmentKeys& input) {
 }
 
 SegmentSort segment_sort_cpu(const SegmentKeys& input, const ParallelFor& parallel_for, void* scratch) {
+  expect_writes(scratch, segment_scratch_bytes(input));
   return for_types(input, [&](auto record, auto key) {
     return sort<decltype(record), decltype(key)>(input, parallel_for, scratch);
   });

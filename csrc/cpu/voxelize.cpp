@@ -1,9 +1,12 @@
 // Voxelization on the CPU. Points are dealt to lists by a hash of their voxel, so that each list's hash table stays in the
-// cache and has one owner; a voxel's number is how many voxels were first met before it, which is a prefix sum over points.
+// cache and has one owner; the features that are averaged go along. Then the lists are read back as they were dealt, in the
+// order of the points, so that all results are written one after another. A voxel's number is how many voxels were first
+// met before it.
 #include "fusion3d/voxelize.h"
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
@@ -17,8 +20,10 @@ constexpr int64_t kBlock = 256;        // points whose cells are computed at onc
 constexpr int64_t kPieceRows = 8192;   // most points of a piece
 constexpr int64_t kListRows = 2048;    // points of a list, about
 constexpr int64_t kMostLists = 256;    // of a sample
-constexpr int64_t kAhead = 12;         // points whose features are fetched ahead
+constexpr int64_t kAhead = 8;          // entries of a list that are fetched ahead when it is read back
+constexpr int64_t kBlockRows = 128;    // points whose first ones are counted in a byte
 constexpr uint32_t kNone = 0xffffffffu;
+constexpr uint32_t kFirst = 0x80000000u;  // no row has this bit
 
 // Memory that is written before it is read.
 template <typename T>
@@ -31,29 +36,25 @@ struct Piece {
   int64_t begin, end, sample;
 };
 
-// A point in its list. First `key` is its cell, then the number of its voxel in the list.
+// A point in its list: {cell, row} as it is dealt. When its voxel has been found, the first point of a voxel is
+// {kFirst | points that are kept, row}, every other {row of the first, rank or -1}.
 struct Entry {
   uint32_t key, row;
-};
-
-// A voxel of a list.
-struct Found {
-  uint32_t cell, first;  // its first point
 };
 
 struct State {
   int64_t lists;  // of each sample, a power of two
   int shift;      // that leaves the list of a hash
   std::vector<Piece> pieces;
-  std::vector<int64_t> sample_piece;     // [B + 1] first piece of each sample
-  std::vector<uint32_t> places;          // [pieces, lists] where the piece's next entry of each list goes
-  std::vector<int64_t> list_begin;       // [B * lists + 1]
-  std::vector<int64_t> list_found;       // [B * lists] voxels of each list
-  std::unique_ptr<uint32_t[]> cell;      // [P], kNone outside
-  std::unique_ptr<Entry[]> entries;      // [P]
-  std::unique_ptr<Found[]> found;        // [P] the voxels of each list, from where its entries begin
-  std::unique_ptr<uint8_t[]> is_first;   // [P] the point is the first of its voxel
-  std::unique_ptr<int32_t[]> number;     // [P] of the voxel whose first point it is, -1 where it is not kept
+  std::vector<int64_t> sample_piece;    // [B + 1] first piece of each sample
+  std::vector<uint32_t> places;         // [pieces, lists] where the piece's next entry of each list goes; then their ends
+  std::vector<int64_t> list_begin;      // [B * lists + 1]
+  std::unique_ptr<uint32_t[]> cell;     // [P], kNone outside
+  std::unique_ptr<Entry[]> entries;     // [P]
+  std::unique_ptr<uint8_t[]> met;       // [blocks * kBlockRows] 1 for the first point of a voxel; then how many are before in its block
+  std::vector<int32_t> block;           // [blocks] how many there are before each block
+  std::vector<int64_t> offset;          // [B] number of the first voxel of each sample
+  std::unique_ptr<int32_t[]> by_key;    // [voxels] place of each number when voxels are listed by key; else null
 };
 
 // What the worker that is compiled twice gets.
@@ -124,10 +125,55 @@ void side_by_side(const ParallelFor& parallel_for, int64_t count, const Work& wo
   });
 }
 
-int64_t list_of(const State& state, uint32_t cell) { return uint64_t(hash_of(cell)) >> state.shift; }
+FUSION3D_INLINE int64_t list_of(int shift, uint32_t cell) { return uint64_t(hash_of(cell)) >> shift; }
 
-// Points to lists, in their order; those outside are done with.
-void deal(const Voxelize& args, const ParallelFor& parallel_for, State& state) {
+// Features of C channels, or of any number where C is 0, as they are summed up: a row for each entry. That of a voxel's first
+// point becomes the sum.
+template <typename T, int C>
+struct Features {
+  typedef typename Compute<T>::Real Real;
+
+  Features(const Voxelize& args, int64_t rows)
+      : channels(args.features && C ? C : args.channels), sums(scratch<Real>(rows * channels)) {}
+
+  void take(const Voxelize& args, int64_t row, int64_t entry) {
+    const T* from = static_cast<const T*>(args.features) + row * channels;
+    Real* to = sums.get() + entry * channels;
+    for (int64_t c = 0; c < (C ? C : channels); ++c) to[c] = load_one(from + c);
+  }
+
+  void add(int64_t entry, int64_t first) {
+    const Real* from = sums.get() + entry * channels;
+    Real* to = sums.get() + first * channels;
+    for (int64_t c = 0; c < (C ? C : channels); ++c) to[c] += from[c];
+  }
+
+  void write(const Voxelize& args, int64_t entry, int64_t count, int64_t voxel) const {
+    const Real* from = sums.get() + entry * channels;
+    T* to = static_cast<T*>(args.means) + voxel * channels;
+    for (int64_t c = 0; c < (C ? C : channels); ++c) store_one(to + c, (Real(0) + from[c]) / Real(count));
+  }
+
+  void pad(const Voxelize& args, int64_t voxels) const {
+    std::memset(
+        static_cast<void*>(static_cast<T*>(args.means) + voxels * channels), 0,
+        sizeof(T) * (args.capacity - voxels) * channels);
+  }
+
+  int64_t channels;
+  std::unique_ptr<Real[]> sums;
+};
+
+struct NoFeatures {
+  NoFeatures(const Voxelize&, int64_t) {}
+  void take(const Voxelize&, int64_t, int64_t) {}
+  void add(int64_t, int64_t) {}
+  void write(const Voxelize&, int64_t, int64_t, int64_t) const {}
+  void pad(const Voxelize&, int64_t) const {}
+};
+
+// How many points of each list each piece has, and so where they go. Returns how many there are in all.
+int64_t count_points(const Voxelize& args, const ParallelFor& parallel_for, State& state) {
   const int64_t lists = state.lists, pieces = int64_t(state.pieces.size());
   state.cell = scratch<uint32_t>(args.rows);
   state.places.assign(pieces * lists, 0);
@@ -137,7 +183,7 @@ void deal(const Voxelize& args, const ParallelFor& parallel_for, State& state) {
     for_dtype(args.dtype, [&](auto zero) { run_cells<decltype(zero)>(pass, piece.begin, piece.end); });
     uint32_t* count = state.places.data() + p * lists;
     for (int64_t i = piece.begin; i < piece.end; ++i)
-      if (state.cell[i] != kNone) ++count[list_of(state, state.cell[i])];
+      if (state.cell[i] != kNone) ++count[list_of(state.shift, state.cell[i])];
   });
   state.list_begin.assign(args.samples * lists + 1, 0);
   int64_t place = 0;
@@ -151,191 +197,195 @@ void deal(const Voxelize& args, const ParallelFor& parallel_for, State& state) {
       }
     }
   state.list_begin.back() = place;
-  state.entries = scratch<Entry>(place);
-  side_by_side(parallel_for, pieces, [&](int64_t p) {
+  return place;
+}
+
+// Points to lists, in their order.
+template <typename Means>
+void deal(const Voxelize& args, const ParallelFor& parallel_for, State& state, Means& means) {
+  side_by_side(parallel_for, int64_t(state.pieces.size()), [&](int64_t p) {
     const Piece piece = state.pieces[p];
-    uint32_t* next = state.places.data() + p * lists;
+    uint32_t* next = state.places.data() + p * state.lists;
     for (int64_t i = piece.begin; i < piece.end; ++i) {
       const uint32_t cell = state.cell[i];
-      if (cell != kNone)
-        state.entries[next[list_of(state, cell)]++] = {cell, uint32_t(i)};
-      else
-        args.voxel[i] = args.rank[i] = -1;
+      if (cell == kNone) continue;
+      const uint32_t entry = next[list_of(state.shift, cell)]++;
+      state.entries[entry] = {cell, uint32_t(i)};
+      means.take(args, i, entry);
     }
   });
 }
 
-// The voxels of a list, numbered as they are met; entries get the number instead of the cell.
-int64_t find_voxels(State& state, int64_t list, std::vector<Entry>& table) {
+// The voxels of a list, and the rank of each point in its voxel. The table is {cell, entry of the voxel's first point}.
+template <typename Means>
+void find_voxels(const Voxelize& args, State& state, int64_t list, std::vector<Entry>& table, Means& means) {
   const int64_t begin = state.list_begin[list], end = state.list_begin[list + 1];
   int bits = 4;
-  while ((int64_t(1) << bits) < 2 * (end - begin)) ++bits;
+  while ((int64_t(1) << bits) < (end - begin) + (end - begin) / 2) ++bits;
   const uint32_t mask = uint32_t((uint64_t(1) << bits) - 1);
-  table.assign(size_t(1) << bits, {kNone, 0});  // cell and number
-  Found* found = state.found.get() + begin;
-  uint32_t count = 0;
+  table.assign(size_t(1) << bits, {kNone, 0});
+  Entry* entries = state.entries.get();
   for (int64_t e = begin; e < end; ++e) {
-    Entry& entry = state.entries[e];
+    Entry& entry = entries[e];
     // The high bits of the hash chose the list; those below them choose the place.
     uint32_t at = uint32_t(uint64_t(hash_of(entry.key)) << (32 - state.shift) >> (32 - std::min(bits, 32))) & mask;
     while (table[at].key != entry.key && table[at].key != kNone) at = (at + 1) & mask;
     if (table[at].key == kNone) {
-      table[at] = {entry.key, count};
-      found[count++] = {entry.key, entry.row};
-      state.is_first[entry.row] = 1;
+      table[at] = {entry.key, uint32_t(e)};
+      state.met[entry.row] = 1;
+      entry.key = kFirst | 1;
+      continue;
     }
-    entry.key = table[at].row;
+    const uint32_t at_first = table[at].row;
+    Entry& first = entries[at_first];
+    const uint32_t rank = first.key & ~kFirst;
+    const bool kept = rank < args.max_points;
+    entry = {first.row, kept ? rank : kNone};
+    if (!kept) continue;
+    ++first.key;
+    means.add(e, at_first);
   }
-  return count;
 }
 
-// Numbers of the voxels of all samples, in the order in which they are met.
+// How many voxels were first met before a point, over all samples.
+int64_t met_before(const State& state, int64_t row) { return state.block[uint64_t(row) / kBlockRows] + state.met[row]; }
+
+// From which points are first to how many are before each, and from there to where each sample's voxels begin.
 void number_voxels(const Voxelize& args, const ParallelFor& parallel_for, State& state) {
-  const int64_t pieces = int64_t(state.pieces.size());
-  std::vector<int64_t> start(pieces);
-  side_by_side(parallel_for, pieces, [&](int64_t p) {
-    int64_t count = 0;
-    for (int64_t i = state.pieces[p].begin; i < state.pieces[p].end; ++i) count += state.is_first[i];
-    start[p] = count;
+  const int64_t blocks = args.rows / kBlockRows + 1;
+  state.block.assign(blocks, 0);
+  parallel_for(0, blocks, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      uint8_t* met = state.met.get() + k * kBlockRows;
+      uint8_t count = 0;
+      for (int64_t i = 0; i < kBlockRows; ++i) count = uint8_t(count + std::exchange(met[i], count));
+      state.block[k] = count;
+    }
   });
-  std::vector<int64_t> offset(args.samples);
-  int64_t total = 0;
+  int32_t total = 0;
+  for (int32_t& block : state.block) total += std::exchange(block, total);
+  int64_t voxels = 0;
   for (int64_t b = 0; b < args.samples; ++b) {
-    int64_t met = 0;
-    for (int64_t p = state.sample_piece[b]; p < state.sample_piece[b + 1]; ++p) {
-      const int64_t count = start[p];
-      start[p] = met;
-      met += count;
-    }
-    offset[b] = total;
-    total += std::min(met, args.max_voxels);
+    state.offset.push_back(voxels);
+    const int64_t begin = args.batch_ptr ? args.batch_ptr[b] : 0, end = args.batch_ptr ? args.batch_ptr[b + 1] : args.rows;
+    voxels += std::min(met_before(state, end) - met_before(state, begin), args.max_voxels);
   }
-  *args.num_voxels = int32_t(total);
-  state.number = scratch<int32_t>(args.rows);
-  side_by_side(parallel_for, pieces, [&](int64_t p) {
-    int64_t met = start[p];
-    const int64_t first = offset[state.pieces[p].sample];
-    for (int64_t i = state.pieces[p].begin; i < state.pieces[p].end; ++i) {
-      state.number[i] = met < args.max_voxels ? int32_t(first + met) : -1;
-      met += state.is_first[i];
-    }
-  });
+  *args.num_voxels = int32_t(voxels);
 }
 
-// Numbers by sample and cell instead.
-void renumber(const Voxelize& args, const ParallelFor& parallel_for, State& state) {
-  const int64_t total = *args.num_voxels, lists = args.samples * state.lists;
-  const uint64_t cells = num_cells(args.grid);
-  auto key = scratch<uint64_t>(total);
-  const auto each = [&](const auto& visit) {
-    side_by_side(parallel_for, lists, [&](int64_t list) {
-      const Found* found = state.found.get() + state.list_begin[list];
-      for (int64_t v = 0; v < state.list_found[list]; ++v) {
-        int32_t& number = state.number[found[v].first];
-        if (number >= 0) visit(number, uint64_t(list / state.lists) * cells + found[v].cell);
-      }
-    });
-  };
-  each([&](int32_t number, uint64_t cell) { key[number] = cell; });
-  auto records = scratch<WideRecord>(2 * total);
-  const WideRecord* sorted = sort_rows(
-      parallel_for, total, uint64_t(args.samples) * cells, [&](int64_t v) { return key[v]; }, records.get(),
-      records.get() + total);
-  auto place = scratch<int32_t>(total);
-  side_by_side(parallel_for, sort_parts(total), [&](int64_t part) {
-    const int64_t parts = sort_parts(total);
-    for (int64_t i = total * part / parts; i < total * (part + 1) / parts; ++i) place[sorted[i].row()] = int32_t(i);
-  });
-  each([&](int32_t& number, uint64_t) { number = place[number]; });
-}
+// Numbers the voxels of one sample: in the order in which they are met, or by key.
+struct Numbers {
+  Numbers(const Voxelize& args, const State& state, int64_t sample)
+      : block(state.block.data()), met(state.met.get()), by_key(state.by_key.get()), most(args.max_voxels),
+        before(met_before(state, args.batch_ptr ? args.batch_ptr[sample] : 0)), offset(state.offset[sample]) {}
 
-// What the pass that writes a list's voxels keeps from list to list, so as not to ask for memory each time.
-template <typename Real>
-struct Sums {
-  std::vector<int32_t> count;
-  std::vector<Real> sum;
+  // Of the voxel with this first point; -1 where it is not kept.
+  int32_t of(int64_t first) const {
+    const int64_t number = block[uint64_t(first) / kBlockRows] + met[first] - before;
+    if (number >= most) return -1;
+    return by_key ? by_key[offset + number] : int32_t(offset + number);
+  }
+
+  const int32_t* block;
+  const uint8_t* met;
+  const int32_t* by_key;
+  int64_t most, before, offset;
 };
 
-template <typename T, typename Real, int C>
-FUSION3D_INLINE void add_row(const T* row, Real* sum, int64_t channels) {
-  const int64_t count = C ? C : channels;
-  for (int64_t c = 0; c < count; ++c) sum[c] += load_one(row + c);
-}
-
-template <typename T, int C>
-void write_list(const Voxelize& args, State& state, int64_t list, Sums<typename Compute<T>::Real>& sums) {
-  typedef typename Compute<T>::Real Real;
-  const int64_t begin = state.list_begin[list], end = state.list_begin[list + 1], found_here = state.list_found[list];
-  const int64_t channels = C ? C : args.channels;
-  const Found* found = state.found.get() + begin;
-  const T* features = static_cast<const T*>(args.features);
-  sums.count.assign(found_here, 0);
-  if (features) sums.sum.assign(found_here * channels, Real(0));
-  for (int64_t e = begin; e < end; ++e) {
-    const Entry entry = state.entries[e];
-    if (features && e + kAhead < end) __builtin_prefetch(features + state.entries[e + kAhead].row * channels);
-    int32_t number = state.number[found[entry.key].first], rank = -1;
-    if (number < 0 || sums.count[entry.key] == args.max_points) {
-      number = -1;
-    } else {
-      rank = sums.count[entry.key]++;
-      if (features)
-        add_row<T, Real, C>(features + entry.row * channels, sums.sum.data() + entry.key * channels, channels);
+// Numbers by sample and cell instead.
+void sort_by_key(const Voxelize& args, const ParallelFor& parallel_for, State& state) {
+  const int64_t total = *args.num_voxels;
+  const uint64_t cells = num_cells(args.grid);
+  auto key = scratch<uint64_t>(total);
+  side_by_side(parallel_for, int64_t(state.pieces.size()), [&](int64_t p) {
+    const Piece piece = state.pieces[p];
+    const Numbers numbers(args, state, piece.sample);
+    for (int64_t i = piece.begin; i < piece.end; ++i) {
+      const int32_t number = met_before(state, i + 1) > met_before(state, i) ? numbers.of(i) : -1;
+      if (number >= 0) key[number] = uint64_t(piece.sample) * cells + state.cell[i];
     }
-    args.voxel[entry.row] = number;
-    args.rank[entry.row] = rank;
-  }
-  for (int64_t v = 0; v < found_here; ++v) {
-    const int64_t number = state.number[found[v].first];
-    if (number < 0) continue;
-    write_coords(args.grid, list / state.lists, found[v].cell, args.coords + 4 * number);
-    args.counts[number] = sums.count[v];
-    if (!features) continue;
-    T* mean = static_cast<T*>(args.means) + number * channels;
-    for (int64_t c = 0; c < channels; ++c)
-      store_one(mean + c, sums.sum[v * channels + c] / Real(std::max(sums.count[v], 1)));
+  });
+  auto records = scratch<WideRecord>(2 * total);
+  const WideRecord* sorted = records.get() + total;
+  sort_rows(
+      parallel_for, total, uint64_t(args.samples) * cells, [&](int64_t v) { return key[v]; }, records.get(),
+      records.get() + total);
+  state.by_key = scratch<int32_t>(total);
+  side_by_side(parallel_for, sort_parts(total), [&](int64_t part) {
+    const int64_t parts = sort_parts(total);
+    for (int64_t i = total * part / parts; i < total * (part + 1) / parts; ++i)
+      state.by_key[sorted[i].row()] = int32_t(i);
+  });
+}
+
+// The points of a piece, in their order: each list is read as it was dealt.
+template <typename Means>
+void write_piece(const Voxelize& args, const State& state, int64_t p, const Means& means) {
+  const Piece piece = state.pieces[p];
+  const Numbers numbers(args, state, piece.sample);
+  uint32_t next[kMostLists];
+  for (int64_t list = 0; list < state.lists; ++list)  // where the piece before ended
+    next[list] = p > state.sample_piece[piece.sample] ? state.places[(p - 1) * state.lists + list]
+                                                      : uint32_t(state.list_begin[piece.sample * state.lists + list]);
+  const uint32_t* cells = state.cell.get();
+  const Entry* entries = state.entries.get();
+  int32_t *voxel = args.voxel, *rank = args.rank;
+  const int shift = state.shift;
+  for (int64_t i = piece.begin; i < piece.end; ++i) {
+    const uint32_t cell = cells[i];
+    if (cell == kNone) {
+      voxel[i] = rank[i] = -1;
+      continue;
+    }
+    const uint32_t at = next[list_of(shift, cell)]++;
+    const Entry entry = entries[at];
+    __builtin_prefetch(entries + at + kAhead);
+    const bool first = entry.key & kFirst;
+    const int32_t number = entry.row == kNone ? -1 : numbers.of(first ? entry.row : entry.key);
+    voxel[i] = number;
+    rank[i] = number < 0 ? -1 : first ? 0 : int32_t(entry.row);
+    if (!first || number < 0) continue;
+    const uint32_t count = entry.key & ~kFirst;
+    write_coords(args.grid, piece.sample, cell, args.coords + 4 * int64_t(number));
+    args.counts[number] = int32_t(count);
+    means.write(args, at, count, number);
   }
 }
 
-template <typename T, int C>
-void write_voxels(const Voxelize& args, const ParallelFor& parallel_for, State& state) {
+template <typename Means>
+void run(const Voxelize& args, const ParallelFor& parallel_for) {
+  State state;
+  make_pieces(args, state);
+  const int64_t inside = count_points(args, parallel_for, state);
+  state.entries = scratch<Entry>(inside);
+  Means means(args, inside);
+  deal(args, parallel_for, state, means);
+  state.met.reset(new uint8_t[(args.rows / kBlockRows + 1) * kBlockRows]());
   parallel_for(0, args.samples * state.lists, 1, [&](int64_t begin, int64_t end) {
-    Sums<typename Compute<T>::Real> sums;
-    for (int64_t list = begin; list < end; ++list) write_list<T, C>(args, state, list, sums);
+    std::vector<Entry> table;
+    for (int64_t list = begin; list < end; ++list) find_voxels(args, state, list, table, means);
   });
+  number_voxels(args, parallel_for, state);
+  if (args.by_key) sort_by_key(args, parallel_for, state);
+  side_by_side(parallel_for, int64_t(state.pieces.size()), [&](int64_t p) { write_piece(args, state, p, means); });
   const int64_t total = *args.num_voxels;
   std::fill(args.coords + 4 * total, args.coords + 4 * args.capacity, -1);
   std::fill(args.counts + total, args.counts + args.capacity, 0);
-  if (args.features)
-    std::memset(
-        static_cast<void*>(static_cast<T*>(args.means) + total * args.channels), 0,
-        sizeof(T) * (args.capacity - total) * args.channels);
+  means.pad(args, total);
 }
 
 }  // namespace
 
 void voxelize_cpu(const Voxelize& args, const ParallelFor& parallel_for) {
-  State state;
-  make_pieces(args, state);
-  deal(args, parallel_for, state);
-  state.found = scratch<Found>(args.rows);
-  state.is_first.reset(new uint8_t[args.rows]());
-  const int64_t lists = args.samples * state.lists;
-  state.list_found.assign(lists, 0);
-  parallel_for(0, lists, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Entry> table;
-    for (int64_t list = begin; list < end; ++list) state.list_found[list] = find_voxels(state, list, table);
-  });
-  number_voxels(args, parallel_for, state);
-  if (args.by_key) renumber(args, parallel_for, state);
-  for_dtype(args.features ? args.feature_dtype : Dtype::kFloat32, [&](auto zero) {
+  if (!args.features) return run<NoFeatures>(args, parallel_for);
+  for_dtype(args.feature_dtype, [&](auto zero) {
     typedef decltype(zero) T;
     if (args.channels == 4)
-      write_voxels<T, 4>(args, parallel_for, state);
+      run<Features<T, 4>>(args, parallel_for);
     else if (args.channels == 5)
-      write_voxels<T, 5>(args, parallel_for, state);
+      run<Features<T, 5>>(args, parallel_for);
     else
-      write_voxels<T, 0>(args, parallel_for, state);
+      run<Features<T, 0>>(args, parallel_for);
   });
 }
 

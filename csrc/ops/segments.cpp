@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor> segment_reduce_cpu_op(
     const Tensor& values, const Tensor& order, const Tensor& ptr, const Tensor& segment, std::string reduce) {
   std::tuple<Tensor, Tensor> result;
   const SegmentReduce args = reduce_args(values, order, ptr, segment, reduce, result);
-  torch::stable::parallel_for(0, kSegmentParts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, kSegmentParts, 1, [&](int64_t begin, int64_t end) {
     const int64_t last = end == kSegmentParts ? args.segments : segment_part(args, end, kSegmentParts);
     segment_reduce_cpu(args, segment_part(args, begin, kSegmentParts), last);
   });
@@ -126,7 +126,8 @@ Tensor segment_reduce_backward_cpu_op(
     const Tensor& grad, const Tensor& ptr, const Tensor& segment, const Tensor& arg, std::string reduce) {
   Tensor result;
   const SegmentReduceBackward args = backward_args(grad, ptr, segment, arg, reduce, result);
-  torch::stable::parallel_for(
+  segment_reduce_backward_prepare_cpu(args);
+  parallel_for(
       0, args.rows, kRowGrain, [&](int64_t begin, int64_t end) { segment_reduce_backward_cpu(args, begin, end); });
   return result;
 }

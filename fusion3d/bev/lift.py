@@ -90,7 +90,8 @@ class LiftSplat(nn.Module):
         def make() -> ops.BEVPoolPlan:
             rows, cols = self.grid.shape
             cell_MDHW, inside_MDHW = self.grid.cell_of(self.frustum(cameras, shape))
-            cell_MDHW = torch.where(inside_MDHW, cell_MDHW + sample_M[:, None, None, None] * (rows * cols), -1)
+            cell_MDHW += sample_M[:, None, None, None] * (rows * cols)
+            cell_MDHW.masked_fill_(~inside_MDHW, -1)
             return ops.bev_pool_plan(cell_MDHW, num_samples * rows * cols, cols)
 
         captured = sample_M.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -103,7 +104,10 @@ class LiftSplat(nn.Module):
         """[M, D, H, W, 3] float32: where in ego every feature cell would be at every depth bin's middle [m]."""
         origin_M3, ray_MHW3 = pixel_rays(cameras.image_from_cam, cameras.ego_from_cam, shape, self.stride)
         depth_D = self.bins.centers(ray_MHW3.device)
-        return origin_M3[:, None, None, None] + depth_D[:, None, None, None] * ray_MHW3[:, None]
+        # x, y and z each side by side in memory, as they are read.
+        xyz_3MDHW = depth_D[:, None, None] * ray_MHW3.movedim(-1, 0).contiguous()[:, :, None]
+        xyz_3MDHW += origin_M3.T[:, :, None, None, None]
+        return xyz_3MDHW.movedim(0, -1)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def bev_pool_plan(cell: Tensor, num_cells: int, cols: int | None = None) -> BEVP
         pixel = reference.bev_pool_pixel(sample, bins, area)
     order = _walk(num_cells, cols or num_cells, cell.device)
     return BEVPoolPlan(
-        cell=cell.to(torch.int32).contiguous(),
+        cell=groups.segment.view(cell.shape),
         sample=sample,
         pixel=pixel,
         cell_ptr=groups.ptr,

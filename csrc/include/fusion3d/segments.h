@@ -82,6 +82,7 @@ void segment_write_cpu(
 // The first segment of part `part` of `parts` parts of about equal work.
 int64_t segment_part(const SegmentReduce& args, int64_t part, int64_t parts);
 void segment_reduce_cpu(const SegmentReduce& args, int64_t begin, int64_t end);                    // of the segments
+void segment_reduce_backward_prepare_cpu(const SegmentReduceBackward& args);                       // comes first
 void segment_reduce_backward_cpu(const SegmentReduceBackward& args, int64_t begin, int64_t end);  // of the rows
 
 // CUDA, on device pointers and the given stream, without synchronisation unless said. All return a cudaError_t.
