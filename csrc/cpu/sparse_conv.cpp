@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "dispatch.h"
+#include "pairs.h"
 
 namespace fusion3d {
 namespace {
@@ -37,7 +37,7 @@ FUSION3D_INLINE void multiply_block(
   typedef typename Compute<T>::Vector Vector;
   constexpr int kLanes = Vectors<T>::kLanes;
   Vector total[R][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) total[r][n] = load(sums[r] + n * kLanes);
@@ -45,14 +45,14 @@ FUSION3D_INLINE void multiply_block(
     Vector w[N];
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) w[n] = load(weight + n * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      const Vector x = Vector() + in[r][c];
+      const typename Compute<T>::Real x = in[r][c];
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) total[r][n] += x * w[n];
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) store(sums[r] + n * kLanes, total[r][n]);
@@ -63,6 +63,8 @@ FUSION3D_INLINE void multiply_rows(
     const typename Compute<T>::Real* const* in, int64_t count, int64_t channels,
     const typename Compute<T>::Real* weight, typename Compute<T>::Real* const* sums) {
   int64_t i = 0;
+  for (; N == 1 && i + 2 * kRows <= count; i += 2 * kRows)
+    multiply_block<2 * kRows, 1, T>(in + i, channels, weight, sums + i);
   for (; i + kRows <= count; i += kRows) multiply_block<kRows, N, T>(in + i, channels, weight, sums + i);
   switch (count - i) {
     case 5: return multiply_block<5, N, T>(in + i, channels, weight, sums + i);
@@ -74,32 +76,16 @@ FUSION3D_INLINE void multiply_rows(
   }
 }
 
-// Rows of a tile that have a neighbour, and where it is. Features are fetched ahead while the list is made.
+// A tap's pairs in a tile. Their features are fetched ahead, and the next tile's part of the table.
 template <typename T>
-FUSION3D_INLINE int64_t list_rows(
-    const int32_t* table, int64_t rows, const T* in, int64_t channels, int32_t* row, int32_t* neighbour) {
-  int64_t count = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    row[count] = int32_t(r);
-    neighbour[count] = table[r];
-    count += table[r] >= 0;
-  }
-  const int64_t bytes = std::min<int64_t>(channels * sizeof(T), 512);
-  for (int64_t i = 0; i < count; ++i) {
-    const char* at = reinterpret_cast<const char*>(in + int64_t(neighbour[i]) * channels);
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
-  }
+FUSION3D_INLINE int64_t list_tap(
+    const SparseConv& args, const Features<T>& in, int64_t tile, int64_t k, int32_t* row, int32_t* neighbour) {
+  const int64_t first = tile * kTile, rows = std::min(kTile, args.num_out - first);
+  const int32_t* table = args.table + k * args.num_out + first;
+  const int64_t count = list_pairs(table, rows, 0, row, neighbour);
+  for (int64_t r = kTile; r < std::min(2 * kTile, args.num_out - first); r += 16) __builtin_prefetch(table + r);
+  in.prefetch(neighbour, count);
   return count;
-}
-
-FUSION3D_INLINE const float* widen(const float* row, int64_t, float*) { return row; }
-FUSION3D_INLINE const double* widen(const double* row, int64_t, double*) { return row; }
-template <typename T>
-FUSION3D_INLINE const float* widen(const T* row, int64_t channels, float* space) {
-  int64_t c = 0;
-  for (; c + 8 <= channels; c += 8) store(space + c, load(row + c));
-  for (; c < channels; ++c) space[c] = load_one(row + c);
-  return space;
 }
 
 // The tiles [begin, end).
@@ -109,27 +95,24 @@ FUSION3D_INLINE void convolve_tiles(const Forward& forward, int64_t begin, int64
   constexpr int64_t kPanel = Vectors<T>::kPanel, kLanes = Vectors<T>::kLanes;
   const SparseConv& args = forward.args;
   const int64_t channels = args.in_channels, width = forward.panels * kPanel;
-  const T* in = static_cast<const T*>(args.in);
+  const Features<T> in{static_cast<const T*>(args.in), channels, channels};
   const Real* packed = static_cast<const Real*>(forward.packed);
-  std::vector<Real> sums(kTile * width + kLanes), space(sizeof(T) < 4 ? kTile * channels : 0);
+  std::vector<Real> sums(kTile * width + kLanes), space(in.is_read_in_place() ? 0 : kTile * channels);
   int32_t row[2][kTile], neighbour[2][kTile];
   const Real* rows_in[kTile];
   Real* rows_out[kTile];
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kTile, rows = std::min(kTile, args.num_out - first);
     std::fill(sums.begin(), sums.end(), Real(0));
-    int64_t ahead = list_rows(args.table + first, rows, in, channels, row[0], neighbour[0]);
+    int64_t ahead = list_tap(args, in, tile, 0, row[0], neighbour[0]);
     for (int64_t k = 0; k < args.taps; ++k) {
       const int64_t count = ahead;
-      const int32_t* list = row[k & 1];
-      for (int64_t i = 0; i < count; ++i)
-        rows_in[i] = widen(in + int64_t(neighbour[k & 1][i]) * channels, channels, space.data() + i * channels);
-      if (k + 1 < args.taps)
-        ahead = list_rows(
-            args.table + (k + 1) * args.num_out + first, rows, in, channels, row[(k + 1) & 1], neighbour[(k + 1) & 1]);
+      const int32_t* to = row[k & 1];
+      in.find(neighbour[k & 1], count, space.data(), rows_in);
+      if (k + 1 < args.taps) ahead = list_tap(args, in, tile, k + 1, row[(k + 1) & 1], neighbour[(k + 1) & 1]);
       const Real* weight = packed + (args.flipped ? args.taps - 1 - k : k) * width * channels;
       for (int64_t p = 0; p < forward.panels; ++p, weight += kPanel * channels) {
-        for (int64_t i = 0; i < count; ++i) rows_out[i] = sums.data() + list[i] * width + p * kPanel;
+        for (int64_t i = 0; i < count; ++i) rows_out[i] = sums.data() + to[i] * width + p * kPanel;
         if (args.out_channels - p * kPanel <= kLanes)
           multiply_rows<1, T>(rows_in, count, channels, weight, rows_out);
         else

@@ -1,19 +1,22 @@
 // Gradient of a sparse convolution's weights on the CPU: for each tap, the sum over its pairs of the outer product of the
-// output's gradient and the input. Pairs are gathered a chunk at a time; blocks of the product stay in registers. Rows are
-// split in parts whose number depends on the sizes alone; parts are added in their order.
+// output's gradient and the input. Pairs are listed a window of rows at a time; blocks of the product stay in registers.
+// Rows are split in parts whose number depends on the sizes alone; parts are added in their order.
+#include "fusion3d/sparse_conv.h"
+
 #include <algorithm>
+#include <memory>
 #include <vector>
 
-#include "dispatch.h"
-#include "fusion3d/sparse_conv.h"
+#include "pairs.h"
 
 namespace fusion3d {
 namespace {
 
-constexpr int64_t kChunk = 64;        // pairs gathered at once
-constexpr int64_t kPartRows = 16384;  // output rows of a part, at least
-constexpr int64_t kParts = 16;        // at most
-constexpr int kRows = 6;              // of a block in registers, by two vectors
+constexpr int64_t kWindow = 512;     // rows whose pairs are listed at once
+constexpr int64_t kChunk = 64;       // pairs multiplied at once: their rows stay in the nearest cache
+constexpr int64_t kPartRows = 4096;  // output rows of a part, at least
+constexpr int64_t kParts = 16;       // at most
+constexpr int kRows = 6;             // of a block in registers, by two vectors
 
 template <typename T>
 constexpr int64_t lanes() {
@@ -35,29 +38,37 @@ struct Products {
   void* partial;   // [parts, taps, one.channels, width] of Compute<T>::Real
 };
 
-// block[r] += sum over the pairs of one[r] * vector, for R rows of N vectors.
+// The rows of a chunk of pairs.
+template <typename T>
+struct Chunk {
+  const typename Compute<T>::Real *one[kChunk], *vector[kChunk];
+  int64_t pairs;
+};
+
+// block[r] += sum over the pairs of one[r] * vector, for R rows from `row` on and N vectors from `column` on.
 template <int R, int N, typename T>
 FUSION3D_INLINE void add_block(
-    const typename Compute<T>::Real* one, int64_t one_stride, const typename Compute<T>::Real* vector, int64_t width,
-    int64_t pairs, typename Compute<T>::Real* block) {
+    const Chunk<T>& chunk, int64_t row, int64_t column, int64_t width, typename Compute<T>::Real* product) {
   typedef typename Compute<T>::Vector Vector;
+  typename Compute<T>::Real* block = product + row * width + column;
   Vector total[R][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) total[r][n] = load(block + r * width + n * lanes<T>());
-  for (int64_t i = 0; i < pairs; ++i, one += one_stride, vector += width) {
+  for (int64_t i = 0; i < chunk.pairs; ++i) {
+    const typename Compute<T>::Real *one = chunk.one[i] + row, *vector = chunk.vector[i] + column;
     Vector v[N];
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) v[n] = load(vector + n * lanes<T>());
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      const Vector x = Vector() + one[r];
+      const typename Compute<T>::Real x = one[r];
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) total[r][n] += x * v[n];
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) store(block + r * width + n * lanes<T>(), total[r][n]);
@@ -65,33 +76,26 @@ FUSION3D_INLINE void add_block(
 
 template <int N, typename T>
 FUSION3D_INLINE void add_rows(
-    const typename Compute<T>::Real* one, int64_t channels, const typename Compute<T>::Real* vector, int64_t width,
-    int64_t pairs, typename Compute<T>::Real* block) {
+    const Chunk<T>& chunk, int64_t channels, int64_t column, int64_t width, typename Compute<T>::Real* product) {
   int64_t r = 0;
-  for (; r + kRows <= channels; r += kRows)
-    add_block<kRows, N, T>(one + r, channels, vector, width, pairs, block + r * width);
-  one += r;
-  block += r * width;
+  for (; N == 1 && r + 2 * kRows <= channels; r += 2 * kRows)
+    add_block<2 * kRows, 1, T>(chunk, r, column, width, product);
+  for (; r + kRows <= channels; r += kRows) add_block<kRows, N, T>(chunk, r, column, width, product);
   switch (channels - r) {
-    case 5: return add_block<5, N, T>(one, channels, vector, width, pairs, block);
-    case 4: return add_block<4, N, T>(one, channels, vector, width, pairs, block);
-    case 3: return add_block<3, N, T>(one, channels, vector, width, pairs, block);
-    case 2: return add_block<2, N, T>(one, channels, vector, width, pairs, block);
-    case 1: return add_block<1, N, T>(one, channels, vector, width, pairs, block);
+    case 5: return add_block<5, N, T>(chunk, r, column, width, product);
+    case 4: return add_block<4, N, T>(chunk, r, column, width, product);
+    case 3: return add_block<3, N, T>(chunk, r, column, width, product);
+    case 2: return add_block<2, N, T>(chunk, r, column, width, product);
+    case 1: return add_block<1, N, T>(chunk, r, column, width, product);
     default: return;
   }
 }
 
-template <typename T>
-FUSION3D_INLINE void gather(
-    const Side& side, const int32_t* row, int64_t count, int64_t width, typename Compute<T>::Real* out) {
-  for (int64_t i = 0; i < count; ++i, out += width) {
-    const T* from = static_cast<const T*>(side.rows) + int64_t(row[i]) * side.channels;
-    int64_t c = 0;
-    for (; c + lanes<T>() <= side.channels; c += lanes<T>()) store(out + c, load(from + c));
-    for (; c < side.channels; ++c) out[c] = load_one(from + c);
-  }
-}
+// Pairs of a window of rows.
+struct Window {
+  int32_t out[kWindow], in[kWindow];
+  int64_t count;
+};
 
 // The tasks [begin, end): a task is one tap of one part.
 template <typename T>
@@ -99,27 +103,35 @@ FUSION3D_INLINE void add_products(const Products& products, int64_t begin, int64
   typedef typename Compute<T>::Real Real;
   const SparseWeightGrad& args = products.args;
   const int64_t channels = products.one.channels, width = products.width;
-  std::vector<Real> one(kChunk * channels), vector(kChunk * width);
-  int32_t out_row[kChunk + 1], in_row[kChunk + 1];
+  const Features<T> one{static_cast<const T*>(products.one.rows), channels, channels};
+  const Features<T> vector{static_cast<const T*>(products.vector.rows), products.vector.channels, width};
+  std::vector<Real> ones(one.is_read_in_place() ? 0 : kChunk * channels);
+  std::vector<Real> vectors(vector.is_read_in_place() ? 0 : kChunk * width);
+  Window windows[2];
+  Chunk<T> chunk;
   for (int64_t task = begin; task < end; ++task) {
-    Real* block = static_cast<Real*>(products.partial) + task * channels * width;
-    std::fill(block, block + channels * width, Real(0));
+    Real* product = static_cast<Real*>(products.partial) + task * channels * width;
+    std::fill(product, product + channels * width, Real(0));
     const int32_t* table = args.table + task % args.taps * args.num_out;
-    int64_t m = task / args.taps * products.part_rows;
-    const int64_t last = std::min(m + products.part_rows, args.num_out);
-    while (m < last) {
-      int64_t count = 0;
-      for (; m < last && count < kChunk; ++m) {
-        out_row[count] = int32_t(m);
-        in_row[count] = table[m];
-        count += table[m] >= 0;
+    const int64_t first = task / args.taps * products.part_rows;
+    const int64_t last = std::min(first + products.part_rows, args.num_out);
+    // While a window's pairs are multiplied, the rows of the next are fetched.
+    for (int64_t w = 0, m = first; m < last + kWindow; ++w, m += kWindow) {
+      Window &ahead = windows[w & 1], &now = windows[(w + 1) & 1];
+      if (m < last) {
+        ahead.count = list_pairs(table + m, std::min(kWindow, last - m), m, ahead.out, ahead.in);
+        (products.vector_is_in ? vector : one).prefetch(ahead.in, ahead.count);
       }
-      gather<T>(products.one, products.vector_is_in ? out_row : in_row, count, channels, one.data());
-      gather<T>(products.vector, products.vector_is_in ? in_row : out_row, count, width, vector.data());
-      int64_t c = 0;
-      for (; c + 2 * lanes<T>() <= width; c += 2 * lanes<T>())
-        add_rows<2, T>(one.data(), channels, vector.data() + c, width, count, block + c);
-      if (c < width) add_rows<1, T>(one.data(), channels, vector.data() + c, width, count, block + c);
+      if (w == 0) continue;
+      const int32_t *of_one = products.vector_is_in ? now.out : now.in, *of_vector = products.vector_is_in ? now.in : now.out;
+      for (int64_t i = 0; i < now.count; i += kChunk) {
+        chunk.pairs = std::min(kChunk, now.count - i);
+        one.find(of_one + i, chunk.pairs, ones.data(), chunk.one);
+        vector.find(of_vector + i, chunk.pairs, vectors.data(), chunk.vector);
+        int64_t c = 0;
+        for (; c + 2 * lanes<T>() <= width; c += 2 * lanes<T>()) add_rows<2, T>(chunk, channels, c, width, product);
+        if (c < width) add_rows<1, T>(chunk, channels, c, width, product);
+      }
     }
   }
 }
@@ -159,9 +171,10 @@ void sparse_weight_grad_cpu(const SparseWeightGrad& args, const ParallelFor& par
     const Side &one = vector_is_in ? grad : in, &vector = vector_is_in ? in : grad;
     const int64_t parts = std::clamp<int64_t>(args.num_out / kPartRows, 1, kParts);
     const int64_t width = whole(vector.channels);
-    std::vector<typename Compute<T>::Real> partial(parts * args.taps * one.channels * width);
+    typedef typename Compute<T>::Real Real;
+    const std::unique_ptr<Real[]> partial(new Real[parts * args.taps * one.channels * width]);
     const int64_t part_rows = (args.num_out + parts - 1) / parts;
-    const Products products{args, one, vector, vector_is_in, parts, part_rows, width, partial.data()};
+    const Products products{args, one, vector, vector_is_in, parts, part_rows, width, partial.get()};
     parallel_for(0, parts * args.taps, 1, [&](int64_t begin, int64_t end) { run_products<T>(products, begin, end); });
     parallel_for(0, args.taps, 1, [&](int64_t begin, int64_t end) { add_parts<T>(products, begin, end); });
   });
