@@ -71,7 +71,8 @@ void order_by_score(const Nms& args, std::vector<int32_t>& index) {
   const auto key_of = [&](int64_t k) { return nms_key(load_one(static_cast<const Score*>(args.scores) + known[k])); };
   const int64_t count = int64_t(known.size());
   std::vector<Record> records(2 * count);
-  const Record* sorted = sort_rows(here, count, Key(~Key(0)), key_of, records.data(), records.data() + count);
+  const Record* sorted = records.data() + count;
+  sort_rows(here, count, Key(~Key(0)), key_of, records.data(), records.data() + count);
   index.resize(count);
   for (int64_t k = 0; k < count; ++k) index[k] = known[sorted[k].row()];
 }

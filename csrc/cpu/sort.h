@@ -65,7 +65,7 @@ void sort_bucket(Record* from, Record* to, int64_t rows, int bits, std::vector<u
 template <typename Record, typename KeyOf>
 void sort_rows(
     const ParallelFor& parallel_for, int64_t rows, uint64_t largest, const KeyOf& key_of, Record* a, Record* b) {
-  const int low_bits = std::max(bit_width(largest) - std::min(bit_width(rows / kBucketRows), kMostBucketBits), 0);
+  const int low_bits = std::clamp(bit_width(largest) - std::min(bit_width(rows / kBucketRows), kMostBucketBits), 0, 63);
   const int64_t parts = sort_parts(rows), buckets = int64_t(largest >> low_bits) + 2;
   std::vector<uint32_t> place(parts * buckets, 0), bound(buckets + 1);
   // Calls visit(place of the key `largest`, places of the others, row) for the rows of each part.
