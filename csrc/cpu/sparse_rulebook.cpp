@@ -1,5 +1,5 @@
-// Neighbour tables on the CPU. The index of voxels (see sparse_index.h) stays in the caches; voxels are put in by one thread,
-// which takes less time than to share the bits out, and are looked up by all.
+// Neighbour tables on the CPU. The index of voxels (see sparse_index.h) stays in the caches. Rows are put into it in parts,
+// each with bits of its own, which are then joined: in whichever order, the result is the same.
 #include "fusion3d/sparse_rulebook.h"
 
 #include <algorithm>
@@ -9,13 +9,22 @@
 namespace fusion3d {
 namespace {
 
-constexpr int64_t kRowGrain = 1024;  // fewest rows worth a thread
+constexpr int64_t kRowGrain = 1024;      // fewest rows worth a thread
+constexpr int64_t kPartRows = 4096;      // rows put into the index by one part, at least
+constexpr int64_t kParts = 8;            // at most
+constexpr int64_t kPartWords = 1 << 20;  // that all parts but the first may take together
 
 #define FUSION3D_INLINE_LAMBDA __attribute__((always_inline))
 
-struct Build {
+// A level of the index, `top` or `words`, that is being filled from the rows of args.coords.
+struct Level {
   const SparseRulebook& args;
-  VoxelIndexStorage& index;
+  VoxelIndex index;
+  bool is_top;
+  bool of_outputs;  // the cells that read the rows, else the rows' own
+  uint64_t* bits;    // [length] of the first part, where the others are added
+  uint64_t* others;  // [parts - 1, length]
+  int64_t length, parts;
 };
 
 struct Search {
@@ -23,31 +32,6 @@ struct Search {
   VoxelIndex index;
   const int32_t* row;  // [num_in] the row of the voxel of each rank
 };
-
-// The index of the cells that each(put) calls put with; it is called twice.
-template <typename Each>
-FUSION3D_INLINE void build(VoxelIndexStorage& index, int64_t cells, const Each& each) {
-  const int64_t tops = num_tops(cells);
-  index.top.assign(tops, 0);
-  index.top_rank.resize(tops);
-  uint64_t* top = index.top.data();
-  each([&](int64_t cell) FUSION3D_INLINE_LAMBDA { top[cell >> 12] |= bit_of(cell >> 6); });
-  int32_t kept = 0;
-  for (int64_t i = 0; i < tops; ++i) {
-    index.top_rank[i] = kept;
-    kept += count_bits(top[i]);
-  }
-  index.words.assign(kept, 0);
-  index.word_rank.resize(kept);
-  const VoxelIndex view = index.view();
-  each([&](int64_t cell) FUSION3D_INLINE_LAMBDA { view.words[find_word(view, cell >> 6)] |= bit_of(cell); });
-  int64_t total = 0;
-  for (int32_t i = 0; i < kept; ++i) {
-    index.word_rank[i] = int32_t(total);
-    total += count_bits(index.words[i]);
-  }
-  index.num_voxels = total;
-}
 
 // The taps of each axis that read one input, and their outputs.
 struct Taps {
@@ -58,16 +42,18 @@ struct Taps {
 
   FUSION3D_INLINE void find(const SparseGeometry& g, const int32_t* zyx) {
     for (int axis = 0; axis < 3; ++axis) {
-      // As output_through, with one division for all taps.
-      int32_t n = first[axis], o = (zyx[axis] + g.padding[axis]) / g.stride[axis];
-      int32_t rest = (zyx[axis] + g.padding[axis]) - o * g.stride[axis];
-      for (int32_t k = 0; k < g.kernel[axis] && o >= 0; ++k) {
-        if (rest == 0 && o < g.out_shape[axis]) {
-          out[n] = o;
-          tap[n++] = k;
-        }
-        rest -= g.dilation[axis];
-        for (; rest < 0; rest += g.stride[axis]) --o;
+      // As output_through, with one division for all taps, and without branches that cannot be foretold.
+      const int32_t stride = g.stride[axis], back = g.dilation[axis] / stride, left = g.dilation[axis] % stride;
+      int32_t n = first[axis], o = (zyx[axis] + g.padding[axis]) / stride;
+      int32_t rest = (zyx[axis] + g.padding[axis]) - o * stride;
+      for (int32_t k = 0; k < g.kernel[axis]; ++k) {
+        out[n] = o;
+        tap[n] = k;
+        n += int32_t(rest == 0) & int32_t(uint32_t(o) < uint32_t(g.out_shape[axis]));
+        rest -= left;
+        const int32_t borrow = rest < 0;
+        o -= back + borrow;
+        rest += borrow * stride;
       }
       last[axis] = n;
     }
@@ -88,27 +74,30 @@ struct Taps {
   int32_t first[4], last[3];
 };
 
+// The parts [begin, end).
 template <typename>
-FUSION3D_INLINE void index_inputs(const Build& b, int64_t begin, int64_t end) {
-  const SparseGeometry& g = b.args.geometry;
-  build(b.index, num_cells(g.batch, g.in_shape), [&](const auto& put) FUSION3D_INLINE_LAMBDA {
-    for (int64_t n = begin; n < end; ++n) {
-      const int32_t* at = b.args.coords + 4 * n;
-      put(cell_at(g.in_shape, at[0], at[1], at[2], at[3]));
-    }
-  });
-}
-
-template <typename>
-FUSION3D_INLINE void index_outputs(const Build& b, int64_t begin, int64_t end) {
-  const SparseGeometry& g = b.args.geometry;
+FUSION3D_INLINE void mark_cells(const Level& level, int64_t begin, int64_t end) {
+  const SparseGeometry& g = level.args.geometry;
+  const int64_t rows = (level.args.num_in + level.parts - 1) / level.parts;
   Taps taps(g);
-  build(b.index, num_cells(g.batch, g.out_shape), [&](const auto& put) FUSION3D_INLINE_LAMBDA {
-    for (int64_t n = begin; n < end; ++n) {
-      taps.find(g, b.args.coords + 4 * n + 1);
-      taps.visit(g, b.args.coords[4 * n], [&](int64_t, int64_t cell) FUSION3D_INLINE_LAMBDA { put(cell); });
+  for (int64_t part = begin; part < end; ++part) {
+    uint64_t* bits = part == 0 ? level.bits : level.others + (part - 1) * level.length;
+    const auto put = [&](int64_t cell) FUSION3D_INLINE_LAMBDA {
+      if (level.is_top)
+        bits[cell >> 12] |= bit_of(cell >> 6);
+      else
+        bits[find_word(level.index, cell >> 6)] |= bit_of(cell);
+    };
+    for (int64_t n = part * rows; n < std::min((part + 1) * rows, level.args.num_in); ++n) {
+      const int32_t* at = level.args.coords + 4 * n;
+      if (level.of_outputs) {
+        taps.find(g, at + 1);
+        taps.visit(g, at[0], [&](int64_t, int64_t cell) FUSION3D_INLINE_LAMBDA { put(cell); });
+      } else {
+        put(cell_at(g.in_shape, at[0], at[1], at[2], at[3]));
+      }
     }
-  });
+  }
 }
 
 // The row of the voxel of each rank.
@@ -182,13 +171,51 @@ FUSION3D_INLINE void link_rows(const Search& search, int64_t begin, int64_t end)
   }
 }
 
-FUSION3D_DISPATCH(run_index_inputs, Build, index_inputs)
-FUSION3D_DISPATCH(run_index_outputs, Build, index_outputs)
+FUSION3D_DISPATCH(run_mark, Level, mark_cells)
 FUSION3D_DISPATCH(run_rank, Search, rank_rows)
 FUSION3D_DISPATCH(run_search, Search, search_rows)
 FUSION3D_DISPATCH(run_link, Search, link_rows)
 
 typedef float Any;  // tables have no dtype
+
+// A level is marked by parts, which are then joined.
+void fill(
+    const SparseRulebook& args, VoxelIndexStorage& index, bool is_top, bool of_outputs,
+    const ParallelFor& parallel_for) {
+  std::vector<uint64_t>& bits = is_top ? index.top : index.words;
+  const int64_t length = int64_t(bits.size()), room = 1 + kPartWords / std::max<int64_t>(length, 1);
+  const int64_t parts = std::clamp<int64_t>(std::min(args.num_in / kPartRows, room), 1, kParts);
+  std::vector<uint64_t> others((parts - 1) * length);
+  const Level level{args, index.view(), is_top, of_outputs, bits.data(), others.data(), length, parts};
+  parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) { run_mark<Any>(level, begin, end); });
+  parallel_for(0, length, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = begin; i < end; ++i) bits[i] |= others[(part - 1) * length + i];
+  });
+}
+
+// The index of the rows' cells, or of the outputs that read them.
+void build(const SparseRulebook& args, VoxelIndexStorage& index, bool of_outputs, const ParallelFor& parallel_for) {
+  const SparseGeometry& g = args.geometry;
+  const int64_t tops = num_tops(num_cells(g.batch, of_outputs ? g.out_shape : g.in_shape));
+  index.top.assign(tops, 0);
+  index.top_rank.resize(tops);
+  fill(args, index, true, of_outputs, parallel_for);
+  int32_t kept = 0;
+  for (int64_t i = 0; i < tops; ++i) {
+    index.top_rank[i] = kept;
+    kept += count_bits(index.top[i]);
+  }
+  index.words.assign(kept, 0);
+  index.word_rank.resize(kept);
+  fill(args, index, false, of_outputs, parallel_for);
+  int64_t total = 0;
+  for (int32_t i = 0; i < kept; ++i) {
+    index.word_rank[i] = int32_t(total);
+    total += count_bits(index.words[i]);
+  }
+  index.num_voxels = total;
+}
 
 // Coordinates of the voxels of the words [begin, end) of `top`.
 void list_outputs(const SparseRulebook& args, const VoxelIndex& index, int64_t begin, int64_t end) {
@@ -213,11 +240,11 @@ int64_t sparse_outside_cpu(const SparseRulebook& args) {
 
 bool sparse_submanifold_cpu(const SparseRulebook& args, const ParallelFor& parallel_for) {
   VoxelIndexStorage index;
-  run_index_inputs<Any>(Build{args, index}, 0, args.num_in);
+  build(args, index, false, parallel_for);
   if (index.num_voxels != args.num_in) return false;
   std::vector<int32_t> row(args.num_in);
   const Search search{args, index.view(), row.data()};
-  run_rank<Any>(search, 0, args.num_in);
+  parallel_for(0, args.num_in, kRowGrain, [&](int64_t begin, int64_t end) { run_rank<Any>(search, begin, end); });
   const SparseGeometry& g = args.geometry;
   parallel_for(0, int64_t(g.kernel[0]) * g.kernel[1] * g.kernel[2], 1, [&](int64_t begin, int64_t end) {
     std::fill(args.table + begin * args.num_out, args.table + end * args.num_out, -1);
@@ -226,10 +253,10 @@ bool sparse_submanifold_cpu(const SparseRulebook& args, const ParallelFor& paral
   return true;
 }
 
-bool sparse_outputs_cpu(const SparseRulebook& args, VoxelIndexStorage& index) {
-  run_index_inputs<Any>(Build{args, index}, 0, args.num_in);
+bool sparse_outputs_cpu(const SparseRulebook& args, VoxelIndexStorage& index, const ParallelFor& parallel_for) {
+  build(args, index, false, parallel_for);
   if (index.num_voxels != args.num_in) return false;
-  run_index_outputs<Any>(Build{args, index}, 0, args.num_in);
+  build(args, index, true, parallel_for);
   return true;
 }
 

@@ -123,7 +123,8 @@ FUSION3D_INLINE void add_products(const Products& products, int64_t begin, int64
         (products.vector_is_in ? vector : one).prefetch(ahead.in, ahead.count);
       }
       if (w == 0) continue;
-      const int32_t *of_one = products.vector_is_in ? now.out : now.in, *of_vector = products.vector_is_in ? now.in : now.out;
+      const int32_t* of_one = products.vector_is_in ? now.out : now.in;
+      const int32_t* of_vector = products.vector_is_in ? now.in : now.out;
       for (int64_t i = 0; i < now.count; i += kChunk) {
         chunk.pairs = std::min(kChunk, now.count - i);
         one.find(of_one + i, chunk.pairs, ones.data(), chunk.one);

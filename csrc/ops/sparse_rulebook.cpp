@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_strided_cpu_op(
   SparseRulebook args = read(coords, batch_size, shape, kernel, stride, padding, dilation);
   check_rows(args);
   VoxelIndexStorage index;
-  STD_TORCH_CHECK(sparse_outputs_cpu(args, index), kTwice);
+  STD_TORCH_CHECK(sparse_outputs_cpu(args, index, parallel_for), kTwice);
   args.num_out = index.num_voxels;
   Tensor out_coords, table, transposed;
   make_tables(coords, args, out_coords, table, transposed);

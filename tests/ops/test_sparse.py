@@ -144,10 +144,13 @@ def test_pairs_by_hand():
 
 @compiled
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("shape", [(4, 7, 9), (3, 65, 130), (41, 1440, 1440), (1, 1, 5000)])
-def test_rulebook_equals_twin(device, shape):
+@pytest.mark.parametrize(
+    ("shape", "rows"),  # the many rows are put into the index in several parts
+    [((4, 7, 9), 400), ((3, 65, 130), 400), ((41, 1440, 1440), 6000), ((9, 80, 70), 9000), ((1, 1, 5000), 400)],
+)
+def test_rulebook_equals_twin(device, shape, rows):
     random = torch.Generator().manual_seed(3)
-    coords = torch.stack([torch.randint(0, n, (400,), generator=random) for n in (2, *shape)], 1)
+    coords = torch.stack([torch.randint(0, n, (rows,), generator=random) for n in (2, *shape)], 1)
     coords = torch.cat([coords, (coords + 1) % torch.tensor([2, *shape])]).unique(dim=0)
     coords = coords[torch.randperm(len(coords), generator=random)].int().to(device)
     table = ops.sparse_rulebook(coords, shape, 2, 3, submanifold=True).table
@@ -180,6 +183,22 @@ def test_kernel_equals_twin(device, dtype, tolerance, cin, cout):
         assert out.dtype == features.grad.dtype == weight.grad.dtype == dtype
         for found, expected in ((out, want), (features.grad, exact[0].grad), (weight.grad, exact[1].grad)):
             assert_near(found, expected, tolerance)
+
+
+@compiled
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("geometry", [{}, STRIDED])
+def test_weight_gradient_of_several_parts_equals_twin(device, geometry):
+    coords = voxels((12, 60, 61), 1, 0.4, device)
+    rulebook = ops.sparse_rulebook(coords, (12, 60, 61), 1, 3, submanifold=not geometry, **geometry)
+    assert len(coords) > 3 * 4096 + 1 and len(rulebook.out_coords) % 8
+    random = torch.Generator().manual_seed(2)
+    features = torch.randn(len(coords), 3, generator=random, dtype=torch.float64).to(device)
+    weight = torch.randn(18, 3, 3, 3, 3, generator=random, dtype=torch.float64).to(device).requires_grad_()
+    out = ops.sparse_conv(features, weight, rulebook)
+    want = reference.sparse_conv(features, weight.flatten(1, 3), rulebook.table)
+    assert_near(out, want, 1e-12)
+    assert_near(grads(out, weight)[0], grads(want, weight)[0], 1e-11)
 
 
 @pytest.mark.parametrize("device", DEVICES)

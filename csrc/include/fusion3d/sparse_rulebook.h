@@ -40,7 +40,7 @@ int64_t sparse_outside_cpu(const SparseRulebook& args);
 bool sparse_submanifold_cpu(const SparseRulebook& args, const ParallelFor& parallel_for);
 // The outputs of a strided convolution, of which there are index.num_voxels; then its tables, from the same index.
 // False if two rows have one cell.
-bool sparse_outputs_cpu(const SparseRulebook& args, VoxelIndexStorage& index);
+bool sparse_outputs_cpu(const SparseRulebook& args, VoxelIndexStorage& index, const ParallelFor& parallel_for);
 void sparse_strided_cpu(const SparseRulebook& args, VoxelIndexStorage& index, const ParallelFor& parallel_for);
 
 // CUDA, on device pointers and the given stream; each returns a cudaError_t. `scratch` has the bytes asked for and holds the
