@@ -7,7 +7,7 @@ from fusion3d.ops.reference.boxes import box_iou_bev, box_iou_bev_aligned, nms_b
 from fusion3d.ops.reference.deformable import ms_deform_attn
 from fusion3d.ops.reference.pooling import bev_pool, bev_pool_pixel
 from fusion3d.ops.reference.segments import segment_plan, segment_reduce
-from fusion3d.ops.reference.voxels import voxelize, voxelize_mean
+from fusion3d.ops.reference.voxels import voxel_gather, voxelize, voxelize_mean
 from fusion3d.ops.reference.windows import window_attention
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "points_in_boxes",
     "segment_plan",
     "segment_reduce",
+    "voxel_gather",
     "voxelize",
     "voxelize_mean",
     "window_attention",
