@@ -100,14 +100,14 @@ __device__ inline void pool_long(
   const bool used = lanes.used && pack < packs;
   const int32_t begin = args.cell_ptr[cell], end = args.cell_ptr[cell + 1];
   Real sum[N] = {};
-  for (int32_t base = begin + warp * kWarp; base < end; base += kThreads) {
+  for (int64_t base = begin + warp * kWarp; base < end; base += kThreads) {
     Real weight = 0;
     int32_t pixel = 0;
     if (base + lane < end) {
       weight = widen(depth[args.sample[base + lane]]);
       pixel = args.pixel[base + lane];
     }
-    add_rows<T, N>(feat, packs, lanes, used, weight, pixel, 0, min(kWarp, end - base), sum);
+    add_rows<T, N>(feat, packs, lanes, used, weight, pixel, 0, int(min(int64_t(kWarp), end - base)), sum);
   }
   join_slots(lanes, sum);
 #pragma unroll

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "fusion3d/segments.h"
-#include "numbers.cuh"
+#include "rows.cuh"
 
 namespace fusion3d {
 namespace {
@@ -24,14 +24,14 @@ __global__ void sum_segments(SegmentReduce args, int lanes) {
       const int64_t pack = first + lane % lanes;
       Real sum[N] = {};
       if (pack < packs)
-        for (int32_t r = begin + group; r < end; r += groups) {
+        for (int64_t r = begin + group; r < end; r += groups) {
           const Pack<T, N> row = values[int64_t(args.order[r]) * packs + pack];
 #pragma unroll
           for (int n = 0; n < N; ++n) sum[n] += widen(row.value[n]);
         }
       for (int step = lanes; step < kWarp; step *= 2)
 #pragma unroll
-        for (int n = 0; n < N; ++n) sum[n] += __shfl_xor_sync(0xffffffffu, sum[n], step);
+        for (int n = 0; n < N; ++n) sum[n] += __shfl_xor_sync(kAll, sum[n], step);
       if (pack >= packs || group != 0) continue;
       const Real count = args.reduce == Reduce::kMean && end > begin ? Real(end - begin) : Real(1);
       Pack<T, N> result;
@@ -59,7 +59,7 @@ __global__ void max_segments(SegmentReduce args, int lanes) {
 #pragma unroll
       for (int n = 0; n < N; ++n) at[n] = -1;
       if (pack < packs)
-        for (int32_t r = begin + group; r < end; r += groups) {
+        for (int64_t r = begin + group; r < end; r += groups) {
           const int32_t index = args.order[r];
           const Pack<T, N> row = values[int64_t(index) * packs + pack];
 #pragma unroll
@@ -71,8 +71,8 @@ __global__ void max_segments(SegmentReduce args, int lanes) {
       for (int step = lanes; step < kWarp; step *= 2)
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-          const Real value = __shfl_xor_sync(0xffffffffu, best[n], step);
-          const int32_t index = __shfl_xor_sync(0xffffffffu, at[n], step);
+          const Real value = __shfl_xor_sync(kAll, best[n], step);
+          const int32_t index = __shfl_xor_sync(kAll, at[n], step);
           // The one that comes first keeps its place unless it is exceeded, whichever lane asks.
           const bool other_first = index < at[n];
           const bool take = index >= 0 && (at[n] < 0 || (other_first ? !exceeds(best[n], value) : exceeds(value, best[n])));
@@ -120,11 +120,12 @@ __global__ void spread_rows(SegmentReduceBackward args) {
   }
 }
 
-// run(integral constant) with how many neighbouring channels are moved at once: 16 bytes where channels allow.
+// run(integral constant) with how many neighbouring channels are moved at once: four, or two doubles, where the number of
+// channels and where the arrays begin allow it.
 template <typename T, typename Run>
-void for_pack(int64_t channels, const Run& run) {
+void for_pack(int64_t channels, std::initializer_list<const void*> values, const int32_t* arg, const Run& run) {
   constexpr int kPack = 16 / sizeof(T) < 4 ? 16 / sizeof(T) : 4;
-  if (channels % kPack == 0)
+  if (in_packs<kPack, T>(channels, values) && in_packs<kPack, int32_t>(channels, {arg}))
     run(std::integral_constant<int, kPack>());
   else
     run(std::integral_constant<int, 1>());
@@ -133,7 +134,7 @@ void for_pack(int64_t channels, const Run& run) {
 template <typename T>
 cudaError_t forward(const SegmentReduce& args, cudaStream_t stream) {
   if (args.segments == 0 || args.channels == 0) return cudaSuccess;
-  for_pack<T>(args.channels, [&](auto pack) {
+  for_pack<T>(args.channels, {args.values, args.out}, args.arg, [&](auto pack) {
     constexpr int N = decltype(pack)::value;
     int lanes = 1;
     while (lanes < kWarp && lanes < args.channels / N) lanes *= 2;
@@ -149,7 +150,7 @@ cudaError_t forward(const SegmentReduce& args, cudaStream_t stream) {
 template <typename T>
 cudaError_t backward(const SegmentReduceBackward& args, cudaStream_t stream) {
   if (args.rows == 0 || args.channels == 0) return cudaSuccess;
-  for_pack<T>(args.channels, [&](auto pack) {
+  for_pack<T>(args.channels, {args.grad_out, args.grad_values}, args.arg, [&](auto pack) {
     constexpr int N = decltype(pack)::value;
     const unsigned blocks = unsigned(blocks_for(args.rows * (args.channels / N), kThreads));
     spread_rows<T, N><<<blocks, kThreads, 0, stream>>>(args);

@@ -205,6 +205,18 @@ __global__ void write_means(Voxelize args, Workspace<SortKey> w) {
     means[t] = narrow<T>(Real(0));
 }
 
+// Neighbouring threads are neighbouring channels of a point.
+template <typename T>
+__global__ void gather_rows(VoxelGather args) {
+  const T* __restrict__ values = static_cast<const T*>(args.values);
+  T* __restrict__ out = static_cast<T*>(args.out);
+  const int64_t channels = args.channels;
+  for (int64_t t = first_thread(); t < args.rows * channels; t += all_threads()) {
+    const int64_t i = t / channels, slot = slot_of(args, i);
+    if (slot >= 0) out[slot * channels + (t - i * channels)] = values[t];
+  }
+}
+
 template <typename SortKey>
 cudaError_t run(const Voxelize& args, void* scratch, size_t* bytes, cudaStream_t stream) {
   Workspace<SortKey> w;
@@ -245,6 +257,18 @@ cudaError_t run(const Voxelize& args, void* scratch, size_t* bytes, cudaStream_t
 }
 
 }  // namespace
+
+int voxel_gather_cuda(const VoxelGather& args, cudaStream_t stream) {
+  const int64_t bytes = args.voxels * args.max_points * args.channels * size_of(args.dtype);
+  if (bytes == 0) return cudaSuccess;
+  const cudaError_t error = cudaMemsetAsync(args.out, 0, size_t(bytes), stream);
+  if (error != cudaSuccess || args.rows == 0) return error;
+  return for_dtype(args.dtype, [&](auto zero) {
+    const unsigned blocks = unsigned(blocks_for(args.rows * args.channels, kThreads));
+    gather_rows<decltype(zero)><<<blocks, kThreads, 0, stream>>>(args);
+    return cudaGetLastError();
+  });
+}
 
 int voxelize_cuda(const Voxelize& args, void* scratch, size_t* bytes, cudaStream_t stream) {
   const uint64_t outside = uint64_t(args.samples) * num_cells(args.grid);

@@ -112,7 +112,47 @@ Means voxelize_mean_cpu_op(
   return std::tuple_cat(std::make_tuple(means), out);
 }
 
+VoxelGather gather_args(
+    const Tensor& values, const Tensor& voxel, const Tensor& rank, int64_t voxels, int64_t max_points, Tensor& out) {
+  check(values, "values", 2, values.scalar_type(), values);
+  check(voxel, "voxel", 1, ScalarType::Int, values);
+  check(rank, "rank", 1, ScalarType::Int, values);
+  STD_TORCH_CHECK(
+      voxel.numel() == values.size(0) && rank.numel() == values.size(0),
+      "fusion3d: values must have one row for each point");
+  STD_TORCH_CHECK(voxels >= 0 && max_points >= 0, "fusion3d: voxels and max_points must not be negative");
+  out = torch::stable::new_empty(values, {voxels, max_points, values.size(1)});
+  return {
+      dtype_of(values, "values"),
+      values.size(0),
+      values.size(1),
+      voxels,
+      max_points,
+      values.const_data_ptr(),
+      voxel.const_data_ptr<int32_t>(),
+      rank.const_data_ptr<int32_t>(),
+      out.mutable_data_ptr(),
+  };
+}
+
+Tensor voxel_gather_cpu_op(
+    const Tensor& values, const Tensor& voxel, const Tensor& rank, int64_t voxels, int64_t max_points) {
+  Tensor out;
+  const VoxelGather args = gather_args(values, voxel, rank, voxels, max_points, out);
+  if (out.numel()) voxel_gather_cpu(args, parallel_for);
+  return out;
+}
+
 #ifdef FUSION3D_WITH_CUDA
+Tensor voxel_gather_cuda_op(
+    const Tensor& values, const Tensor& voxel, const Tensor& rank, int64_t voxels, int64_t max_points) {
+  const torch::stable::accelerator::DeviceGuard guard(values.get_device_index());
+  Tensor out;
+  const VoxelGather args = gather_args(values, voxel, rank, voxels, max_points, out);
+  check_launch(voxel_gather_cuda(args, current_stream(values)), "voxel_gather");
+  return out;
+}
+
 void run_cuda(const Voxelize& args, const Tensor& points) {
   const cudaStream_t stream = current_stream(points);
   size_t bytes = 0;
@@ -153,16 +193,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusion3d, m) {
       "voxelize_mean(Tensor points, Tensor features, Tensor? batch_ptr, float[] size, float[] low, int[] cells, "
       "int max_points, int max_voxels, bool by_key) -> (Tensor means, Tensor coords, Tensor counts, Tensor voxel, "
       "Tensor rank, Tensor num_voxels)");
+  m.def("voxel_gather(Tensor values, Tensor voxel, Tensor rank, SymInt voxels, SymInt max_points) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusion3d, CPU, m) {
   m.impl("voxelize", TORCH_BOX(&fusion3d::voxelize_cpu_op));
   m.impl("voxelize_mean", TORCH_BOX(&fusion3d::voxelize_mean_cpu_op));
+  m.impl("voxel_gather", TORCH_BOX(&fusion3d::voxel_gather_cpu_op));
 }
 
 #ifdef FUSION3D_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(fusion3d, CUDA, m) {
   m.impl("voxelize", TORCH_BOX(&fusion3d::voxelize_cuda_op));
   m.impl("voxelize_mean", TORCH_BOX(&fusion3d::voxelize_mean_cuda_op));
+  m.impl("voxel_gather", TORCH_BOX(&fusion3d::voxel_gather_cuda_op));
 }
 #endif

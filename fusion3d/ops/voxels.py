@@ -40,16 +40,17 @@ class Voxels:
     def gather(self, values: Tensor) -> Tensor:
         """[P, C] values to [V, max_points, C], those of the points of each voxel in their order; 0 where there is none.
 
-        Differentiable. Raises ValueError where there is not one row for each point.
+        Differentiable. Raises ValueError where there is not one row for each point, on the device of the voxels.
         """
         check(values, "values", "PC", FLOATS)
         if values.shape[0] != self.voxel.shape[0]:
             raise ValueError(f"values has shape {shape_of(values)}; expected one row for {self.voxel.shape[0]} points")
-        rows, channels = self.coords.shape[0], values.shape[1]
-        slots = rows * self.max_points
-        slot = torch.where(self.voxel < 0, slots, self.voxel.long() * self.max_points + self.rank)
-        padded = values.new_zeros(slots + 1, channels).index_copy(0, slot, values)  # the last for all that is not kept
-        return padded[:slots].view(rows, self.max_points, channels)
+        if values.device != self.voxel.device:
+            raise ValueError(f"values is on {values.device}, the voxels on {self.voxel.device}; expected one device")
+        args = (self.voxel, self.rank, self.coords.shape[0], self.max_points)
+        if library.has_kernel(values.device):
+            return torch.ops.fusion3d.voxel_gather(values.contiguous(), *args)
+        return reference.voxel_gather(values, *args)
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,24 @@ def _register() -> None:
         return None, share[torch.where(voxel < 0, share.shape[0] - 1, voxel)], *(None,) * 7
 
     torch.library.register_autograd("fusion3d::voxelize_mean", backward, setup_context=keep)
+
+    @torch.library.register_fake("fusion3d::voxel_gather")
+    def _(values: Tensor, voxel: Tensor, rank: Tensor, voxels: int, max_points: int) -> Tensor:
+        return values.new_empty(voxels, max_points, values.shape[1])
+
+    def keep_slots(ctx, inputs: tuple, output: Tensor) -> None:
+        _, voxel, rank, _, ctx.max_points = inputs
+        ctx.save_for_backward(voxel, rank)
+
+    def scatter(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        voxel, rank = ctx.saved_tensors
+        kept = voxel >= 0
+        slot = torch.where(kept, voxel.long() * ctx.max_points + rank, 0)
+        if grad.shape[0] == 0:  # nothing to index
+            return grad.new_zeros(voxel.shape[0], grad.shape[2]), None, None, None, None
+        return torch.where(kept[:, None], grad.flatten(0, 1)[slot], 0), None, None, None, None
+
+    torch.library.register_autograd("fusion3d::voxel_gather", scatter, setup_context=keep_slots)
 
 
 if not library.PROBLEM:

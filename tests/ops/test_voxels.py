@@ -166,6 +166,37 @@ def test_gather_is_the_classic_form():
     assert torch.equal(points.grad, (voxels.voxel >= 0).float()[:, None].expand(300, 5))
     with pytest.raises(ValueError, match="one row for 300 points"):
         voxels.gather(points[:5])
+    with pytest.raises(ValueError, match="values is on meta, the voxels on cpu"):
+        voxels.gather(points.to("meta"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize(("max_voxels", "spread"), [(200_000, 11), (900, 11), (900, 99999)])
+def test_gather_equals_twin(device, dtype, max_voxels, spread):
+    points = cloud(40_000, spread=spread).to(device)
+    voxels = ops.voxelize(points, (0.2, 0.2, 0.5), (-10.0, -10.0, -10.0, 10.0, 10.0, 10.0), 3, max_voxels)
+    for listed in (voxels, voxels.trim()):
+        values = torch.randn(len(points), 7).to(device, dtype).requires_grad_()
+        exact = values.detach().clone().requires_grad_()
+        found = listed.gather(values)
+        want = reference.voxel_gather(exact, listed.voxel, listed.rank, len(listed.coords), 3)
+        assert torch.equal(found, want) and found.dtype == dtype
+        grad = torch.randn_like(want)
+        found.backward(grad)
+        want.backward(grad)
+        assert torch.equal(values.grad, exact.grad)
+
+
+@compiled
+def test_gather_of_no_voxels_or_channels():
+    voxels = ops.voxelize(torch.full((5, 3), 99.0), SIZE, RANGE, 3, 90).trim()
+    values = torch.ones(5, 2, requires_grad=True)
+    found = voxels.gather(values)
+    assert found.shape == (0, 3, 2)
+    found.sum().backward()
+    assert not values.grad.any()
+    assert voxels.gather(torch.ones(5, 0)).shape == (0, 3, 0)
 
 
 def test_gradcheck():
@@ -183,6 +214,8 @@ def test_opcheck(device):
     for bounds in (None, ptr):
         opcheck(torch.ops.fusion3d.voxelize, points, bounds, *tail)
         opcheck(torch.ops.fusion3d.voxelize_mean, points, features, bounds, *tail)
+    voxels = ops.voxelize(points, SIZE, RANGE, 2, 9, ptr)
+    opcheck(torch.ops.fusion3d.voxel_gather, features, voxels.voxel, voxels.rank, 18, 2)
 
 
 @compiled
@@ -213,7 +246,7 @@ def test_same_bits_for_any_run_and_thread_count(device, order):
 
     def bits():
         means, voxels = ops.voxelize_mean(points, (0.4, 0.4, 20), (-10, -10, -10, 10, 10, 10), 10, 2000, order=order)
-        return [means, *lists_of(voxels)]
+        return [means, voxels.gather(points), *lists_of(voxels)]
 
     assert_same_bits(bits)
 

@@ -80,11 +80,33 @@ FUSION3D_SHARED int64_t sample_of(const int64_t* batch_ptr, int64_t samples, int
   return low;
 }
 
+// Rows of points put where their voxels keep them: out[voxel[i], rank[i]] = values[i], 0 where no point is.
+struct VoxelGather {
+  Dtype dtype;
+  int64_t rows;      // P
+  int64_t channels;  // C
+  int64_t voxels;    // V
+  int64_t max_points;
+  const void* values;    // [P, C]
+  const int32_t* voxel;  // [P]
+  const int32_t* rank;   // [P]
+  void* out;             // [V, max_points, C]
+};
+
+// The row of `out` that point i goes to, -1 where it goes to none. No two points go to one.
+FUSION3D_SHARED int64_t slot_of(const VoxelGather& args, int64_t i) {
+  const int64_t voxel = args.voxel[i], rank = args.rank[i];
+  const bool kept = voxel >= 0 && voxel < args.voxels && rank >= 0 && rank < args.max_points;
+  return kept ? voxel * args.max_points + rank : -1;
+}
+
 // CPU. The batch pointer must ascend from 0 to the number of rows.
 void voxelize_cpu(const Voxelize& args, const ParallelFor& parallel_for);
+void voxel_gather_cpu(const VoxelGather& args, const ParallelFor& parallel_for);
 
 // CUDA, on device pointers and the given stream, without synchronisation; with scratch null, only says how many bytes it
 // needs. Returns a cudaError_t.
 int voxelize_cuda(const Voxelize& args, void* scratch, size_t* bytes, cudaStream_t stream);
+int voxel_gather_cuda(const VoxelGather& args, cudaStream_t stream);
 
 }  // namespace fusion3d

@@ -24,7 +24,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     cloud = lidar_sweeps()[: 20_000 if quick else None]
     points = torch.from_numpy(cloud).to(device)
     for name, (size, most) in _SIZES.items():
-        yield _voxelize_mean(points, name, size, most)
+        yield from _voxelize(points, name, size, most)
         yield _voxelize_all(points, name, size, most)
         if quick:
             break
@@ -111,7 +111,9 @@ def _trimmed(rows: Tensor, voxels: ops.Voxels) -> tuple[Tensor, Tensor]:
     return rows[: len(voxels.coords)], voxels.coords[:, 1:]
 
 
-def _voxelize_mean(points: Tensor, name: str, size: tuple[float, ...], most: int) -> Case:
+def _voxelize(points: Tensor, name: str, size: tuple[float, ...], most: int) -> Iterator[Case]:
+    """The classic form, in which each voxel's points are written out; and the mean of them, without that."""
+    classic: dict[str, Callable[[], Any]] = {}
     peers: dict[str, Callable[[], Any]] = {}
     if points.device.type == "cpu":
         numba, spconv, array = _classic(size, most), _spconv(size, most, points.shape[1]), points.numpy()
@@ -124,15 +126,32 @@ def _voxelize_mean(points: Tensor, name: str, size: tuple[float, ...], most: int
             voxels, coords, counts = spconv(points)
             return voxels.sum(1) / counts[:, None], coords
 
+        classic = {"numba": lambda: numba(array)[:2], "spconv": lambda: spconv(points)[:2]}
         peers = {"numba": numba_mean, "spconv": spconv_mean}
+
+    def points_of_voxels() -> tuple[Tensor, ops.Voxels]:
+        voxels = ops.voxelize(points, size, _RANGE, most, _MOST_VOXELS).trim()
+        return voxels.gather(points), voxels
+
     found = int(ops.voxelize(points, size, _RANGE, most, _MOST_VOXELS).num_voxels)
-    return Case(
+    shape = f"{len(points)} points, {name}, {found} voxels"
+    num_bytes = points.numel() * 4 + 8 * len(points) + found * 5 * 4
+    yield Case(
+        op="voxelize and gather",
+        shape=shape,
+        ours=points_of_voxels,
+        peers=classic,
+        agree=lambda ours, theirs: _same(_trimmed(*ours), theirs),
+        num_bytes=num_bytes + found * most * points.shape[1] * 4,
+        target={"numba": 15.0, "spconv": 4.0},
+    )
+    yield Case(
         op="voxelize_mean",
-        shape=f"{len(points)} points, {name}, {found} voxels",
+        shape=shape,
         ours=lambda: ops.voxelize_mean(points, size, _RANGE, most, _MOST_VOXELS),
         peers=peers,
         agree=lambda ours, theirs: _same(_trimmed(*ours), theirs),
-        num_bytes=points.numel() * 4 + 8 * len(points) + found * (points.shape[1] + 5) * 4,
+        num_bytes=num_bytes + found * points.shape[1] * 4,
         target={"numba": 15.0, "spconv": 4.0},
     )
 

@@ -8,7 +8,7 @@ from fusion3d.ops.reference.deformable import ms_deform_attn
 from fusion3d.ops.reference.pooling import bev_pool, bev_pool_pixel
 from fusion3d.ops.reference.segments import segment_plan, segment_reduce
 from fusion3d.ops.reference.sparse import sparse_conv, sparse_strided, sparse_submanifold
-from fusion3d.ops.reference.voxels import voxelize, voxelize_mean
+from fusion3d.ops.reference.voxels import voxel_gather, voxelize, voxelize_mean
 from fusion3d.ops.reference.windows import window_attention
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "sparse_conv",
     "sparse_strided",
     "sparse_submanifold",
+    "voxel_gather",
     "voxelize",
     "voxelize_mean",
     "window_attention",

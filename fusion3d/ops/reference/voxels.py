@@ -65,6 +65,14 @@ def voxelize(
     return coords, counts, voxel, rank, torch.tensor([len(listed)], dtype=torch.int32, device=device)
 
 
+def voxel_gather(values: Tensor, voxel: Tensor, rank: Tensor, voxels: int, max_points: int) -> Tensor:
+    """[voxels, max_points, C] (see ``fusion3d.ops.Voxels.gather``)."""
+    slots = voxels * max_points
+    slot = torch.where(voxel < 0, slots, voxel.long() * max_points + rank)
+    padded = values.new_zeros(slots + 1, values.shape[1]).index_copy(0, slot, values)  # the last for what is not kept
+    return padded[:slots].view(voxels, max_points, values.shape[1])
+
+
 def voxelize_mean(
     points: Tensor,
     features: Tensor,

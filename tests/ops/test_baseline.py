@@ -1,0 +1,69 @@
+"""The code for processors without AVX2 computes the same, and 16-bit numbers are read and rounded as torch does it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from harness import compiled
+
+from fusion3d import ops
+
+HERE = Path(__file__).parent
+FAMILIES = ("bev_pool", "boxes", "ms_deform_attn", "segments", "voxels", "windows")
+CHOSEN = "equals_twin or equal_twin or equals_a_loop_over_windows or sixteen_bits or nan_of_the_baseline"
+
+
+def values_of_16_bits(dtype, columns):
+    """Every number that there is, [65536 / columns rounded up, columns]."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    return torch.cat([every, every[: -len(every) % columns]]).view(dtype).view(-1, columns)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 64])  # by vectors, one by one, and both
+def test_sixteen_bits_are_read_and_rounded_as_torch_does_it(dtype, columns):
+    first = values_of_16_bits(dtype, columns)
+    second = first.flatten()[torch.randperm(first.numel(), generator=torch.Generator().manual_seed(0))].view(
+        first.shape
+    )
+    plan = ops.segment_plan(torch.arange(len(first)).repeat(2), len(first))
+    found = ops.segment_reduce(torch.cat([first, second]), plan, "sum")
+    want = (first.float() + second.float()).to(dtype)
+    nan = want.isnan()
+    assert torch.equal(found.isnan(), nan) and nan.any() and want.isinf().any()
+    assert torch.equal(found[~nan].view(torch.int16), want[~nan].view(torch.int16))
+
+
+@compiled
+@pytest.mark.skipif(
+    os.environ.get("FUSION3D_BASELINE") != "1", reason="tells which code runs under FUSION3D_BASELINE=1"
+)
+def test_nan_of_the_baseline():
+    # The instruction that rounds to half keeps the bits of a NaN; the baseline has one NaN alone.
+    nan = torch.tensor([[0x7E01]], dtype=torch.int16).view(torch.float16)
+    found = ops.segment_reduce(nan, ops.segment_plan(torch.tensor([0]), 1), "sum")
+    assert found.view(torch.int16).item() == 0x7E00
+
+
+@compiled
+def test_every_family_equals_its_twin_without_avx2():
+    files = [str(HERE / f"test_{family}.py") for family in FAMILIES]
+    command = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "-m", "not gpu", "-k", CHOSEN]
+    done = subprocess.run(
+        [*command, *files, __file__],
+        env={**os.environ, "FUSION3D_BASELINE": "1"},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    passed = [line for line in done.stdout.splitlines() if "PASSED" in line]
+    for name in (*FAMILIES, "baseline"):
+        assert any(f"test_{name}.py::" in line for line in passed), f"no test of {name} ran"
+    assert any("test_nan_of_the_baseline" in line for line in passed)
