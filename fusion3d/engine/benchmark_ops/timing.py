@@ -60,8 +60,8 @@ def _events(call: Callable[[], Any], times: int) -> float:
 def race(calls: Sequence[Callable[[], Any]], device: str, repeats: int, seconds: float) -> list[Timing]:
     """Time calls in turn, so that what disturbs the machine disturbs them all alike.
 
-    A call that is repeated within a reading runs once before it, unread: what it finds in caches and in the allocator is
-    its own, as in a loop over frames, and not what the call before it has left.
+    A call that is repeated within a reading runs once before it, unread: what it finds in caches and in the allocator
+    is its own, as in a loop over frames, and not what the call before it has left.
 
     Args:
         calls: each has run before.
