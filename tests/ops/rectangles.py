@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import shapely
+import pytest
 import torch
-from shapely import affinity
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 def polygon(box):
+    shapely, affinity = pytest.importorskip("shapely"), pytest.importorskip("shapely.affinity")
     x, y, length, width, yaw = box
     flat = shapely.box(-length / 2, -width / 2, length / 2, width / 2)
     return affinity.translate(affinity.rotate(flat, yaw, origin=(0, 0), use_radians=True), x, y)

@@ -14,7 +14,9 @@ from harness import compiled
 from fusion3d import ops
 
 HERE = Path(__file__).parent
-FAMILIES = ("bev_pool", "boxes", "ms_deform_attn", "segments", "voxels", "windows")
+FAMILIES = (
+    "bev_pool", "box_overlap", "ms_deform_attn", "nms", "points_in_boxes", "segments", "sparse", "voxels", "windows",
+)  # fmt: skip
 CHOSEN = "equals_twin or equal_twin or equals_a_loop_over_windows or sixteen_bits or nan_of_the_baseline"
 
 

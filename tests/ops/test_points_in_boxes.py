@@ -6,7 +6,6 @@ import itertools
 import math
 
 import pytest
-import shapely
 import torch
 from harness import (
     DEVICES,
@@ -113,6 +112,7 @@ def test_boxes_that_are_none_or_all_alike(count):
 
 
 def test_points_in_a_footprint_as_shapely_says():
+    shapely = pytest.importorskip("shapely")
     box = torch.tensor([[1.0, 2, 0.5, 4, 2, 1, 0.7]], dtype=torch.float64)
     points = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 8 - 3
     points[:, 2] = 0.5

@@ -77,8 +77,15 @@ def _classic(size: tuple[float, ...], most: int) -> Callable[[np.ndarray], tuple
 
 
 def _spconv(size: tuple[float, ...], most: int, num_features: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    theirs = import_module("spconv.pytorch.utils")  # no statement: types are checked where it is not installed too
-    return theirs.PointToVoxel(list(size), list(_RANGE), num_features, _MOST_VOXELS, most)
+    made: list[Any] = []
+
+    def run(points: Tensor) -> tuple[Tensor, ...]:
+        if not made:  # when it is first called: where it is not installed, the others are timed all the same
+            theirs = import_module("spconv.pytorch.utils")  # no statement: types are checked without it too
+            made.append(theirs.PointToVoxel(list(size), list(_RANGE), num_features, _MOST_VOXELS, most))
+        return made[0](points)
+
+    return run
 
 
 def _unique(points: Tensor, size: tuple[float, ...]) -> tuple[Tensor, Tensor]:
