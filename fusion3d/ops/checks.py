@@ -26,3 +26,26 @@ def check_boxes(boxes: Tensor, name: str) -> None:
     check(boxes, name, "N5", FLOATS)
     if boxes.shape[1] != 5:
         raise ValueError(f"{name} has shape {shape_of(boxes)}; expected [N, 5]: x, y, length, width, yaw")
+
+
+def in_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's type, where it is on for their device; else as they are."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+def check_one_dtype(**pair: Tensor) -> None:
+    """Both of one dtype."""
+    (first, a), (second, b) = pair.items()
+    if a.dtype != b.dtype:
+        raise ValueError(f"{first} is {a.dtype} and {second} {b.dtype}; expected one dtype: cast one of them")
+
+
+def check_one_device(**tensors: Tensor) -> None:
+    """All on one device."""
+    (first, a), *others = tensors.items()
+    if any(tensor.device != a.device for _, tensor in others):
+        said = ", ".join(f"{name} on {tensor.device}" for name, tensor in others)
+        raise ValueError(f"{first} is on {a.device}, {said}; expected one")

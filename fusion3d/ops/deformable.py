@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion3d.ops import library, reference
-from fusion3d.ops.checks import FLOATS, check, shape_of
+from fusion3d.ops.checks import FLOATS, check, in_autocast, shape_of
 
 MAX_LEVELS = 16  # of a map; they travel to the kernel by value
 
@@ -74,9 +74,7 @@ def ms_deform_attn(
     for name, tensor in (("reference_points", points_QRA2), ("offsets", offsets), ("logits", logits)):
         if tensor.device != value.device:
             raise ValueError(f"{name} is on {tensor.device} and value on {value.device}; expected one device")
-    device = value.device.type
-    if torch.is_autocast_enabled(device):
-        value = value.to(torch.get_autocast_dtype(device))
+    (value,) = in_autocast(value)
     flat = [int(size) for shape in spatial_shapes for size in shape]
     args = (points_QRA2, offsets.flatten(0, len(lead) - 1), logits.flatten(0, len(lead) - 1))
     if map_of_query is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion3d.ops import library, reference
-from fusion3d.ops.checks import FLOATS, check, shape_of
+from fusion3d.ops.checks import FLOATS, check, check_one_device, check_one_dtype, in_autocast, shape_of
 from fusion3d.ops.segments import segment_plan
 
 _TILE = 8  # cells along a side of the tiles in which the grid is walked
@@ -115,15 +115,9 @@ def bev_pool(depth_MDHW: Tensor, feat_MCHW: Tensor, plan: BEVPoolPlan) -> Tensor
     check(depth_MDHW, "depth", "MDHW", FLOATS)
     check(feat_MCHW, "feat", "MCHW", FLOATS)
     device = depth_MDHW.device
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        depth_MDHW, feat_MCHW = depth_MDHW.to(dtype), feat_MCHW.to(dtype)
-    if depth_MDHW.dtype != feat_MCHW.dtype:
-        raise ValueError(
-            f"depth is {depth_MDHW.dtype} and feat {feat_MCHW.dtype}; expected one dtype: cast one of them"
-        )
-    if not device == feat_MCHW.device == plan.cell.device:
-        raise ValueError(f"depth is on {device}, feat on {feat_MCHW.device}, plan on {plan.cell.device}; expected one")
+    depth_MDHW, feat_MCHW = in_autocast(depth_MDHW, feat_MCHW)
+    check_one_dtype(depth=depth_MDHW, feat=feat_MCHW)
+    check_one_device(depth=depth_MDHW, feat=feat_MCHW, plan=plan.cell)
     if depth_MDHW.shape != plan.cell.shape:
         raise ValueError(f"depth has shape {shape_of(depth_MDHW)}; expected that of the plan, {shape_of(plan.cell)}")
     num_images, _, rows, cols = depth_MDHW.shape

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion3d.ops import library, reference
-from fusion3d.ops.checks import FLOATS, check, shape_of
+from fusion3d.ops.checks import FLOATS, check, check_one_device, check_one_dtype, in_autocast, shape_of
 
 __all__ = ["SparseRulebook", "sparse_conv", "sparse_rulebook"]
 
@@ -138,17 +138,9 @@ def sparse_conv(features: Tensor, weight: Tensor, rulebook: SparseRulebook) -> T
     check(features, "features", "NI", FLOATS)
     check(weight, "weight", "OZYXI", FLOATS)
     device = features.device
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        features, weight = features.to(dtype), weight.to(dtype)
-    if features.dtype != weight.dtype:
-        raise ValueError(
-            f"features is {features.dtype} and weight {weight.dtype}; expected one dtype: cast one of them"
-        )
-    if not device == weight.device == rulebook.table.device:
-        raise ValueError(
-            f"features is on {device}, weight on {weight.device}, rulebook on {rulebook.table.device}; expected one"
-        )
+    features, weight = in_autocast(features, weight)
+    check_one_dtype(features=features, weight=weight)
+    check_one_device(features=features, weight=weight, rulebook=rulebook.table)
     if tuple(weight.shape[1:4]) != rulebook.kernel or weight.shape[4] != features.shape[1]:
         z, y, x = rulebook.kernel
         raise ValueError(f"weight has shape {shape_of(weight)}; expected [O, {z}, {y}, {x}, {features.shape[1]}]")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fusion3d.ops import library, reference
-from fusion3d.ops.checks import FLOATS, check, shape_of
+from fusion3d.ops.checks import FLOATS, check, in_autocast, shape_of
 from fusion3d.ops.segments import segment_plan
 
 __all__ = ["Windows", "flat_windows", "window_attention", "window_partition"]
@@ -199,9 +199,7 @@ def window_attention(
         check(tensor, name, "NHD", FLOATS)
         if tensor.shape != q_NHD.shape:
             raise ValueError(f"{name} has shape {shape_of(tensor)}; expected that of q, {shape_of(q_NHD)}")
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        q_NHD, k_NHD, v_NHD = (t.to(dtype) for t in (q_NHD, k_NHD, v_NHD))
+    q_NHD, k_NHD, v_NHD = in_autocast(q_NHD, k_NHD, v_NHD)
     if not q_NHD.dtype == k_NHD.dtype == v_NHD.dtype:
         raise ValueError(f"q, k, v are {q_NHD.dtype}, {k_NHD.dtype}, {v_NHD.dtype}; expected one dtype: cast them")
     if cu_seqlens.shape[0] < 1:

@@ -7,14 +7,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from harness import DEVICES, assert_same_bits, compiled, exported, opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
 from fusion3d.ops import library, reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-compiled = pytest.mark.skipif("cpu" not in library.DEVICES, reason=f"no compiled kernel: {library.PROBLEM}")
 STRIDED = {"stride": 2, "padding": 1}
 
 
@@ -215,18 +214,17 @@ def test_gradcheck(device, submanifold):
 def test_opcheck(device):
     coords = voxels(device=device)
     kernels = torch.ops.fusion3d
-    torch.library.opcheck(kernels.sparse_submanifold.default, (coords, 2, [4, 7, 9], [3, 3, 3], [1, 1, 1]))
+    opcheck(kernels.sparse_submanifold, coords, 2, [4, 7, 9], [3, 3, 3], [1, 1, 1])
     geometry = ([4, 7, 9], [3, 3, 3], [2, 2, 2], [1, 1, 1], [1, 1, 1])
-    torch.library.opcheck(kernels.sparse_strided.default, (coords, 2, *geometry))
+    opcheck(kernels.sparse_strided, coords, 2, *geometry)
     for geometry in ({"submanifold": True}, {"submanifold": False, **STRIDED}):
         features, weight, rulebook = make(device=device, **geometry)
         flat = weight.detach().flatten(1, 3).requires_grad_()
         tables = (rulebook.table, rulebook.transposed)
-        torch.library.opcheck(kernels.sparse_conv.default, (features, flat, *tables))
+        opcheck(kernels.sparse_conv, features, flat, *tables)
         grad = torch.randn(len(rulebook.out_coords), 7, device=device, requires_grad=True)
-        torch.library.opcheck(kernels.sparse_conv.default, (grad, flat, *tables, True))
-        args = (grad.detach(), features.detach(), rulebook.table)
-        torch.library.opcheck(kernels.sparse_weight_grad.default, args)
+        opcheck(kernels.sparse_conv, grad, flat, *tables, True)
+        opcheck(kernels.sparse_weight_grad, grad.detach(), features.detach(), rulebook.table)
 
 
 def test_gradient_of_the_adjoint():
@@ -284,13 +282,8 @@ def test_compiles_into_one_graph(submanifold):
                 torch.testing.assert_close(found, expected, rtol=0, atol=0)
             want = ops.sparse_conv(features, weight, rulebook)
 
-    class Both(torch.nn.Module):
-        def forward(self, coords, features, weight):
-            return both(coords, features, weight)
-
     inputs = (coords, features.detach(), weight.detach())
-    exported = torch.export.export(Both(), inputs).module()
-    torch.testing.assert_close(exported(*inputs), want.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(exported(both, *inputs)(*inputs), want.detach(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -300,23 +293,16 @@ def test_same_bits_for_any_run_and_thread_count(device):
     random = torch.Generator().manual_seed(1)
     values = torch.randn(len(coords), 9, generator=random), torch.randn(20, 3, 3, 3, 9, generator=random)
 
-    def bits(threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            features, weight = (t.to(device, copy=True).requires_grad_() for t in values)
-            found = []
-            for geometry in ({"submanifold": True}, STRIDED):
-                rulebook = ops.sparse_rulebook(coords, shape, 1, 3, **geometry)
-                out = ops.sparse_conv(features, weight, rulebook)
-                found += [rulebook.table, rulebook.out_coords, out.detach(), *grads(out, features, weight)]
-        finally:
-            torch.set_num_threads(before)
+    def bits():
+        features, weight = (t.to(device, copy=True).requires_grad_() for t in values)
+        found = []
+        for geometry in ({"submanifold": True}, STRIDED):
+            rulebook = ops.sparse_rulebook(coords, shape, 1, 3, **geometry)
+            out = ops.sparse_conv(features, weight, rulebook)
+            found += [rulebook.table, rulebook.out_coords, out.detach(), *grads(out, features, weight)]
         return found
 
-    first = bits(1)
-    for threads in (1, 2, 3, 4):
-        assert all(torch.equal(a, b) for a, b in zip(first, bits(threads), strict=True)), threads
+    assert_same_bits(bits)
 
 
 def test_order_of_the_voxels_does_not_matter():
