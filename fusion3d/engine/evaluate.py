@@ -178,5 +178,5 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-ema", action="store_true", help="use the last weights instead of their average")
     parser.epilog = (
         "The configuration is the checkpoint's; every setting can be overridden, e.g. --data.root PATH "
-        "--data.version v1.0-mini --data.split mini_val (all are in fusion3d/config.py)."
+        "--data.version v1.0-mini --data.split mini_val (all are in fusion3d/config/)."
     )

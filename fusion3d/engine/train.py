@@ -330,7 +330,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-resume", action="store_true", help="refuse to go on from a run that is already there")
     parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
-    parser.epilog = "Every setting can be overridden, e.g. --train.epochs 3 --data.root PATH: fusion3d/config.py."
+    parser.epilog = "Every setting can be overridden, e.g. --train.epochs 3 --data.root PATH: fusion3d/config/."
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         raise ConfigError(f"train: expected the configuration file first, found {argv[0]!r}: train.py CONFIG [options]")

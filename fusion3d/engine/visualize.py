@@ -210,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         "visualize",
         description="Draw samples: six cameras and the scene from above as PNG, or the 3-D scene.",
         epilog="Every setting can be overridden, e.g. --data.root PATH --data.version v1.0-mini --data.split mini_val "
-        "(all are in fusion3d/config.py).",
+        "(all are in fusion3d/config/).",
         allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", help="checkpoint or run folder; without one only the ground truth is drawn")

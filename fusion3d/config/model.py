@@ -1,0 +1,118 @@
+"""The parts of the model; ``null`` leaves a branch or a head out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fusion3d.config.ranges import Amount, Count, Counts, Even, Fraction, MultipleOf4, Positive
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """The image backbone."""
+
+    depth: Literal[18, 34, 50, 101] = 50
+    """Layers, as in the ResNet paper."""
+    width: Count = 64
+    """Channels of the stem; 64 is the standard network."""
+    weights: str = ""
+    """Local file of weights with torchvision names (.pt, .pth or .safetensors); empty: random start."""
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Camera branch: ResNet + FPN, then lift-splat."""
+
+    backbone: ResNetConfig = field(default_factory=ResNetConfig)
+    """The image network."""
+    fpn_channels: Count = 256
+    """Channels of the image feature map."""
+    stride: Literal[8, 16] = 16
+    """Pixels per cell of the image feature map; 8 for small images."""
+    channels: Count = 80
+    """Channels of the camera BEV map."""
+    depth: tuple[float, float, float] = (1.0, 60.0, 0.5)
+    """First edge, last edge and step of the depth bins [m]."""
+    depth_loss: Amount = 1.0
+    """Weight of the depth loss (supervised by LiDAR where a sample has it)."""
+    image_loss: Amount = 0.0
+    """Weight of a loss on the class that each image cell shows, which teaches the features directly; 0: none."""
+
+
+@dataclass(frozen=True)
+class LidarConfig:
+    """LiDAR branch: dynamic pillars."""
+
+    channels: Even = 64
+    """Channels of the LiDAR BEV map."""
+    pillar: Positive = 0.15
+    """Side of a pillar [m]; the grid's resolution is 2^n times it."""
+
+
+@dataclass(frozen=True)
+class RadarConfig:
+    """Radar branch: pillars with RCS, velocity, time and validity."""
+
+    channels: Even = 64
+    """Channels of the radar BEV map."""
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How the sensors' BEV maps become one."""
+
+    operator: Literal["concat", "weighted"] = "concat"
+    """concat: stack and convolve; weighted: normalised per-channel weights over the sensors that are there."""
+    channels: Count = 128
+    """Channels of the fused map."""
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """The convolutions between the fused map and the heads."""
+
+    channels: Count = 128
+    """Channels at full resolution; doubled at half, doubled again at a quarter."""
+    blocks: Counts = (2, 2, 2)
+    """Residual blocks at full, half and quarter resolution."""
+    out_channels: Count = 256
+    """Channels that the heads read."""
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """CenterPoint-style detection head."""
+
+    channels: Count = 64
+    """Hidden channels of each branch."""
+    nms: Literal["circle", "rotated", "none"] = "circle"
+    """How overlapping boxes are removed, per class."""
+    max_boxes: Count = 300
+    """Boxes kept per sample (nuScenes allows 500)."""
+    score_threshold: Fraction = 0.02
+    """Boxes below it are dropped."""
+    loss_weight: Amount = 1.0
+    """Weight of the whole detection loss."""
+    velocity_weight: Amount = 0.2
+    """Weight of the velocity regression among the box terms."""
+    regression_weight: Amount = 0.25
+    """Weight of all box terms against the heatmap."""
+    sensor_weight: Amount = 0.0
+    """Weight of a heatmap loss on each sensor's own map, which keeps every branch learning; 0: none."""
+
+
+@dataclass(frozen=True)
+class PlanningConfig:
+    """Planning head: an ego query reads the BEV map."""
+
+    steps: Count = 6
+    """Future positions, 0.5 s apart."""
+    channels: MultipleOf4 = 128
+    """Width of the ego query."""
+    ego_status: Literal["none", "measured"] = "none"
+    """none: sensors and command only; measured: velocity, acceleration and yaw rate go in too."""
+    command_dropout: Fraction = 0.2
+    """Probability that a training sample's command is made unknown."""
+    loss_weight: Amount = 0.5
+    """Weight of the planning loss."""

@@ -1,0 +1,28 @@
+"""Which values a setting may have, written where its type is: ``epochs: Count = 20``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """A condition on a setting, in words and as a function; the metadata of an ``Annotated`` type."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+Count = Annotated[int, Range("at least 1", lambda value: value >= 1)]
+Even = Annotated[int, Range("an even number, at least 2", lambda value: value > 0 and value % 2 == 0)]
+Whole = Annotated[int, Range("0 or more", lambda value: value >= 0)]
+Amount = Annotated[float, Range("0 or more", lambda value: 0 <= value < math.inf)]
+Positive = Annotated[float, Range("more than 0", lambda value: 0 < value < math.inf)]
+Fraction = Annotated[float, Range("0 to 1", lambda value: 0 <= value <= 1)]
+MultipleOf4 = Annotated[int, Range("a multiple of 4", lambda value: value > 0 and value % 4 == 0)]
+Counts = Annotated[tuple[int, ...], Range("one or more numbers, each at least 1", lambda v: len(v) > 0 and min(v) > 0)]
+Scales = Annotated[tuple[float, float], Range("0 < low <= high", lambda v: 0 < v[0] <= v[1] < math.inf)]
+Changes = Annotated[tuple[float, float], Range("-1 < low <= high", lambda v: -1 < v[0] <= v[1] < math.inf)]

@@ -1,0 +1,45 @@
+"""One run, whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fusion3d.config.data import AugmentConfig, DataConfig
+from fusion3d.config.model import (
+    CameraConfig,
+    DetectionConfig,
+    FusionConfig,
+    LidarConfig,
+    PlanningConfig,
+    RadarConfig,
+    TrunkConfig,
+)
+from fusion3d.config.ranges import Whole
+from fusion3d.config.train import TrainConfig
+from fusion3d.types import SENSORS, BEVGrid
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    grid: BEVGrid = field(default_factory=BEVGrid)
+    camera: CameraConfig | None = field(default_factory=CameraConfig)
+    lidar: LidarConfig | None = field(default_factory=LidarConfig)
+    radar: RadarConfig | None = field(default_factory=RadarConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    detection: DetectionConfig | None = field(default_factory=DetectionConfig)
+    planning: PlanningConfig | None = field(default_factory=PlanningConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: Whole = 0
+    """Everything random starts from it."""
+    deterministic: bool = True
+    """Bit-identical results on the same machine, at some cost on GPU."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The kinds of sensor that the model has a branch for, in the order of ``SENSORS``."""
+        return tuple(sensor for sensor in SENSORS if getattr(self, sensor) is not None)

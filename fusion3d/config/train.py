@@ -1,0 +1,42 @@
+"""The optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fusion3d.config.ranges import Amount, Count, Fraction, Positive
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation."""
+
+    epochs: Count = 20
+    """Passes over the training split."""
+    batch_size: Count = 4
+    """Samples per process and step."""
+    accumulate: Count = 1
+    """Batches whose gradients are summed before a step."""
+    learning_rate: Positive = 2e-4
+    """Peak of the one-cycle schedule."""
+    weight_decay: Amount = 0.01
+    """AdamW."""
+    warmup: Fraction = 0.3
+    """Fraction of the steps that rise to the peak."""
+    clip_norm: Positive = 35.0
+    """Largest gradient norm."""
+    ema: Fraction = 0.999
+    """Decay of the averaged weights that are evaluated; 0 switches them off."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast type of the forward pass."""
+    drop_sensor: Fraction = 0.25
+    """Probability that a training sample loses each kind of sensor (never all of those it has)."""
+    drop_camera: Fraction = 0.1
+    """Probability that a single camera is lost."""
+    drop_radar: Fraction = 0.1
+    """Probability that a single radar is lost."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints; one is always written at the end."""
+    log_every: Count = 20
+    """Steps between lines of the log."""
