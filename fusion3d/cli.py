@@ -30,13 +30,16 @@ VERBS = {
     "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),
     "benchmark": (
         "fusion3d.cli:benchmark",
-        "time the data loader, the model or the operations: benchmark data | model | ops",
+        "time the data loader or the operations: benchmark data | ops",
+    ),
+    "describe": (
+        "fusion3d.engine.describe:main",
+        "the walk through a model: shapes, parameters, operations, memory and time of each stage",
     ),
     "demo": ("fusion3d.engine.demo:main", "synthetic data, training, evaluation and a report, in one go"),
 }
 BENCHMARKS = {
     "data": ("fusion3d.engine.benchmark_data:main", "samples per second, against the official devkit"),
-    "model": ("fusion3d.engine.benchmark_model:main", "milliseconds of each stage of the model"),
     "ops": ("fusion3d.engine.benchmark_ops.run:main", "each operation against what others offer for the same work"),
 }
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C

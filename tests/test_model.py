@@ -21,7 +21,7 @@ from fusion3d.config import (
     load_config,
 )
 from fusion3d.data.subset import drop_sensors, select_sensors
-from fusion3d.engine.benchmark_model import main, random_batch
+from fusion3d.engine.random_batch import random_batch
 from fusion3d.errors import ConfigError
 from fusion3d.model import Fusion3D, build_model
 from fusion3d.types import SENSORS, Batch, BEVGrid, Boxes, PointCloud
@@ -303,21 +303,3 @@ def test_parts_that_do_not_fit_are_refused():
     for message, change in cases.items():
         with pytest.raises(ConfigError, match=message):
             build_model(dataclasses.replace(TINY, **change))
-
-
-def test_benchmark_prints_every_part_and_writes_json(tmp_path, capsys):
-    import json
-
-    import yaml
-
-    path = tmp_path / "tiny.yaml"
-    values = json.loads(json.dumps(dataclasses.asdict(TINY)))
-    path.write_text(yaml.safe_dump(values))
-    out = tmp_path / "times.json"
-    sizes = ["--points", "500", "--returns", "20", "--repeats", "1"]
-    assert main(["--config", str(path), "--out", str(out), *sizes]) == 0
-    printed, written = capsys.readouterr().out, json.loads(out.read_text())
-    for part in ("camera encoder", "lift", "lidar", "radar", "fuse", "trunk", "detection head", "decode", "whole"):
-        assert part in printed and written["milliseconds"][part] > 0
-    assert main(["--config", str(path), "--train", *sizes]) == 0
-    assert "backward" in capsys.readouterr().out

@@ -73,7 +73,7 @@ if asked benchmark; then
   "$PYTHON" tools/benchmark.py ops --device cuda ${QUICK:+--quick} --json "$RESULTS/$name.json" \
     --markdown "$RESULTS/$name.md" || failed="a peer of an operation disagrees or failed: see the table"
   say "the model's stages on the GPU"
-  "$PYTHON" tools/benchmark.py model --config configs/demo.yaml --device cuda
+  "$PYTHON" tools/describe.py configs/demo.yaml --device cuda
 fi
 
 if ! asked training; then

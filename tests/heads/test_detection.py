@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusion3d.config import Config, DetectionConfig
-from fusion3d.engine.benchmark_model import random_batch
+from fusion3d.engine.random_batch import random_batch
 from fusion3d.geometry import wrap_angle
 from fusion3d.heads.detection import DetectionHead, DetectionMaps, box_losses, heatmap_loss
 from fusion3d.heads.targets import allowed_attributes, draw_heatmap, encode_boxes, gaussian_radius

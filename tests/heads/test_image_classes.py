@@ -10,7 +10,7 @@ import torch
 
 from fusion3d.config import Config
 from fusion3d.data.augment import bev_matrix
-from fusion3d.engine.benchmark_model import random_batch
+from fusion3d.engine.random_batch import random_batch
 from fusion3d.geometry import apply, box_corners
 from fusion3d.heads.detection import focal_loss
 from fusion3d.heads.image import HIDDEN, ImageClasses, ImageOutput, image_classes

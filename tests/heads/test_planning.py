@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusion3d.config import Config, PlanningConfig
-from fusion3d.engine.benchmark_model import random_batch
+from fusion3d.engine.random_batch import random_batch
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.types import Batch, BEVGrid, EgoStatus, Trajectory
 

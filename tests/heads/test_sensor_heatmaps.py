@@ -9,7 +9,7 @@ import torch
 
 from fusion3d.config import Config
 from fusion3d.data.subset import select_sensors
-from fusion3d.engine.benchmark_model import random_batch
+from fusion3d.engine.random_batch import random_batch
 from fusion3d.heads.detection import heatmap_loss
 from fusion3d.heads.sensors import SensorHeatmaps
 from fusion3d.heads.targets import encode_boxes

@@ -1,24 +1,17 @@
-"""How long each part of the model takes: ``fusion3d benchmark model``. The data are random, of realistic size.
+"""A batch of random numbers that are plausible: for tests, and for measuring a model without any data.
 
-Letters: B samples, M images, P points, K boxes, T future steps.
+Letters: B samples, M images, P points, R returns, K boxes, T future steps.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import statistics
-import time
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fusion3d.config import Config, load_config
-from fusion3d.files import write_json
+from fusion3d.config import Config
 from fusion3d.heads.targets import allowed_attributes, usual_sizes
-from fusion3d.model import Fusion3D, build_model
 from fusion3d.types import (
     CAMERAS,
     DETECTION_CLASSES,
@@ -165,137 +158,3 @@ def _random_returns(config: Config, count: int, generator: torch.Generator) -> T
         "sensor": codes(len(RADARS)),
     }
     return torch.stack([columns[name] for name in RADAR_FIELDS], dim=1)
-
-
-def measure(config: Config, batch: Batch, repeats: int = 3, train: bool = False) -> dict[str, Any]:
-    """Median milliseconds of every part, and of the whole.
-
-    The parts are timed inside of a real forward pass, by hooks around the modules, each waiting for the device.
-
-    Args:
-        config: of the model.
-        batch: on the device to measure on.
-        repeats: passes, after one that is not counted.
-        train: measure a training step (forward, losses, backward) instead of inference and decoding.
-    """
-    device = batch.command.device
-    model = build_model(config).to(device).train(train)
-    clock = _Clock(device)
-    for name, module in _parts(model).items():
-        clock.watch(name, module)
-    for attempt in range(repeats + 1):
-        clock.keep = attempt > 0
-        model.zero_grad()
-        with torch.set_grad_enabled(train), clock.time("whole"):
-            with clock.time("forward"):
-                outputs = model(batch)
-            if train:
-                with clock.time("losses"):
-                    loss = torch.stack(list(model.losses(outputs, batch).values())).sum()
-                with clock.time("backward"):
-                    loss.backward()
-            else:
-                with clock.time("decode"):
-                    model.decode(outputs, batch)
-    return {
-        "milliseconds": {name: statistics.median(times) for name, times in clock.times.items()},
-        "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in _parts(model).items()}
-        | {"whole": sum(p.numel() for p in model.parameters())},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads",
-        "samples": len(batch),
-        "repeats": repeats,
-        "train": train,
-    }
-
-
-def _parts(model: Fusion3D) -> dict[str, nn.Module]:
-    """The parts worth timing, by the name that is printed."""
-    parts = {
-        "camera encoder": model.camera and model.camera.encoder,
-        "lift": model.camera and model.camera.lift,
-        "lidar": model.lidar,
-        "radar": model.radar,
-        "fuse": model.fuse,
-        "trunk": model.trunk,
-        "detection head": model.detection,
-        "planning head": model.planning,
-    }
-    return {name: part for name, part in parts.items() if part is not None}
-
-
-class _Clock:
-    """Wall-clock milliseconds by name, with the device's queue emptied at both ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.times: dict[str, list[float]] = {}
-        self.keep = True
-        self._begun: dict[str, float] = {}
-
-    def time(self, name: str) -> _Clock._Span:
-        return self._Span(self, name)
-
-    def watch(self, name: str, module: nn.Module) -> None:
-        module.register_forward_pre_hook(lambda *_: self.begin(name))
-        module.register_forward_hook(lambda *_: self.end(name))
-
-    def begin(self, name: str) -> None:
-        self._begun[name] = self._now()
-
-    def end(self, name: str) -> None:
-        if self.keep:
-            self.times.setdefault(name, []).append((self._now() - self._begun[name]) * 1e3)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    class _Span:
-        def __init__(self, clock: _Clock, name: str) -> None:
-            self.clock, self.name = clock, name
-
-        def __enter__(self) -> None:
-            self.clock.begin(self.name)
-
-        def __exit__(self, *_: object) -> None:
-            self.clock.end(self.name)
-
-
-def format_table(result: dict[str, Any]) -> str:
-    """The measurement as lines of text."""
-    lines = [
-        f"{result['samples']} sample(s) on {result['device']}, median of {result['repeats']}, "
-        f"{'training step' if result['train'] else 'inference'}",
-        f"{'part':<16}{'ms':>10}{'parameters':>14}",
-    ]
-    for name, value in result["milliseconds"].items():
-        count = result["parameters"].get(name)
-        lines.append(f"{name:<16}{value:>10.1f}{'' if count is None else f'{count:>14,}'}")
-    return "\n".join(lines)
-
-
-def main(argv: list[str]) -> int:
-    """``benchmark model``: print the time of every part, and write it as JSON where asked."""
-    parser = argparse.ArgumentParser(prog="benchmark model", description="Time every part of the model.")
-    parser.add_argument("--config", default="configs/camera_lidar_radar.yaml", help="YAML configuration")
-    parser.add_argument("--samples", type=int, default=1, help="samples in the batch")
-    parser.add_argument("--points", type=int, default=270_000, help="LiDAR points per sample")
-    parser.add_argument("--returns", type=int, default=600, help="radar returns per sample")
-    parser.add_argument("--repeats", type=int, default=3, help="passes that are counted")
-    parser.add_argument("--train", action="store_true", help="measure a training step")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    known, overrides = parser.parse_known_args(argv)
-    if min(known.samples, known.repeats) < 1 or min(known.points, known.returns) < 0:
-        parser.error("--samples and --repeats must be at least 1, --points and --returns at least 0")
-    config = load_config(known.config, overrides)
-    torch.manual_seed(config.seed)
-    batch = random_batch(config, known.samples, known.points, known.returns, seed=config.seed).to(known.device)
-    result = measure(config, batch, known.repeats, known.train)
-    print(format_table(result))
-    if known.out is not None:
-        write_json(known.out, result | {"config": known.config})
-    return 0

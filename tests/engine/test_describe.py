@@ -1,0 +1,104 @@
+"""What a stage costs, against what can be worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fusion3d import ops
+from fusion3d.engine.describe import Memory, describe, format_shapes, main
+from fusion3d.engine.flops import count_flops
+from fusion3d.engine.random_batch import random_batch
+from fusion3d.ops.library import PROBLEM
+from tests.test_model import TINY
+
+compiled = pytest.mark.skipif(bool(PROBLEM), reason="the kernels are not compiled")
+
+
+def test_a_multiply_add_is_two_operations():
+    layer, conv = nn.Linear(7, 5, bias=False), nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    assert count_flops(lambda: layer(torch.zeros(11, 7)))["Global"] == 2 * 11 * 7 * 5
+    assert count_flops(lambda: conv(torch.zeros(2, 3, 6, 5)))["Global"] == 2 * 2 * 6 * 5 * 4 * 3 * 9
+
+
+@compiled
+def test_operations_of_our_own_kernels():
+    cell = torch.tensor([0, 1, -1, 1, 2, -1]).view(1, 2, 1, 3)  # four of six samples are in the grid
+    plan = ops.bev_pool_plan(cell, 3, 3)
+    depth, feat = torch.rand(1, 2, 1, 3, requires_grad=True), torch.rand(1, 8, 1, 3, requires_grad=True)
+    assert count_flops(lambda: ops.bev_pool(depth, feat, plan))["Global"] == 2 * 4 * 8
+    both = count_flops(lambda: ops.bev_pool(depth, feat, plan).sum().backward())["Global"]
+    assert both == 2 * 4 * 8 + 4 * 4 * 8  # backward: a product for depth and one for the features
+
+    coords = torch.tensor([[0, 0, 0, x] for x in (0, 1, 3)], dtype=torch.int32)
+    rulebook = ops.sparse_rulebook(coords, (1, 1, 8), 1, (1, 1, 3), 1, (0, 0, 1), 1, True)
+    features, weight = torch.rand(3, 6, requires_grad=True), torch.rand(4, 1, 1, 3, 6, requires_grad=True)
+    pairs = 3 + 2  # each voxel with itself, and two neighbours with one another
+    assert count_flops(lambda: ops.sparse_conv(features, weight, rulebook))["Global"] == 2 * pairs * 6 * 4
+    both = count_flops(lambda: ops.sparse_conv(features, weight, rulebook).sum().backward())["Global"]
+    assert both == 3 * 2 * pairs * 6 * 4
+
+    q, ends = torch.rand(7, 2, 16), torch.tensor([0, 3, 7], dtype=torch.int32)
+    assert count_flops(lambda: ops.window_attention(q, q, q, ends))["Global"] == 4 * (9 + 16) * 2 * 16
+
+    value, reference = torch.rand(1, 12, 2, 8), torch.rand(1, 5, 2)
+    offsets, logits = torch.zeros(1, 5, 2, 1, 4, 2), torch.zeros(1, 5, 2, 1, 4)
+    said = count_flops(lambda: ops.ms_deform_attn(value, [(3, 4)], reference, offsets, logits))["Global"]
+    assert said == 2 * 4 * (5 * 2 * 4) * 8
+
+
+def test_memory_is_the_most_that_is_alive_at_once():
+    given = torch.zeros(100)
+    memory = Memory([given])
+    with memory:
+        with memory.span("chain"):
+            x = given + 1  # 400 bytes
+            x = x + 1  # another 400, then the first goes
+            x = x.view(10, 10).T  # no new memory
+        with memory.span("held"):
+            y = torch.zeros(1000)
+        with memory.span("after"):
+            del y
+            _ = given.view(10, 10)
+    assert memory.peaks == {"chain": 800, "held": 4400, "after": 4400}
+    assert memory.live == 400
+
+
+def test_shapes_of_outputs():
+    x = torch.zeros(2, 3)
+    assert list(format_shapes(x)) == ["2x3"]
+    assert list(format_shapes({"a": x, "b": (x, x > 0)})) == ["a 2x3", "b 2x3"]
+    assert list(format_shapes(None)) == []
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_walk_has_every_stage(train):
+    rows = {row.name: row for row in describe(TINY, random_batch(TINY, 1, 300, 20), 1, train)}
+    stages = {"camera.encoder", "camera.lift", "lidar", "radar", "fuse", "trunk", "detection", "planning"}
+    assert stages | {"whole"} | ({"losses", "backward"} if train else {"decode"}) == set(rows)
+    assert all(row.milliseconds > 0 and row.peak > 0 for row in rows.values())
+    assert all(rows[name].parameters > 0 and rows[name].flops > 0 and rows[name].output for name in stages)
+    assert rows["trunk"].output == ("1x16x32x40",)
+    whole = rows["whole"]
+    assert whole.parameters == sum(rows[name].parameters for name in stages)
+    forward = sum(rows[name].flops for name in stages)
+    assert whole.flops == forward + (rows["backward"].flops if train else 0)
+    assert whole.peak >= max(row.peak for row in rows.values())
+    if train:
+        assert 1.5 * forward < rows["backward"].flops < 2.5 * forward
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    import yaml
+
+    path, out = tmp_path / "tiny.yaml", tmp_path / "walk.json"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(TINY)))))
+    assert main([str(path), "--json", str(out), "--points", "500", "--returns", "20", "--repeats", "1"]) == 0
+    printed, written = capsys.readouterr().out, json.loads(Path(out).read_text())
+    assert {row["name"] for row in written["stages"]} >= {"lidar", "whole"}
+    assert all(row["name"] in printed for row in written["stages"]) and "1x16x32x40" in printed
