@@ -8,12 +8,16 @@ what is absent. Letters: B samples, C channels, Y X grid cells.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Hashable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fusion3d.bev.fuse import ConcatFusion, WeightedFusion, make_fusion
 from fusion3d.bev.lift import DepthBins, DepthOutput, LiftSplat, depth_loss
+from fusion3d.bev.temporal import Memory, Temporal, make_temporal
 from fusion3d.bev.trunk import Trunk
 from fusion3d.config import Config
 from fusion3d.encoders.camera import CameraEncoder
@@ -80,6 +84,7 @@ class Fusion3D(nn.Module):
         detection: DetectionHead | None,
         planning: PlanningHead | None,
         sensors: SensorHeatmaps | None = None,
+        temporal: Temporal | None = None,
     ) -> None:
         super().__init__()
         self.camera = camera
@@ -90,25 +95,26 @@ class Fusion3D(nn.Module):
         self.detection = detection
         self.planning = planning
         self.sensors = sensors
+        self.temporal = temporal
 
-    def forward(self, batch: Batch) -> dict[str, Any]:
+    def forward(self, batch: Batch, memory: Memory | None = None) -> dict[str, Any]:
         """Raw outputs, those there are.
 
-        "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput); "sensors" and "image" in training.
-        """
-        outputs: dict[str, Any] = {}
-        maps: dict[str, Tensor | None] = {}
-        if self.camera is not None:
-            maps["camera"], of_images = self.camera(batch)
-            outputs |= of_images
-        if self.lidar is not None:
-            maps["lidar"] = None if batch.lidar is None else self.lidar(batch.lidar)
-        if self.radar is not None:
-            maps["radar"] = None if batch.radar is None else self.radar(batch.radar)
+        Args:
+            batch: any sensors.
+            memory: "memory" of the outputs for the batch before, where frames come one after another; then the batch
+                needs no ``history``, and has each scene once at most.
 
+        Returns:
+            "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput), "memory" (Memory); "sensors" and
+            "image" in training.
+        """
+        maps, outputs = self.see(batch)
         if self.training and self.sensors is not None:
             outputs["sensors"] = self.sensors(maps, batch.present)
         fused_BCYX = self.fuse(list(maps.values()), [batch.present[name] for name in maps])
+        if self.temporal is not None:
+            fused_BCYX, outputs["memory"] = self.remember(fused_BCYX, batch, memory)
         bev_BCYX = self.trunk(fused_BCYX)
 
         if self.detection is not None:
@@ -116,6 +122,32 @@ class Fusion3D(nn.Module):
         if self.planning is not None:
             outputs["planning"] = self.planning(bev_BCYX, batch)
         return outputs
+
+    def see(self, batch: Batch) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+        """Each branch's map [B, C, Y, X], None where no sample has the sensor; and what images say besides."""
+        outputs: dict[str, Any] = {}
+        maps: dict[str, Tensor | None] = {}
+        if self.camera is not None:
+            maps["camera"], outputs = self.camera(batch)
+        if self.lidar is not None:
+            maps["lidar"] = None if batch.lidar is None else self.lidar(batch.lidar)
+        if self.radar is not None:
+            maps["radar"] = None if batch.radar is None else self.radar(batch.radar)
+        return maps, outputs
+
+    def remember(self, fused_BCYX: Tensor, batch: Batch, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """The fused map with its past, from memory or the batch's history, whose sensors get no gradient."""
+        assert self.temporal is not None
+        streams: Sequence[Hashable] = batch.scenes
+        if memory is None:
+            streams = range(len(batch))  # two samples of a training batch may be of one scene
+            for past in reversed(batch.history):
+                with torch.no_grad():
+                    maps, _ = self.see(past.batch)
+                    map_BCYX = self.fuse(list(maps.values()), [past.batch.present[name] for name in maps])
+                _, memory = self.temporal(map_BCYX, past.batch, memory, past.row)
+        fused_BCYX, kept = self.temporal(fused_BCYX, batch, memory, streams)
+        return fused_BCYX, dataclasses.replace(kept, streams=batch.scenes)
 
     def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         """Weighted scalar loss terms; the loss is their sum.
@@ -199,5 +231,6 @@ def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
         detection,
         planning,
         sensors,
+        config.temporal and make_temporal(config.temporal, config.fusion.channels, grid),
     )
     return model

@@ -1,7 +1,8 @@
 """The types that travel between the rooms, and the legend of letters, frames and units for the whole package.
 
-Letters: B samples in a batch, M camera images in a batch (packed: absent cameras take no place), P LiDAR points,
-R radar returns, K boxes, T future steps, C channels, D depth bins, H W image or feature rows and columns, Y X cells.
+Letters: B samples in a batch, N of them that have a past, M camera images in a batch (packed: absent cameras take no
+place), P LiDAR points, R radar returns, K boxes, T future steps, C channels, D depth bins, H W image or feature rows
+and columns, Y X cells.
 
 Frames: everything is in ``ego``, the vehicle frame at the LIDAR_TOP keyframe time: x forward, y left, z up.
 ``cam`` is x right, y down, z forward; ``image`` is pixels (u right, v down, the centre of the first pixel at 0).
@@ -241,6 +242,15 @@ class Sample:
     status: EgoStatus | None = None
     command: int = -1  # index in COMMANDS
     map_mask: Tensor | None = None  # [1, Y, X] bool, drivable area in the grid
+    history: tuple[Sample, ...] = ()  # the keyframes before, newest first, each in its own ego: sensors without targets
+
+
+@dataclass(frozen=True)
+class History:
+    """The keyframes a fixed number of steps before those of a batch, for the N samples that have one."""
+
+    batch: Batch  # N samples: sensors without targets
+    row: tuple[int, ...]  # N, ascending: which samples they precede
 
 
 @dataclass(frozen=True)
@@ -248,6 +258,8 @@ class Batch:
     """B samples, packed. What none of them has is ``None``."""
 
     tokens: tuple[str, ...]
+    scenes: tuple[str, ...]  # B names
+    timestamp: Tensor  # [B] int64 reference time [us]
     global_from_ego: Tensor  # [B, 4, 4] float64
     aug_from_ego: Tensor  # [B, 4, 4] float32
     cameras: Cameras | None
@@ -260,6 +272,7 @@ class Batch:
     command: Tensor  # [B] int64
     map_mask: Tensor | None  # [B, 1, Y, X] bool
     annotated: Tensor  # [B] bool: has ground-truth boxes
+    history: tuple[History, ...] = ()  # newest first
 
     def __len__(self) -> int:
         return len(self.tokens)

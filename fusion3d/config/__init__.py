@@ -14,6 +14,7 @@ from fusion3d.config.model import (
     PlanningConfig,
     RadarConfig,
     ResNetConfig,
+    TemporalConfig,
     TrunkConfig,
 )
 from fusion3d.config.schema import Config
@@ -30,6 +31,7 @@ __all__ = [
     "PlanningConfig",
     "RadarConfig",
     "ResNetConfig",
+    "TemporalConfig",
     "TrainConfig",
     "TrunkConfig",
     "check",

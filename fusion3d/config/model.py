@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from fusion3d.config.ranges import Amount, Count, Counts, Even, Fraction, MultipleOf4, Positive
+from fusion3d.config.ranges import Amount, Count, Counts, Even, Fraction, MultipleOf4, Positive, Range
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,19 @@ class FusionConfig:
     """concat: stack and convolve; weighted: normalised per-channel weights over the sensors that are there."""
     channels: Count = 128
     """Channels of the fused map."""
+
+
+@dataclass(frozen=True)
+class TemporalConfig:
+    """How the fused maps of the keyframes before help the present one."""
+
+    operator: Literal["concat", "recurrent"] = "concat"
+    """concat: the last maps, each moved to where the vehicle is now, stacked and convolved; recurrent: a state that is
+    moved along and updated by a gate (ConvGRU)."""
+    keyframes: Annotated[int, Range("at least 2, the present one included", lambda value: value >= 2)] = 2
+    """Keyframes that a sample is trained and evaluated with, the present one included."""
+    max_gap: Positive = 1.0
+    """Memory is forgotten when the next frame comes later than this [s] (keyframes are 0.5 s apart)."""
 
 
 @dataclass(frozen=True)

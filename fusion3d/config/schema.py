@@ -12,6 +12,7 @@ from fusion3d.config.model import (
     LidarConfig,
     PlanningConfig,
     RadarConfig,
+    TemporalConfig,
     TrunkConfig,
 )
 from fusion3d.config.ranges import Whole
@@ -30,6 +31,7 @@ class Config:
     lidar: LidarConfig | None = field(default_factory=LidarConfig)
     radar: RadarConfig | None = field(default_factory=RadarConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    temporal: TemporalConfig | None = None
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     detection: DetectionConfig | None = field(default_factory=DetectionConfig)
     planning: PlanningConfig | None = field(default_factory=PlanningConfig)

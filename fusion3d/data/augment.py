@@ -71,6 +71,7 @@ def transform_sample(sample: Sample, aug_from_ego: np.ndarray | Tensor) -> Sampl
         past=sample.past and _move_trajectory(sample.past, matrix),
         status=sample.status and _move_status(sample.status, matrix, mirrored),
         command=_MIRRORED.get(sample.command, sample.command) if mirrored else sample.command,
+        history=tuple(transform_sample(before, matrix) for before in sample.history),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusion3d.types import Batch, Boxes, Cameras, EgoStatus, PointCloud, Sample, Trajectory
+from fusion3d.types import Batch, Boxes, Cameras, EgoStatus, History, PointCloud, Sample, Trajectory
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -24,6 +24,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         raise ValueError("collate needs at least one sample")
     return Batch(
         tokens=tuple(sample.token for sample in samples),
+        scenes=tuple(sample.scene for sample in samples),
+        timestamp=torch.tensor([sample.timestamp for sample in samples], dtype=torch.int64),
         global_from_ego=torch.stack([sample.global_from_ego for sample in samples]),
         aug_from_ego=torch.stack([sample.aug_from_ego for sample in samples]),
         cameras=_pack_cameras([sample.cameras for sample in samples]),
@@ -36,7 +38,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
         command=torch.tensor([sample.command for sample in samples], dtype=torch.int64),
         map_mask=_stack_if_all([sample.map_mask for sample in samples]),
         annotated=torch.tensor([sample.boxes is not None for sample in samples]),
+        history=_pack_history(samples),
     )
+
+
+def _pack_history(samples: Sequence[Sample]) -> tuple[History, ...]:
+    """As many steps back as any sample goes."""
+    steps = []
+    for back in range(max(len(sample.history) for sample in samples)):
+        rows = [row for row, sample in enumerate(samples) if len(sample.history) > back]
+        steps.append(History(collate([samples[row].history[back] for row in rows]), tuple(rows)))
+    return tuple(steps)
 
 
 def _pack_cameras(items: list[Cameras | None]) -> Cameras | None:

@@ -12,7 +12,7 @@ from fusion3d.config import AugmentConfig, DataConfig
 from fusion3d.data.annotations import load_boxes, load_ego
 from fusion3d.data.augment import draw_bev_augmentation, transform_sample
 from fusion3d.data.guard import Lenient, strict
-from fusion3d.data.images import draw_image_augmentation, load_cameras
+from fusion3d.data.images import ImageAugmentation, draw_image_augmentation, load_cameras
 from fusion3d.data.lidar import load_lidar
 from fusion3d.data.maps import crop_map
 from fusion3d.data.nuscenes import Tables
@@ -42,6 +42,7 @@ class NuScenesDataset(Dataset[Sample]):
             augmentation. Evaluation wants them all, because the official rule has its own filter.
         steps: number of future and past ego positions.
         with_map: cut the map mask (which pictures show; no model reads it).
+        keyframes: of each sample, with the present one: those before are its ``history``, as far as the scene has them.
 
     Raises:
         ConfigError: an unknown sensor or channel, or fewer than one sweep.
@@ -59,10 +60,11 @@ class NuScenesDataset(Dataset[Sample]):
         training: bool | None = None,
         steps: int = 6,
         with_map: bool = True,
+        keyframes: int = 1,
     ) -> None:
         _check_config(config)
         self.config, self.split, self.grid, self.augment = config, split, grid, augment
-        self.seed, self.steps, self.with_map = seed, steps, with_map
+        self.seed, self.steps, self.with_map, self.keyframes = seed, steps, with_map, keyframes
         self.training = augment is not None if training is None else training
         self.tables = Tables.open(config.root, config.version)
         self.rows = np.array(samples_of(self.tables, split), dtype=np.int64)
@@ -106,33 +108,49 @@ class NuScenesDataset(Dataset[Sample]):
             # Drawn for all channels in a fixed order, so that a missing camera does not change the others.
             changes = {channel: draw_image_augmentation(augment, rng) for channel in CAMERAS}
         future, past, status, command = load_ego(tables, row, self.steps)
-        sample = Sample(
-            token=tables.token(row),
-            scene=tables.scene(row),
-            timestamp=int(tables.reference_time[row]),
-            global_from_ego=torch.from_numpy(tables.global_from_ego(row)),
-            aug_from_ego=torch.eye(4),
+        sample = dataclasses.replace(
+            self._sense(row, changes),
             future=future,
             past=past,
             status=status,
             command=command,
             boxes=load_boxes(tables, row, config.min_points if self.training else 0) if tables.annotated else None,
+            history=tuple(self._sense(before, changes) for before in self._rows_before(row)),
         )
-        if "camera" in config.sensors:
-            cameras = load_cameras(tables, row, config.cameras, config.image_size, changes, self._guard)
-            sample = dataclasses.replace(sample, cameras=cameras)
-        if "lidar" in config.sensors:
-            lidar = load_lidar(tables, row, config.lidar_sweeps, config.lidar_min_distance, self._guard)
-            sample = dataclasses.replace(sample, lidar=lidar)
-        if "radar" in config.sensors:
-            radar = load_radars(tables, row, config.radars, config.radar_sweeps, config.radar_filter, guard=self._guard)
-            sample = dataclasses.replace(sample, radar=radar)
         if aug_from_ego is not None:
             sample = transform_sample(sample, aug_from_ego)
         if self.with_map:
             mask = self._guard(lambda: crop_map(tables, row, self.grid, aug_from_ego))
             sample = dataclasses.replace(sample, map_mask=mask)
         return sample
+
+    def _rows_before(self, row: int) -> list[int]:
+        """Keyframes of the same scene before a sample, newest first."""
+        rows: list[int] = []
+        while len(rows) < self.keyframes - 1 and (row := int(self.tables.sample_prev[row])) >= 0:
+            rows.append(row)
+        return rows
+
+    def _sense(self, row: int, changes: dict[str, ImageAugmentation] | None) -> Sample:
+        """A keyframe's sensors in its own ego, without targets."""
+        config, tables = self.config, self.tables
+        cameras = lidar = radar = None
+        if "camera" in config.sensors:
+            cameras = load_cameras(tables, row, config.cameras, config.image_size, changes, self._guard)
+        if "lidar" in config.sensors:
+            lidar = load_lidar(tables, row, config.lidar_sweeps, config.lidar_min_distance, self._guard)
+        if "radar" in config.sensors:
+            radar = load_radars(tables, row, config.radars, config.radar_sweeps, config.radar_filter, guard=self._guard)
+        return Sample(
+            token=tables.token(row),
+            scene=tables.scene(row),
+            timestamp=int(tables.reference_time[row]),
+            global_from_ego=torch.from_numpy(tables.global_from_ego(row)),
+            aug_from_ego=torch.eye(4),
+            cameras=cameras,
+            lidar=lidar,
+            radar=radar,
+        )
 
 
 def _check_config(config: DataConfig) -> None:

@@ -45,7 +45,8 @@ def select_sensors(batch: Batch, sensors: Iterable[str]) -> Batch:
         radar = (
             _keep_points(radar, chosen[radar.points[:, _RADAR_COLUMN].long()], radar.present) if chosen.any() else None
         )
-    return dataclasses.replace(batch, cameras=cameras, lidar=lidar, radar=radar)
+    history = tuple(dataclasses.replace(past, batch=select_sensors(past.batch, names)) for past in batch.history)
+    return dataclasses.replace(batch, cameras=cameras, lidar=lidar, radar=radar, history=history)
 
 
 def drop_sensors(batch: Batch, config: TrainConfig, generator: torch.Generator) -> Batch:
@@ -53,58 +54,73 @@ def drop_sensors(batch: Batch, config: TrainConfig, generator: torch.Generator) 
 
     Each sample loses each kind of sensor with probability ``drop_sensor``, but never the last kind that it
     has; each of its images is lost with probability ``drop_camera`` and each radar with ``drop_radar``, but
-    never the last of its kind.
+    never the last of its kind. What is lost now is lost in the keyframes before, too.
 
     Args:
         batch: any batch.
         config: the probabilities.
         generator: on the CPU; the same state gives the same losses on any device.
     """
+    draws = []
+    for things in (SENSORS, CAMERAS, RADARS):  # drawn for all that could be: what is absent does not shift other draws
+        slots = (len(things), len(batch))
+        draws.append(_Draw(torch.rand(slots, generator=generator), torch.rand(slots, generator=generator)))
+    return _lose(batch, config, *draws)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """Random numbers in [0, 1) for N things in B samples."""
+
+    chance: Tensor  # [N, B] the thing is lost where it is below the probability
+    lot: Tensor  # [N, B] were all that are there lost, the one of largest lot is spared
+
+    def __getitem__(self, rows: tuple[int, ...]) -> _Draw:
+        return _Draw(self.chance[:, list(rows)], self.lot[:, list(rows)])
+
+
+def _lose(batch: Batch, config: TrainConfig, kinds: _Draw, cameras: _Draw, radars: _Draw) -> Batch:
     there = torch.stack([batch.present[kind].cpu() for kind in SENSORS])  # [3, B]
-    lost = torch.rand(there.shape, generator=generator) < config.drop_sensor
-    kept = _spare_one(there, lost, torch.rand(there.shape, generator=generator))
-    kept = {kind: kept[row] for row, kind in enumerate(SENSORS)}
+    kept = dict(zip(SENSORS, _spare_one(there, kinds, config.drop_sensor), strict=True))
+    history = []
+    for past in batch.history:
+        lost = _lose(past.batch, config, *(draw[past.row] for draw in (kinds, cameras, radars)))
+        history.append(dataclasses.replace(past, batch=lost))
     return dataclasses.replace(
         batch,
-        cameras=_drop_cameras(batch.cameras, kept["camera"], config.drop_camera, generator),
+        cameras=_drop_cameras(batch.cameras, kept["camera"], config.drop_camera, cameras),
         lidar=_drop_samples(batch.lidar, kept["lidar"]),
-        radar=_drop_radars(_drop_samples(batch.radar, kept["radar"]), len(batch), config.drop_radar, generator),
+        radar=_drop_radars(_drop_samples(batch.radar, kept["radar"]), config.drop_radar, radars),
+        history=tuple(history),
     )
 
 
-def _spare_one(there: Tensor, lost: Tensor, lot: Tensor) -> Tensor:
+def _spare_one(there: Tensor, draw: _Draw, probability: float) -> Tensor:
     """[N, B] bool: of N things in B samples, those there and not lost; were all lost, the one of largest lot."""
-    kept = there & ~lost
-    spared = torch.zeros_like(there).scatter(0, torch.where(there, lot, -1.0).argmax(0, keepdim=True), True) & there
+    kept = there & (draw.chance >= probability)
+    best = torch.where(there, draw.lot, -1.0).argmax(0, keepdim=True)
+    spared = torch.zeros_like(there).scatter(0, best, True) & there
     return kept | (spared & ~kept.any(0, keepdim=True))
 
 
-def _drop_cameras(
-    cameras: Cameras | None, samples: Tensor, probability: float, generator: torch.Generator
-) -> Cameras | None:
-    slots = (len(CAMERAS), len(samples))  # drawn for all slots: what is absent does not shift the other draws
-    lost, lot = torch.rand(slots, generator=generator) < probability, torch.rand(slots, generator=generator)
+def _drop_cameras(cameras: Cameras | None, samples: Tensor, probability: float, draw: _Draw) -> Cameras | None:
     if cameras is None:
         return None
     channel = torch.tensor([CAMERAS.index(name) for name in cameras.channels], dtype=torch.int64)
     sample = cameras.batch_index.cpu()
-    there = torch.zeros(slots, dtype=torch.bool)
+    there = torch.zeros(draw.lot.shape, dtype=torch.bool)
     there[channel, sample] = True
-    kept = _spare_one(there, lost, lot) & samples
+    kept = _spare_one(there, draw, probability) & samples
     return _keep_cameras(cameras, kept[channel, sample])
 
 
-def _drop_radars(
-    radar: PointCloud | None, size: int, probability: float, generator: torch.Generator
-) -> PointCloud | None:
-    slots = (len(RADARS), size)
-    lost, lot = torch.rand(slots, generator=generator) < probability, torch.rand(slots, generator=generator)
+def _drop_radars(radar: PointCloud | None, probability: float, draw: _Draw) -> PointCloud | None:
     if radar is None:
         return None
     sensor, sample = radar.points[:, _RADAR_COLUMN].long(), radar.batch_index
-    there = torch.zeros(slots, dtype=torch.bool, device=sensor.device)
+    there = torch.zeros(draw.lot.shape, dtype=torch.bool, device=sensor.device)
     there[sensor, sample] = True
-    kept = _spare_one(there, lost.to(there.device), lot.to(there.device))
+    kept = _spare_one(there.cpu(), draw, probability).to(there.device)
     return _keep_points(radar, kept[sensor, sample], radar.present)
 
 

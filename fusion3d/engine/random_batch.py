@@ -57,6 +57,8 @@ def random_batch(
     sample = torch.arange(size)
     return Batch(
         tokens=tuple(f"sample-{i}" for i in range(size)),
+        scenes=tuple(f"scene-{i}" for i in range(size)),
+        timestamp=torch.zeros(size, dtype=torch.int64),
         global_from_ego=torch.eye(4, dtype=torch.float64).repeat(size, 1, 1),
         aug_from_ego=torch.eye(4).repeat(size, 1, 1),
         cameras=_random_cameras(config, size, generator),

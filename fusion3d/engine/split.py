@@ -18,7 +18,14 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         DataError: the tables or the split cannot be read.
     """
     augment = config.augment if training else None
-    steps = 6 if config.planning is None else config.planning.steps
     return NuScenesDataset(
-        config.data, split, config.grid, augment, config.seed, training=training, steps=steps, with_map=False
+        config.data,
+        split,
+        config.grid,
+        augment,
+        config.seed,
+        training=training,
+        steps=6 if config.planning is None else config.planning.steps,
+        with_map=False,
+        keyframes=1 if config.temporal is None else config.temporal.keyframes,
     )
