@@ -69,7 +69,7 @@ class DecoderLayer(nn.Module):
         Offsets are from the centre of the window. Where queries look is in float32 under autocast too.
         """
         rows, cols = grid.shape
-        point_BQ2 = window.center / window.center.new_tensor([cols, rows])
+        point_BQ2 = torch.stack([window.center[..., 0] / cols, window.center[..., 1] / rows], dim=-1)
         with torch.autocast(point_BQ2.device.type, enabled=False):
             position_BQC = self.position(2 * point_BQ2 - 1)
         asked_BQC = query_BQC + position_BQC

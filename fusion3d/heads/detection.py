@@ -49,23 +49,28 @@ def in_float32(output: Output) -> Output:
     return dataclasses.replace(output, **rounded)  # type: ignore[type-var]
 
 
-def top_peaks(logits_BNYX: Tensor, count: int, anywhere: tuple[str, ...] = ()) -> Peaks:
+def top_peaks(logits_BNYX: Tensor, count: int, anywhere_N: Tensor | None = None) -> Peaks:
     """The cells that no neighbour among the eight surpasses.
 
     Args:
         logits_BNYX: float32 heatmaps of DETECTION_CLASSES.
         count: K, or less where there are not as many cells.
-        anywhere: classes of which every cell counts as a peak.
+        anywhere_N: bool, classes of which every cell counts as a peak.
     """
     is_peak = logits_BNYX == F.max_pool2d(logits_BNYX, 3, stride=1, padding=1)
-    if anywhere:
-        is_peak[:, [DETECTION_CLASSES.index(name) for name in anywhere]] = True
+    if anywhere_N is not None:
+        is_peak |= anywhere_N[:, None, None]
     score = torch.where(is_peak, logits_BNYX.sigmoid(), 0).flatten(1)
     # As integers, scores that are not negative are in the same order; the index behind them makes every key unique.
     last, area = score.shape[1] - 1, logits_BNYX.shape[2] * logits_BNYX.shape[3]
     key = (score.view(torch.int32).long() << 32) + last - torch.arange(last + 1, device=score.device)
     index = last - (key.topk(min(count, last + 1)).values & 0xFFFFFFFF)
     return Peaks(score.gather(1, index), index // area, index % area)
+
+
+def box_sizes(said: Tensor, usual: Tensor) -> Tensor:
+    """[..., 3] logarithms of sizes over the usual ones [m] to sizes [m]."""
+    return usual * said.clamp(-_MAX_LOG_SIZE, _MAX_LOG_SIZE).exp()
 
 
 def place_boxes(
@@ -83,8 +88,7 @@ def place_boxes(
     low = said["offset"].new_tensor([grid.x[0], grid.y[0]])
     xy = low + (anchor_K2 + said["offset"]) * grid.resolution
     center = torch.cat([xy, said["height"] + usual[..., 2:] / 2], dim=-1)
-    size = usual * said["size"].clamp(-_MAX_LOG_SIZE, _MAX_LOG_SIZE).exp()
-    return center, size, torch.atan2(*said["yaw"].unbind(-1))
+    return center, box_sizes(said["size"], usual), torch.atan2(*said["yaw"].unbind(-1))
 
 
 def make_boxes(said: Mapping[str, Tensor], anchor_K2: Tensor, label_K: Tensor, score_K: Tensor, grid: BEVGrid) -> Boxes:

@@ -28,6 +28,7 @@ from fusion3d.heads.decoder import NUM_HEADS, DecoderLayer, Window
 from fusion3d.heads.detection import (
     BOX_CHANNELS,
     box_losses,
+    box_sizes,
     heatmap_loss,
     in_float32,
     make_boxes,
@@ -69,6 +70,9 @@ class QueryHead(nn.Module):
         ConfigError: settings that belong to the other head, or a width that the attention heads cannot share.
     """
 
+    usual_N3: Tensor
+    small_N: Tensor
+
     def __init__(self, config: DetectionConfig, inputs: int, grid: BEVGrid) -> None:
         super().__init__()
         if config.tasks != "one":
@@ -92,27 +96,30 @@ class QueryHead(nn.Module):
         )
         prior_bias_(self.heatmap[-1])
         self.of_class = nn.Embedding(len(DETECTION_CLASSES), channels)
+        self.register_buffer("usual_N3", usual_sizes(), persistent=False)
+        self.register_buffer("small_N", torch.tensor([n in _SMALL for n in DETECTION_CLASSES]), persistent=False)
         self.layers = nn.ModuleList(DecoderLayer(channels, config.query.points) for _ in range(config.query.layers))
 
     def forward(self, bev_BCYX: Tensor, batch: Batch) -> QueryBoxes:
         """What every query says in every layer; positions are in float32 under autocast too."""
         shared_BCYX = self.shared(bev_BCYX)
         heatmap_BNYX = self.heatmap(shared_BCYX)
-        peaks = top_peaks(heatmap_BNYX.detach().float(), self.config.query.count, _SMALL)
+        peaks = top_peaks(heatmap_BNYX.detach().float(), self.config.query.count, self.small_N)
         sample_B1 = torch.arange(len(bev_BCYX), device=bev_BCYX.device)[:, None]
         map_BNC = shared_BCYX.flatten(2).transpose(1, 2)
         query_BQC = map_BNC[sample_B1, peaks.cell] + self.of_class(peaks.label)
 
-        start_BQ2, usual_BQ3 = self._middle(peaks.cell), usual_sizes(peaks.label.device)[peaks.label]
+        start_BQ2, usual_BQ3 = self._middle(peaks.cell), self.usual_N3[peaks.label]
         # The way that the object faces is not known yet: a square of its length, along the grid.
         window = Window(start_BQ2, usual_BQ3[..., :1].expand(-1, -1, 2), torch.zeros_like(start_BQ2[..., 0]))
         layers = []
         for layer in self.layers:
             query_BQC, said = layer(query_BQC, map_BNC, window, self.grid)
-            layers.append(said | {"offset": said["offset"] + (window.center - start_BQ2)})
-            known = {name: layers[-1][name].detach() for name in _PLACE}
-            _, size_BQ3, yaw_BQ = place_boxes(known, start_BQ2, peaks.label, self.grid)
-            window = Window(start_BQ2 + known["offset"], size_BQ3[..., :2], yaw_BQ)
+            said["offset"] = said["offset"] + (window.center - start_BQ2)
+            layers.append(said)
+            center_BQ2 = start_BQ2 + said["offset"].detach()
+            size_BQ3 = box_sizes(said["size"].detach(), usual_BQ3)
+            window = Window(center_BQ2, size_BQ3[..., :2], torch.atan2(*said["yaw"].detach().unbind(-1)))
         parts = {name: torch.stack([said[name] for said in layers]) for name in layers[0]}
         return QueryBoxes(heatmap_BNYX, peaks.label, peaks.cell, **parts)
 

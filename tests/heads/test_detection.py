@@ -143,7 +143,7 @@ def test_peaks_equal_a_loop_and_ties_go_by_index():
     logits = torch.randint(-3, 4, (2, 10, 6, 7)).float()  # full of ties
     logits[1] += torch.rand(10, 6, 7)
     logits[0, 3, 2, 2] = torch.nan
-    found = top_peaks(logits, 100, ("pedestrian", "traffic_cone"))
+    found = top_peaks(logits, 100, torch.tensor([name in ("pedestrian", "traffic_cone") for name in DETECTION_CLASSES]))
     for sample in range(2):
         peaks = []
         for label, (row, col) in ((n, divmod(i, 7)) for n in range(10) for i in range(42)):

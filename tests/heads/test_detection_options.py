@@ -64,6 +64,23 @@ def test_every_option_trains_for_two_steps_and_decodes(name):
         assert found.score.diff().le(0).all() and len(found) <= 300
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"tasks": "six"}, {"head": "query", "query": QueryConfig(layers=2)}])
+def test_forward_is_one_graph(settings):
+    """No graph break, and no number that is read on the host."""
+    torch.manual_seed(0)
+    model, batch = build_model(with_detection(**settings)).eval(), random_batch(LIDAR, 2, 10, 10, 2)
+    head = model.detection
+    assert head is not None
+    torch.compiler.reset()
+    graph = torch.compile(head, backend="eager", fullgraph=True)
+    map_BCYX = torch.randn(2, 8, *LIDAR.grid.shape)
+    with torch.no_grad():
+        one, two = head(map_BCYX, batch), graph(map_BCYX, batch)
+    for field in dataclasses.fields(one):
+        torch.testing.assert_close(getattr(two, field.name), getattr(one, field.name))
+
+
 @pytest.mark.parametrize("head", ["center", "query"])
 def test_targets_are_made_once(head, monkeypatch):
     config = with_detection(head=head, sensor_weight=0.3)

@@ -181,6 +181,7 @@ def test_a_layer_reads_the_map_where_its_window_is():
     torch.nn.init.normal_(layer.steps.bias)
     grid = BEVGrid(x=(0.0, 12.0), y=(0.0, 9.0), resolution=1.0)
     map_BNC, asked = torch.randn(1, 108, 16), torch.randn(1, 3, 16)
+    layer.requires_grad_(False)
     window = Window(torch.rand(1, 3, 2) * 4 + 3, torch.rand(1, 3, 2) * 4, torch.rand(1, 3))
     read = layer._read(asked, window.center / torch.tensor([12.0, 9.0]), map_BNC, window, grid)
     value = layer.value(map_BNC).view(9, 12, 8, 2)
