@@ -109,6 +109,16 @@ def test_decoding_equals_a_loop_over_peaks():
 def test_groups_hold_every_class_once():
     for groups in GROUPS.values():
         assert sorted(name for group in groups for name in group) == sorted(DETECTION_CLASSES)
+    shared = {frozenset(group) for group in GROUPS["six"] if len(group) > 1}  # as CenterPoint's configuration has them
+    assert shared == {
+        frozenset(pair)
+        for pair in (
+            ("truck", "construction_vehicle"),
+            ("bus", "trailer"),
+            ("motorcycle", "bicycle"),
+            ("pedestrian", "traffic_cone"),
+        )
+    }
 
 
 def test_six_groups_are_six_heads():
