@@ -25,9 +25,10 @@ from fusion3d.encoders.lidar import LidarEncoder
 from fusion3d.encoders.radar import RadarEncoder
 from fusion3d.encoders.resnet import load_weights
 from fusion3d.errors import ConfigError
-from fusion3d.heads.detection import DetectionHead
+from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
 from fusion3d.heads.planning import PlanningHead
+from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
 from fusion3d.types import Batch, Predictions
 
@@ -81,7 +82,7 @@ class Fusion3D(nn.Module):
         radar: RadarEncoder | None,
         fuse: ConcatFusion | WeightedFusion,
         trunk: Trunk,
-        detection: DetectionHead | None,
+        detection: CenterHead | QueryHead | None,
         planning: PlanningHead | None,
         sensors: SensorHeatmaps | None = None,
         temporal: Temporal | None = None,
@@ -106,8 +107,8 @@ class Fusion3D(nn.Module):
                 needs no ``history``, and has each scene once at most.
 
         Returns:
-            "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput), "memory" (Memory); "sensors" and
-            "image" in training.
+            "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "depth" (DepthOutput), "memory" (Memory);
+            "sensors" and "image" in training.
         """
         maps, outputs = self.see(batch)
         if self.training and self.sensors is not None:
@@ -157,12 +158,13 @@ class Fusion3D(nn.Module):
             batch: with every sensor: LiDAR that the model did not see still supervises the images' depth.
         """
         terms: dict[str, Tensor] = {}
+        targets = None if self.detection is None else self.detection.targets(batch)
         if self.detection is not None:
-            terms |= self.detection.losses(outputs["detection"], batch)
+            terms |= self.detection.losses(outputs["detection"], batch, targets)
         if self.planning is not None:
             terms |= self.planning.losses(outputs["planning"], batch)
         if self.sensors is not None and "sensors" in outputs:
-            terms |= self.sensors.losses(outputs["sensors"], batch)
+            terms |= self.sensors.losses(outputs["sensors"], batch, targets)
         if self.camera is not None:
             terms |= self.camera.losses(outputs, batch)
         return terms
@@ -217,9 +219,10 @@ def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
     inputs = config.trunk.out_channels
     detection = planning = sensors = None
     if config.detection is not None:
-        detection = DetectionHead(config.detection, inputs, grid)
+        head = {"center": CenterHead, "query": QueryHead}[config.detection.head]
+        detection = head(config.detection, inputs, grid)
         if config.detection.sensor_weight > 0:
-            sensors = SensorHeatmaps(channels, grid, config.detection.loss_weight * config.detection.sensor_weight)
+            sensors = SensorHeatmaps(channels, config.detection.loss_weight * config.detection.sensor_weight)
     if config.planning is not None:
         planning = PlanningHead(config.planning, inputs, grid)
     model = Fusion3D(

@@ -133,6 +133,10 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         if len(kinds) != len(value):
             raise ConfigError(f"{path}: expected {len(kinds)} values, found {value!r}")
         return tuple(_coerce(kind, item, path) for kind, item in zip(kinds, value, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: expected names and values, found {value!r}")
+        return {_coerce(args[0], key, path): _coerce(args[1], item, f"{path}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from fusion3d.config.ranges import Amount, Count, Counts, Even, Fraction, MultipleOf4, Positive, Range
+from fusion3d.config.ranges import (
+    Amount,
+    ClassAmounts,
+    ClassCounts,
+    ClassFactors,
+    ClassFractions,
+    Count,
+    Counts,
+    Even,
+    Fraction,
+    MultipleOf4,
+    PartAmounts,
+    Positive,
+    Range,
+)
 
 
 @dataclass(frozen=True)
@@ -94,21 +108,57 @@ class TrunkConfig:
 
 
 @dataclass(frozen=True)
-class DetectionConfig:
-    """CenterPoint-style detection head."""
+class QueryConfig:
+    """What the query head alone reads."""
 
+    count: Count = 200
+    """Queries of a sample, and so the most objects it can find; they start from the highest peaks of the heatmap."""
+    layers: Count = 1
+    """Decoder layers; each says its own boxes, which start where those of the layer before are."""
+    points: Count = 4
+    """Points of the map that each of the 8 attention heads reads for a query."""
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """Detection head. Settings by class name only what differs: ``{pedestrian: 0.3}``."""
+
+    head: Literal["center", "query"] = "center"
+    """center: boxes at the peaks of a heatmap (CenterPoint); query: a set of boxes from queries that read the map
+    (TransFusion)."""
+    tasks: Literal["one", "six"] = "one"
+    """Of head center. one: what a cell says of its box is shared by all classes; six: CenterPoint's groups of classes,
+    each with branches and a loss of its own behind a shared convolution."""
+    query: QueryConfig = field(default_factory=QueryConfig)
+    """Of head query."""
     channels: Count = 64
-    """Hidden channels of each branch."""
-    nms: Literal["circle", "rotated", "none"] = "circle"
-    """How overlapping boxes are removed, per class."""
+    """Hidden channels of each branch; with head query the width of a query, a multiple of 8."""
+    heatmap_radius: ClassCounts = field(default_factory=dict)
+    """Smallest radius of a peak of the heatmap that is learned [cells], where it is not 2."""
+    nms: Literal["auto", "circle", "rotated", "none"] = "auto"
+    """How boxes of one class that are too close are removed; auto: circle for head center, none for head query."""
+    circle_radius: ClassAmounts = field(default_factory=dict)
+    """Of nms circle: smallest distance of two centres [m], where it is not CenterPoint's (car 2, pedestrian 0.42)."""
+    rotated_overlap: ClassFractions = field(default_factory=dict)
+    """Of nms rotated: largest intersection over union, where it is not 0.2."""
+    nms_scale: ClassFactors = field(default_factory=dict)
+    """Of nms rotated: by what a box grows before overlaps are measured, where not by 1, so that small ones meet.
+    BEVDet: {truck: 0.7, construction_vehicle: 0.7, bus: 0.4, trailer: 0.55, barrier: 1.1, pedestrian: 4.5,
+    traffic_cone: 9}."""
     max_boxes: Count = 300
     """Boxes kept per sample (nuScenes allows 500)."""
+    class_max_boxes: ClassCounts = field(default_factory=dict)
+    """Boxes of a class kept per sample, where fewer."""
     score_threshold: Fraction = 0.02
-    """Boxes below it are dropped."""
+    """Boxes that do not score above it are dropped."""
+    class_score_threshold: ClassFractions = field(default_factory=dict)
+    """The same for a class, where it is another."""
     loss_weight: Amount = 1.0
     """Weight of the whole detection loss."""
     velocity_weight: Amount = 0.2
     """Weight of the velocity regression among the box terms."""
+    code_weights: PartAmounts = field(default_factory=dict)
+    """Weights of offset, height, size, yaw and attribute among the box terms, where they are not 1."""
     regression_weight: Amount = 0.25
     """Weight of all box terms against the heatmap."""
     sensor_weight: Amount = 0.0

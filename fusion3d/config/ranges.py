@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,13 @@ class Range:
     expected: str
     holds: Callable[[Any], bool]
 
+
+# A name of types.DETECTION_CLASSES; what a head must say of a box besides its velocity.
+ClassName = Literal[
+    "car", "truck", "bus", "trailer", "construction_vehicle",
+    "pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier",
+]  # fmt: skip
+BoxPart = Literal["offset", "height", "size", "yaw", "attribute"]
 
 Count = Annotated[int, Range("at least 1", lambda value: value >= 1)]
 Even = Annotated[int, Range("an even number, at least 2", lambda value: value > 0 and value % 2 == 0)]
@@ -26,3 +33,15 @@ MultipleOf4 = Annotated[int, Range("a multiple of 4", lambda value: value > 0 an
 Counts = Annotated[tuple[int, ...], Range("one or more numbers, each at least 1", lambda v: len(v) > 0 and min(v) > 0)]
 Scales = Annotated[tuple[float, float], Range("0 < low <= high", lambda v: 0 < v[0] <= v[1] < math.inf)]
 Changes = Annotated[tuple[float, float], Range("-1 < low <= high", lambda v: -1 < v[0] <= v[1] < math.inf)]
+# By class, or by part of a box: those whose value is not the usual one.
+ClassCounts = Annotated[dict[ClassName, int], Range("at least 1 each", lambda v: min(v.values(), default=1) >= 1)]
+ClassAmounts = Annotated[
+    dict[ClassName, float], Range("0 or more each", lambda v: all(0 <= x < math.inf for x in v.values()))
+]
+ClassFactors = Annotated[
+    dict[ClassName, float], Range("more than 0 each", lambda v: all(0 < x < math.inf for x in v.values()))
+]
+ClassFractions = Annotated[dict[ClassName, float], Range("0 to 1 each", lambda v: all(0 <= x <= 1 for x in v.values()))]
+PartAmounts = Annotated[
+    dict[BoxPart, float], Range("0 or more each", lambda v: all(0 <= x < math.inf for x in v.values()))
+]

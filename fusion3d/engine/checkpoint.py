@@ -33,8 +33,9 @@ MODEL, EMA, OPTIMIZER, STATE, CONFIG = (
     "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json", "config.json",
 )  # fmt: skip
 FREE_KEYS = {
-    "data.root", "data.workers", "data.split", "detection.nms", "detection.score_threshold", "detection.max_boxes",
-    "train.log_every", "train.checkpoint_every",
+    "data.root", "data.workers", "data.split", "detection.nms", "detection.circle_radius", "detection.rotated_overlap",
+    "detection.nms_scale", "detection.score_threshold", "detection.class_score_threshold", "detection.max_boxes",
+    "detection.class_max_boxes", "train.log_every", "train.checkpoint_every",
 }  # change nothing that is learned  # fmt: skip
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d.heads.detection import heatmap_loss, prior_bias_
-from fusion3d.heads.targets import encode_boxes
-from fusion3d.types import DETECTION_CLASSES, Batch, BEVGrid
+from fusion3d.heads.targets import DetectionTargets
+from fusion3d.types import DETECTION_CLASSES, Batch
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class SensorOutput:
 class SensorHeatmaps(nn.Module):
     """One 3x3 convolution for each sensor, from its map to the ten classes' heatmaps."""
 
-    def __init__(self, channels: Mapping[str, int], grid: BEVGrid, weight: float) -> None:
+    def __init__(self, channels: Mapping[str, int], weight: float) -> None:
         super().__init__()
-        self.grid = grid
         self.weight = weight
         self.heads = nn.ModuleDict(
             {name: nn.Conv2d(count, len(DETECTION_CLASSES), 3, padding=1) for name, count in channels.items()}
@@ -48,12 +47,13 @@ class SensorHeatmaps(nn.Module):
             if map_BCYX is not None
         }
 
-    def losses(self, said: Mapping[str, SensorOutput], batch: Batch) -> dict[str, Tensor]:
-        """The weighted sum of the sensors' heatmap losses; 0, in the graph, without annotations."""
+    def losses(
+        self, said: Mapping[str, SensorOutput], batch: Batch, targets: DetectionTargets | None
+    ) -> dict[str, Tensor]:
+        """The weighted sum of the sensors' heatmap losses; 0, in the graph, where there are no targets."""
         if not said:
             return {}
-        if batch.boxes is None:
+        if targets is None:
             return {"sensors": torch.stack([0.0 * one.logits.sum() for one in said.values()]).sum()}
-        targets = encode_boxes(batch.boxes, self.grid)
         terms = [heatmap_loss(one.logits.float(), targets, batch.annotated & one.present) for one in said.values()]
         return {"sensors": self.weight * torch.stack(terms).sum()}

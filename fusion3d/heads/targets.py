@@ -1,18 +1,20 @@
-"""What the detection head should say, from ground-truth boxes; and what is known of each class beforehand.
+"""What a detection head should say, from ground-truth boxes; and what is known of each class beforehand.
 
 Letters: B samples, K boxes of all samples, Y X grid cells.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, BEVGrid, Boxes
 
-MIN_RADIUS = 2  # cells
+MIN_RADIUS = 2  # of a peak of the heatmap [cells]
 _MIN_OVERLAP = 0.1  # a centre moved by the radius still makes a box that overlaps the true one by this
 
 # Usual length, width, height [m]; the head regresses what differs from it.
@@ -48,6 +50,12 @@ def allowed_attributes(device: torch.device | str = "cpu") -> Tensor:
     )  # fmt: skip
 
 
+def by_class(usual: float | Mapping[str, float], others: Mapping[Any, float]) -> list[float]:
+    """A value for each of DETECTION_CLASSES: that of ``others``, or else the usual one (of all, or of each)."""
+    usual = usual if isinstance(usual, Mapping) else dict.fromkeys(DETECTION_CLASSES, usual)
+    return [others.get(name, usual[name]) for name in DETECTION_CLASSES]
+
+
 def gaussian_radius(length: Tensor, width: Tensor) -> Tensor:
     """[K] sizes in cells to [K] radius of the heatmap's peak in cells, before rounding.
 
@@ -63,14 +71,15 @@ def gaussian_radius(length: Tensor, width: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DetectionTargets:
-    """Targets of B samples: a dense heatmap and, for each of K boxes, what its cell should say."""
+    """Targets of B samples: a dense heatmap and, for each of K boxes, what is to be said of it from its anchor."""
 
     heatmap: Tensor  # [B, 10, Y, X] in [0, 1], 1 at the cell of a centre
+    boxes: Boxes  # K, those inside of the grid
     sample: Tensor  # [K] int64
     cell: Tensor  # [K] int64, iy * X + ix
     label: Tensor  # [K] int64
-    offset: Tensor  # [K, 2] centre - the cell's low corner [cells], in [0, 1)
-    height: Tensor  # [K, 1] z of the centre - half the class's usual height [m]
+    offset: Tensor  # [K, 2] centre - anchor [cells]; from the cell's low corner in [0, 1)
+    height: Tensor  # [K, 1] z of the centre - half the usual height [m]
     size: Tensor  # [K, 3] log(size / usual size)
     yaw: Tensor  # [K, 2] sin, cos
     velocity: Tensor  # [K, 2] [m/s], NaN where unknown
@@ -78,41 +87,70 @@ class DetectionTargets:
 
 
 @torch.no_grad()
-def encode_boxes(boxes: tuple[Boxes, ...], grid: BEVGrid) -> DetectionTargets:
+def encode_boxes(
+    boxes: tuple[Boxes, ...], grid: BEVGrid, min_radius: Mapping[Any, float] | None = None
+) -> DetectionTargets:
     """Detection targets of B samples. Boxes whose centre is outside of the grid are not asked for.
 
     Args:
         boxes: ground truth of every sample, on one device.
         grid: the grid of the maps.
+        min_radius: smallest radius of a class's peaks [cells], where it is not MIN_RADIUS.
     """
-    device = boxes[0].center.device
-    sample = torch.cat([torch.full((len(b),), i, device=device) for i, b in enumerate(boxes)])
     center, size, yaw, velocity, label, attribute = (
         torch.cat([getattr(b, name) for b in boxes])
         for name in ("center", "size", "yaw", "velocity", "label", "attribute")
     )
-    cell, keep = grid.cell_of(center)
-    sample, cell, center, size, yaw = sample[keep], cell[keep], center[keep], size[keep], yaw[keep]
-    label, velocity, attribute = label[keep], velocity[keep], attribute[keep]
-    usual = usual_sizes(device)[label]
-    low = center.new_tensor([grid.x[0], grid.y[0]])
-    position = (center[:, :2] - low) / grid.resolution
+    every = Boxes.of(center, size, yaw, velocity, label, attribute=attribute)
+    sample = torch.cat([torch.full((len(b),), i, device=every.label.device) for i, b in enumerate(boxes)])
+    cell, keep = grid.cell_of(every.center)
+    every, sample, cell = every[keep], sample[keep], cell[keep]
+    smallest = every.size.new_tensor(by_class(MIN_RADIUS, min_radius or {}))[every.label]
     return DetectionTargets(
-        heatmap=draw_heatmap(len(boxes), sample, cell, label, size / grid.resolution, grid.shape),
+        heatmap=draw_heatmap(len(boxes), sample, cell, every.label, every.size / grid.resolution, smallest, grid.shape),
+        boxes=every,
         sample=sample,
         cell=cell,
-        label=label,
-        offset=position - position.floor(),
-        height=center[:, 2:] - usual[:, 2:] / 2,
-        size=(size.clamp(min=1e-3) / usual).log(),
-        yaw=torch.stack([yaw.sin(), yaw.cos()], dim=1),
-        velocity=velocity,
-        attribute=attribute,
+        **describe_boxes(every, corners(cell, grid), every.label, grid),
     )
 
 
+def corners(cell: Tensor, grid: BEVGrid) -> Tensor:
+    """[...] flat index of cells to [..., 2] x, y of their low corners [cells]."""
+    cols = grid.shape[1]
+    return torch.stack([cell % cols, cell // cols], dim=-1)
+
+
+def describe_boxes(boxes: Boxes, anchor_K2: Tensor, label_K: Tensor, grid: BEVGrid) -> dict[str, Tensor]:
+    """What is to be said of boxes, by the names of DetectionTargets; ``detection.place_boxes`` undoes it.
+
+    Args:
+        boxes: K.
+        anchor_K2: x, y of what offsets are said from [cells].
+        label_K: [K] int64, class that sizes and heights are said relative to.
+        grid: where cells are.
+    """
+    usual = usual_sizes(label_K.device)[label_K]
+    low = boxes.center.new_tensor([grid.x[0], grid.y[0]])
+    return {
+        "label": boxes.label,
+        "offset": (boxes.center[:, :2] - low) / grid.resolution - anchor_K2,
+        "height": boxes.center[:, 2:] - usual[:, 2:] / 2,
+        "size": (boxes.size.clamp(min=1e-3) / usual).log(),
+        "yaw": torch.stack([boxes.yaw.sin(), boxes.yaw.cos()], dim=1),
+        "velocity": boxes.velocity,
+        "attribute": boxes.attribute,
+    }
+
+
 def draw_heatmap(
-    num_samples: int, sample: Tensor, cell: Tensor, label: Tensor, size: Tensor, shape: tuple[int, int]
+    num_samples: int,
+    sample: Tensor,
+    cell: Tensor,
+    label: Tensor,
+    size: Tensor,
+    min_radius: Tensor,
+    shape: tuple[int, int],
 ) -> Tensor:
     """[B, 10, Y, X] with a gaussian of sigma (2 r + 1) / 6 cells around every centre; the larger one counts.
 
@@ -120,13 +158,14 @@ def draw_heatmap(
         num_samples: B.
         sample, cell, label: [K] int64.
         size: [K, 2+] length, width in cells.
+        min_radius: [K] smallest radius in cells.
         shape: (Y, X).
     """
     rows, cols = shape
     heatmap = torch.zeros(num_samples * len(DETECTION_CLASSES) * rows * cols, device=size.device)
     if not len(cell):
         return heatmap.view(num_samples, -1, rows, cols)
-    radius = gaussian_radius(size[:, 0], size[:, 1]).floor().clamp(min=MIN_RADIUS)
+    radius = gaussian_radius(size[:, 0], size[:, 1]).floor().maximum(min_radius)
     reach = int(radius.max())
     step = torch.arange(-reach, reach + 1, device=size.device)
     dy, dx = (part.flatten() for part in torch.meshgrid(step, step, indexing="ij"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_model import TINY
 from torch import nn
 
 from fusion3d import ops
@@ -15,7 +16,6 @@ from fusion3d.engine.describe import Memory, describe, format_shapes, main
 from fusion3d.engine.flops import count_flops
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.ops.library import PROBLEM
-from tests.test_model import TINY
 
 compiled = pytest.mark.skipif(bool(PROBLEM), reason="the kernels are not compiled")
 

@@ -1,78 +1,22 @@
-"""Detection: targets and decoding are each other's inverse, and every loss term is what the formula says."""
+"""What detection heads share: targets, peaks, and loss terms that are what the formula says."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from fusion3d.config import Config, DetectionConfig
-from fusion3d.engine.random_batch import random_batch
-from fusion3d.geometry import wrap_angle
-from fusion3d.heads.detection import DetectionHead, DetectionMaps, box_losses, heatmap_loss
-from fusion3d.heads.targets import allowed_attributes, draw_heatmap, encode_boxes, gaussian_radius
-from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, BEVGrid, Boxes
+from fusion3d.config import DetectionConfig
+from fusion3d.heads.detection import box_losses, heatmap_loss, top_peaks, weigh
+from fusion3d.heads.targets import by_class, draw_heatmap, encode_boxes, gaussian_radius
+from fusion3d.types import DETECTION_CLASSES, Boxes
 
-GRID = BEVGrid(x=(-32.0, 32.0), y=(-24.0, 24.0), resolution=0.8)
-CAR, PEDESTRIAN, CONE, BARRIER = (
-    DETECTION_CLASSES.index(name) for name in ("car", "pedestrian", "traffic_cone", "barrier")
-)
-
-
-def some_boxes(seed: int, count: int = 30) -> Boxes:
-    config = dataclasses.replace(Config(), grid=GRID)
-    boxes = random_batch(config, 1, 0, 0, count, seed).boxes
-    assert boxes is not None
-    return boxes[0]
-
-
-def perfect_maps(boxes: tuple[Boxes, ...]) -> DetectionMaps:
-    """Maps of a head that knows the answer."""
-    targets = encode_boxes(boxes, GRID)
-    rows, cols = GRID.shape
-
-    def paint(values: torch.Tensor) -> torch.Tensor:
-        painted = torch.zeros(len(boxes), values.shape[1], rows * cols)
-        painted[targets.sample, :, targets.cell] = values
-        return painted.view(len(boxes), -1, rows, cols)
-
-    attribute = torch.zeros(len(targets.cell), len(ATTRIBUTES))
-    known = targets.attribute >= 0
-    attribute[known, targets.attribute[known]] = 5.0
-    return DetectionMaps(
-        heatmap=torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4)),
-        offset=paint(targets.offset),
-        height=paint(targets.height),
-        size=paint(targets.size),
-        yaw=paint(targets.yaw * 1.7),  # only the direction counts
-        velocity=paint(targets.velocity.nan_to_num()),
-        attribute=paint(attribute),
-    )
-
-
-@pytest.mark.parametrize("nms", ["circle", "rotated", "none"])
-def test_decoding_the_targets_gives_the_boxes_back(nms):
-    truth = (some_boxes(0), Boxes.empty(), some_boxes(1, 45))
-    head = DetectionHead(DetectionConfig(nms=nms, score_threshold=0.9), 4, GRID)
-    found = head.decode(perfect_maps(truth))
-    assert [len(b) for b in found] == [30, 0, 45]
-    for said, true in zip(found, truth, strict=True):
-        if not len(true):
-            continue
-        distance = torch.cdist(said.center, true.center) + 100 * (said.label[:, None] != true.label[None])
-        nearest = distance.argmin(1)
-        assert sorted(nearest.tolist()) == list(range(len(true)))
-        true = true[nearest]
-        torch.testing.assert_close(said.center, true.center, atol=1e-3, rtol=0)
-        torch.testing.assert_close(said.size, true.size, atol=1e-3, rtol=0)
-        torch.testing.assert_close(wrap_angle(said.yaw - true.yaw), torch.zeros(len(true)), atol=1e-3, rtol=0)
-        known = true.velocity.isfinite().all(1)
-        torch.testing.assert_close(said.velocity[known], true.velocity[known], atol=1e-3, rtol=0)
-        known = true.attribute >= 0
-        assert torch.equal(said.attribute[known], true.attribute[known])
-        assert (said.score > 0.99).all() and (said.num_points == -1).all()
+sys.path.insert(0, str(Path(__file__).parent))
+from known import BARRIER, CAR, CONE, GRID, PARTS, PEDESTRIAN, perfect_maps, some_boxes
 
 
 def test_radius_is_that_of_the_published_recipe():
@@ -93,12 +37,13 @@ def test_heatmap_equals_a_loop():
     center[10] = center[0] + torch.tensor([1.7, 0.9, 0.0])
     center[20] = torch.tensor([-31.9, 23.9, 0.5])
     boxes = dataclasses.replace(boxes, center=center)
-    targets = encode_boxes((boxes,), GRID)
+    targets = encode_boxes((boxes,), GRID, {"pedestrian": 4, "car": 1})
     rows, cols = GRID.shape
     expected = torch.zeros(len(DETECTION_CLASSES), rows, cols)
     for i in range(len(boxes)):
         length, width = (boxes.size[i, :2] / GRID.resolution).tolist()
-        radius = max(2, int(gaussian_radius(torch.tensor(length), torch.tensor(width))))
+        least = {CAR: 1, PEDESTRIAN: 4}.get(int(boxes.label[i]), 2)
+        radius = max(least, int(gaussian_radius(torch.tensor(length), torch.tensor(width))))
         cx, cy = math.floor((center[i, 0] + 32) / 0.8), math.floor((center[i, 1] + 24) / 0.8)
         for y in range(max(cy - radius, 0), min(cy + radius + 1, rows)):
             for x in range(max(cx - radius, 0), min(cx + radius + 1, cols)):
@@ -132,76 +77,96 @@ def test_focal_loss_by_hand():
     assert extreme.isfinite()
 
 
+def perfect_rows(boxes: Boxes) -> dict[str, torch.Tensor]:
+    """What the cells of the boxes say in perfect maps, attributes with certainty."""
+    maps, cell = perfect_maps((boxes,)), encode_boxes((boxes,), GRID).cell
+    said = {name: getattr(maps, name)[0, 0].flatten(1)[:, cell].T for name in PARTS}
+    return said | {"yaw": said["yaw"] / 1.7, "attribute": said["attribute"] * 10}
+
+
 def test_perfect_maps_cost_nothing_and_unknowns_are_masked():
     boxes = some_boxes(0)
     assert boxes.velocity.isnan().any() and (boxes.attribute < 0).any()
-    maps = perfect_maps((boxes,))
-    maps = dataclasses.replace(maps, yaw=maps.yaw / 1.7, attribute=maps.attribute * 10)
     targets = encode_boxes((boxes,), GRID)
-    assert all(value.item() < 1e-5 for value in box_losses(maps, targets).values())
-    wrong = dataclasses.replace(maps, velocity=maps.velocity + 1)
+    said = perfect_rows(boxes)
+    assert all(value.item() < 1e-5 for value in box_losses(said, targets).values())
+    wrong = said | {"velocity": said["velocity"] + 1}
     torch.testing.assert_close(box_losses(wrong, targets)["velocity"], torch.tensor(2.0))  # 1 + 1 m/s on those known
 
 
 def test_a_barrier_may_be_turned_by_half_and_a_cone_by_anything():
-    boxes = some_boxes(0)
-    maps = perfect_maps((boxes,))
-    turned = dataclasses.replace(maps, yaw=-maps.yaw / 1.7)
-
     def loss(label: int) -> float:
-        targets = encode_boxes((boxes[boxes.label == label],), GRID)
-        return box_losses(turned, targets)["yaw"].item()
+        boxes = some_boxes(0)
+        boxes = boxes[boxes.label == label]
+        said = perfect_rows(boxes)
+        return box_losses(said | {"yaw": -said["yaw"]}, encode_boxes((boxes,), GRID))["yaw"].item()
 
     assert loss(BARRIER) < 1e-5 and loss(CONE) == 0 and loss(CAR) > 1
 
 
-def test_attributes_fit_their_class_whatever_the_logits():
-    torch.manual_seed(0)
-    head = DetectionHead(DetectionConfig(score_threshold=0.0), 4, GRID)
-    shapes = {"heatmap": 10, "offset": 2, "height": 1, "size": 3, "yaw": 2, "velocity": 2, "attribute": 8}
-    maps = DetectionMaps(**{name: torch.randn(1, count, *GRID.shape) for name, count in shapes.items()})
-    boxes = head.decode(maps)[0]
-    assert len(boxes) == 300 and boxes.score.diff().le(0).all()
-    none = (boxes.label == CONE) | (boxes.label == BARRIER)
-    assert none.any() and (boxes.attribute[none] == -1).all()
-    assert allowed_attributes()[boxes.label[~none], boxes.attribute[~none]].all()
-    assert (
-        ATTRIBUTES[7] == "pedestrian.moving" and allowed_attributes()[PEDESTRIAN].tolist() == [False] * 5 + [True] * 3
-    )
-
-
-def test_circle_suppression_keeps_the_better_of_two_close_cars():
-    head = DetectionHead(DetectionConfig(score_threshold=0.5), 4, GRID)
-    center = torch.tensor([[4.1, 0.4, 0.9], [5.7, 0.4, 0.9], [8.2, 0.4, 0.9], [5.7, 2.0, 0.9]])
-    boxes = Boxes.of(center, torch.tensor([[4.6, 1.95, 1.75]]).repeat(4, 1), torch.zeros(4), torch.zeros(4, 2))
-    maps = perfect_maps((dataclasses.replace(boxes, label=torch.tensor([CAR, CAR, CAR, PEDESTRIAN])),))
-    scores = maps.heatmap.clone()
-    cell = encode_boxes((boxes,), GRID).cell
-    scores[0, CAR].view(-1)[cell[:3]] = torch.tensor([2.0, 3.0, 1.0])
-    found = head.decode(dataclasses.replace(maps, heatmap=scores))[0]
-    # 1.6 m from the best: gone. 2.5 m: stays. A pedestrian of another class: stays.
-    cars = found[found.label == CAR].center[:, 0]
-    torch.testing.assert_close(cars, torch.tensor([5.7, 8.2]), atol=1e-3, rtol=0)
-    assert (found.label == PEDESTRIAN).sum() == 1
-
-
-def test_no_annotation_is_a_zero_that_reaches_every_parameter():
-    config = dataclasses.replace(Config(), grid=GRID)
-    batch = random_batch(config, 2, 0, 0, 3)
-    head = DetectionHead(DetectionConfig(channels=8), 4, GRID)
-    maps = head(torch.rand(2, 4, *GRID.shape), batch)
-    for unannotated in (
-        dataclasses.replace(batch, boxes=None, annotated=torch.zeros(2, dtype=torch.bool)),
-        dataclasses.replace(batch, boxes=(Boxes.empty(),) * 2, annotated=torch.zeros(2, dtype=torch.bool)),
-    ):
-        head.zero_grad()
-        losses = head.losses(maps, unannotated)
-        total = torch.stack(list(losses.values())).sum()
-        assert total == 0
-        total.backward(retain_graph=True)
-        assert all(p.grad is not None and (p.grad == 0).all() for p in head.parameters())
-
-
 def test_drawing_nothing():
     empty = torch.zeros(0, dtype=torch.int64)
-    assert draw_heatmap(2, empty, empty, empty, torch.zeros(0, 3), (4, 5)).shape == (2, 10, 4, 5)
+    assert draw_heatmap(2, empty, empty, empty, torch.zeros(0, 3), torch.zeros(0), (4, 5)).shape == (2, 10, 4, 5)
+
+
+def test_groups_are_averaged_each_over_its_own_objects():
+    boxes = (some_boxes(0, 25), some_boxes(1, 12))
+    targets, counts = encode_boxes(boxes, GRID), torch.tensor([True, True])
+    member = torch.zeros(10, 3).index_put((torch.arange(10), torch.arange(10) % 3), torch.tensor(1.0))
+    torch.manual_seed(0)
+    logits = torch.randn(2, 10, *GRID.shape)
+    said = {name: torch.randn(len(targets.cell), width) for name, width in PARTS.items()}
+    terms, heatmap = box_losses(said, targets, member), torch.tensor(0.0)
+    sums = dict.fromkeys(terms, torch.tensor(0.0))
+    for group in range(3):
+        own = targets.label % 3 == group
+        few = encode_boxes(tuple(b[b.label % 3 == group] for b in boxes), GRID)
+        rows = {name: value[own] for name, value in said.items()}
+        sums = {name: sums[name] + value for name, value in box_losses(rows, few).items()}
+        others = torch.arange(10) % 3 != group
+        heatmap = heatmap + heatmap_loss(logits.masked_fill(others[:, None, None], -1e9), few, counts)
+    for name, value in terms.items():
+        torch.testing.assert_close(value, sums[name])
+    torch.testing.assert_close(heatmap_loss(logits, targets, counts, member), heatmap)
+
+
+def test_weights_go_by_name():
+    config = DetectionConfig(loss_weight=2.0, regression_weight=0.5, velocity_weight=0.2, code_weights={"yaw": 3.0})
+    terms = weigh({"heatmap": torch.tensor(1.0)}, {name: torch.tensor(1.0) for name in PARTS}, config)
+    assert {name: round(value.item(), 6) for name, value in terms.items()} == {
+        "heatmap": 2.0, "offset": 1.0, "height": 1.0, "size": 1.0, "yaw": 3.0, "velocity": 0.2, "attribute": 1.0
+    }  # fmt: skip
+
+
+def test_peaks_equal_a_loop_and_ties_go_by_index():
+    torch.manual_seed(0)
+    logits = torch.randint(-3, 4, (2, 10, 6, 7)).float()  # full of ties
+    logits[1] += torch.rand(10, 6, 7)
+    logits[0, 3, 2, 2] = torch.nan
+    found = top_peaks(logits, 100, torch.tensor([name in ("pedestrian", "traffic_cone") for name in DETECTION_CLASSES]))
+    for sample in range(2):
+        peaks = []
+        for label, (row, col) in ((n, divmod(i, 7)) for n in range(10) for i in range(42)):
+            near = logits[sample, label, max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2]
+            value = logits[sample, label, row, col]
+            if DETECTION_CLASSES[label] in ("pedestrian", "traffic_cone") or (value >= near).all():
+                peaks.append((-value.sigmoid().item(), label, row * 7 + col))
+        best = sorted(peaks)[:100]
+        assert len(best) == 100
+        assert list(zip(found.label[sample].tolist(), found.cell[sample].tolist(), strict=True)) == [
+            p[1:] for p in best
+        ]
+        torch.testing.assert_close(found.score[sample], -torch.tensor([p[0] for p in best]))
+
+
+def test_fewer_peaks_than_asked_for_score_nothing():
+    found = top_peaks(torch.zeros(1, 10, 4, 4).index_fill(1, torch.tensor([2]), 1.0), 1000)
+    assert found.score.shape == (1, 160) and found.label[0, :16].eq(2).all()
+    found = top_peaks(torch.arange(160.0).view(1, 10, 4, 4), 20)
+    assert (found.score > 0).sum() == 10 and found.cell[0, :10].eq(15).all()
+
+
+def test_a_value_for_each_class():
+    values = by_class({name: float(i) for i, name in enumerate(DETECTION_CLASSES)}, {"pedestrian": 0.5})
+    assert values == [0.5 if name == "pedestrian" else i for i, name in enumerate(DETECTION_CLASSES)]
+    assert by_class(3, {"car": 1}) == [1] + [3] * 9

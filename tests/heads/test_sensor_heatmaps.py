@@ -21,7 +21,11 @@ GRID = BEVGrid(x=(-16.0, 16.0), y=(-16.0, 16.0), resolution=1.0)
 @pytest.fixture
 def heads() -> SensorHeatmaps:
     torch.manual_seed(0)
-    return SensorHeatmaps({"camera": 4, "lidar": 6}, GRID, weight=0.5)
+    return SensorHeatmaps({"camera": 4, "lidar": 6}, weight=0.5)
+
+
+def targets_of(batch):
+    return encode_boxes(batch.boxes, GRID)
 
 
 def a_batch(count: int = 2):
@@ -39,15 +43,17 @@ def test_the_loss_is_the_weighted_sum_over_the_sensors_there(heads: SensorHeatma
     assert batch.boxes is not None
     one = heatmap_loss(said["camera"].logits[:1], encode_boxes(batch.boxes[:1], GRID), torch.tensor([True]))
     assert one > 0.1
-    torch.testing.assert_close(heads.losses(said, batch)["sensors"], 0.5 * one)  # that of the sample that has it, alone
+    torch.testing.assert_close(
+        heads.losses(said, batch, targets_of(batch))["sensors"], 0.5 * one
+    )  # that of the sample that has it, alone
 
 
 def test_samples_without_annotations_do_not_count(heads: SensorHeatmaps) -> None:
     batch, maps = a_batch(), {"camera": torch.randn(2, 4, 32, 32)}
     assert batch.boxes is not None
     half = dataclasses.replace(batch, annotated=torch.tensor([True, False]), boxes=(batch.boxes[0], batch.boxes[1][:0]))
-    one = heads.losses(heads(maps, {"camera": torch.tensor([True, False])}), batch)["sensors"]
-    both = heads.losses(heads(maps, {"camera": torch.ones(2, dtype=torch.bool)}), half)["sensors"]
+    one = heads.losses(heads(maps, {"camera": torch.tensor([True, False])}), batch, targets_of(batch))["sensors"]
+    both = heads.losses(heads(maps, {"camera": torch.ones(2, dtype=torch.bool)}), half, targets_of(half))["sensors"]
     torch.testing.assert_close(both, one)
 
 
@@ -56,7 +62,10 @@ def test_what_an_absent_sensors_map_holds_does_not_matter(heads: SensorHeatmaps)
     maps = torch.randn(2, 4, 32, 32)
     other = maps.clone()
     other[1] = torch.randn(4, 32, 32)
-    one, two = (heads.losses(heads({"camera": m, "lidar": None}, present), batch)["sensors"] for m in (maps, other))
+    targets = targets_of(batch)
+    one, two = (
+        heads.losses(heads({"camera": m, "lidar": None}, present), batch, targets)["sensors"] for m in (maps, other)
+    )
     assert torch.equal(one, two)
 
 
@@ -64,10 +73,10 @@ def test_without_annotations_the_loss_is_zero_and_differentiable(heads: SensorHe
     batch = dataclasses.replace(a_batch(), boxes=None)
     maps = torch.randn(2, 4, 32, 32, requires_grad=True)
     present = {"camera": torch.ones(2, dtype=torch.bool)}
-    loss = heads.losses(heads({"camera": maps}, present), batch)["sensors"]
+    loss = heads.losses(heads({"camera": maps}, present), batch, None)["sensors"]
     loss.backward()
     assert loss.item() == 0 and maps.grad is not None and not maps.grad.any()
-    assert heads.losses({}, batch) == {}
+    assert heads.losses({}, batch, None) == {}
 
 
 def test_it_is_there_in_training_only() -> None:
