@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_model import TINY
 
 from fusion3d.bev.temporal import Frame, Memory, make_temporal, move
 from fusion3d.config import TemporalConfig
@@ -17,6 +18,9 @@ from fusion3d.data.collate import collate
 from fusion3d.data.subset import drop_sensors, select_sensors
 from fusion3d.model import build_model
 from fusion3d.types import BEVGrid, Sample
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_model import TINY
 
 GRID = BEVGrid(x=(-8.0, 8.0), y=(-6.0, 6.0), resolution=0.5)
 OPERATORS = ["concat", "recurrent"]

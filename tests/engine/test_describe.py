@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_model import TINY
 from torch import nn
 
 from fusion3d import ops
@@ -16,6 +16,9 @@ from fusion3d.engine.describe import Memory, describe, format_shapes, main
 from fusion3d.engine.flops import count_flops
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.ops.library import PROBLEM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_model import TINY
 
 compiled = pytest.mark.skipif(bool(PROBLEM), reason="the kernels are not compiled")
 
