@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fusion3d.bev.fuse import ConcatFusion, WeightedFusion, make_fusion
+from fusion3d.bev.fusion import ConcatFusion, WeightedFusion, make_fusion
 from fusion3d.bev.lift import DepthBins, DepthOutput, LiftSplat, depth_loss
 from fusion3d.bev.trunk import Trunk
 from fusion3d.config import Config
