@@ -12,8 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fusion3d.bev.fusion import ConcatFusion, WeightedFusion, make_fusion
+from fusion3d.bev.align import DeformableAlign, make_align
+from fusion3d.bev.auxiliary import auxiliary_losses
+from fusion3d.bev.fusion import make_fusion
 from fusion3d.bev.lift import DepthBins, DepthOutput, LiftSplat, depth_loss
+from fusion3d.bev.represent import Coordinated, Factorised, make_representation
 from fusion3d.bev.trunk import Trunk
 from fusion3d.config import Config
 from fusion3d.encoders.camera import CameraEncoder
@@ -75,16 +78,20 @@ class Fusion3D(nn.Module):
         camera: CameraBranch | None,
         lidar: LidarEncoder | None,
         radar: RadarEncoder | None,
-        fuse: ConcatFusion | WeightedFusion,
+        fuse: nn.Module,
         trunk: Trunk,
         detection: DetectionHead | None,
         planning: PlanningHead | None,
         sensors: SensorHeatmaps | None = None,
+        align: DeformableAlign | None = None,
+        represent: Coordinated | Factorised | None = None,
     ) -> None:
         super().__init__()
         self.camera = camera
         self.lidar = lidar
         self.radar = radar
+        self.align = align
+        self.represent = represent
         self.fuse = fuse
         self.trunk = trunk
         self.detection = detection
@@ -94,7 +101,8 @@ class Fusion3D(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Any]:
         """Raw outputs, those there are.
 
-        "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput); "sensors" and "image" in training.
+        "detection" (DetectionMaps), "planning" ([B, T, 2]), "depth" (DepthOutput); "sensors", "image" and
+        "representation" in training.
         """
         outputs: dict[str, Any] = {}
         maps: dict[str, Tensor | None] = {}
@@ -108,6 +116,12 @@ class Fusion3D(nn.Module):
 
         if self.training and self.sensors is not None:
             outputs["sensors"] = self.sensors(maps, batch.present)
+        if self.align is not None:
+            maps = self.align(maps, batch.present)
+        if self.represent is not None:
+            maps, said = self.represent(maps, batch.present)
+            if self.training:
+                outputs["representation"] = said
         fused_BCYX = self.fuse(list(maps.values()), [batch.present[name] for name in maps])
         bev_BCYX = self.trunk(fused_BCYX)
 
@@ -133,7 +147,7 @@ class Fusion3D(nn.Module):
             terms |= self.sensors.losses(outputs["sensors"], batch)
         if self.camera is not None:
             terms |= self.camera.losses(outputs, batch)
-        return terms
+        return terms | auxiliary_losses(self, outputs, batch)
 
     def decode(self, outputs: dict[str, Any], batch: Batch) -> Predictions:
         """Boxes and plan in the frame of the batch (ego, where the batch is not augmented)."""
@@ -190,14 +204,18 @@ def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
             sensors = SensorHeatmaps(channels, grid, config.detection.loss_weight * config.detection.sensor_weight)
     if config.planning is not None:
         planning = PlanningHead(config.planning, inputs, grid)
+    align, represent = make_align(config.fusion, channels, grid), make_representation(config.fusion, channels, grid)
+    fused = channels if represent is None else represent.channels
     model = Fusion3D(
         camera,
         lidar,
         radar,
-        make_fusion(config.fusion, list(channels.values()), grid),
+        make_fusion(config.fusion, list(fused.values()), grid),
         Trunk(config.trunk, config.fusion.channels),
         detection,
         planning,
         sensors,
+        align,
+        represent,
     )
     return model

@@ -49,7 +49,9 @@ def test_what_stands_in_an_absent_map_does_not_matter(fuse):
 def test_no_map_is_the_same_as_a_map_of_which_no_sample_is_there(fuse):
     there = present("xxx", "...", "x.x")
     camera, lidar, radar = maps()
-    torch.testing.assert_close(fuse([camera, lidar, radar], there), fuse([camera, None, radar], there), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        fuse([camera, lidar, radar], there), fuse([camera, None, radar], there), atol=1e-6, rtol=0
+    )
 
 
 def test_a_sensor_that_is_there_does_matter(fuse):

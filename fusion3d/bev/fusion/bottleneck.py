@@ -46,23 +46,25 @@ class BottleneckFusion(nn.Module):
     def forward(self, maps: Sequence[Tensor | None], present: Sequence[Tensor]) -> Tensor:
         """Maps [B, C_i, Y, X] and [B] bool each, to [B, channels, Y, X]; zeros without any sensor."""
         projected = self.project(maps, present)
-        there = [i for i, x in enumerate(projected) if x is not None]
         size, cells = len(present[0]), self.shape[0] * self.shape[1]
-        if not there:
-            return self.bottleneck.new_zeros(size, self.bottleneck.shape[1], *self.shape)
-        windows = self.windows(size)
         cells_of = {i: to_tokens(x) + self.places() for i, x in enumerate(projected) if x is not None}
+        if not cells_of:
+            return self.bottleneck.new_zeros(size, self.bottleneck.shape[1], *self.shape)
+        order, ends = self.windows(size)
         weight_SB11 = shares(self.bottleneck.new_zeros(len(present), 1), present)[..., None]
         nobody_B11 = ~torch.stack(list(present)).any(0)[:, None, None]
         shared_BFC = self.bottleneck.repeat(len(self.ends_W), 1).expand(size, -1, -1)
         for layer in self.layers:
             said_BFC = nobody_B11 * shared_BFC
-            for i in there:
+            for i, block in enumerate(layer.children()):
+                if i not in cells_of:
+                    continue
                 tokens_BNC = torch.cat([cells_of[i], shared_BFC.to(cells_of[i].dtype)], dim=1)
-                cells_of[i], mine_BFC = layer[i](tokens_BNC, *windows).split([cells, shared_BFC.shape[1]], dim=1)  # type: ignore[index]
+                tokens_BNC = block(tokens_BNC, order, ends)
+                cells_of[i], mine_BFC = tokens_BNC.split([cells, shared_BFC.shape[1]], dim=1)
                 said_BFC = said_BFC + weight_SB11[i] * mine_BFC
             shared_BFC = said_BFC
-        mean_BNC = torch.stack([weight_SB11[i] * self.norm(cells_of[i]) for i in there]).sum(0)
+        mean_BNC = torch.stack([weight_SB11[i] * self.norm(cells_of[i]) for i in cells_of]).sum(0)
         return to_map(mean_BNC, self.shape)
 
     def places(self) -> Tensor:
@@ -86,11 +88,12 @@ def window_rows(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     Returns:
         [N] int32 tokens window by window, and [W] int32 where each window ends in it.
     """
-    across = -(-shape[1] // _SIDE)
-    number = -(-shape[0] // _SIDE) * across
+    high, wide = (torch.tensor([min(_SIDE, count - start) for start in range(0, count, _SIDE)]) for count in shape)
     row, col = (torch.arange(count) // _SIDE for count in shape)
-    window_N = torch.cat([(row[:, None] * across + col).flatten(), torch.arange(number).repeat_interleave(_TOKENS)])
-    return window_N.argsort(stable=True).int(), window_N.bincount().cumsum(0).int()
+    tokens_WF = torch.arange(len(high) * len(wide))[:, None].expand(-1, _TOKENS)
+    window_N = torch.cat([(row[:, None] * len(wide) + col).flatten(), tokens_WF.flatten()])
+    area_W = (high[:, None] * wide).flatten()
+    return window_N.argsort(stable=True).int(), (area_W + _TOKENS).cumsum(0).int()
 
 
 class _Block(nn.Module):
@@ -105,6 +108,6 @@ class _Block(nn.Module):
 
     def forward(self, tokens_BNC: Tensor, order: Tensor, ends: Tensor) -> Tensor:
         """[B, N, C] to [B, N, C]; ``order`` and ``ends`` as of ``BottleneckFusion.windows``."""
-        qkv = self.qkv(self.norm(tokens_BNC)).flatten(0, 1).unflatten(-1, (3, HEADS, -1))
-        heard = ops.window_attention(*qkv.unbind(1), ends, order)
+        q, k, v = self.qkv(self.norm(tokens_BNC)).flatten(0, 1).unflatten(-1, (3, HEADS, -1)).unbind(1)
+        heard = ops.window_attention(q, k, v, ends, order)
         return self.feed(tokens_BNC + self.out(heard.flatten(1).view_as(tokens_BNC)))

@@ -64,27 +64,31 @@ class ChannelExchangeFusion(Auxiliary):
             None if x is None else only_present(norm(x), present_B)
             for x, present_B, norm in zip(streams, present, norms, strict=True)
         ]
-        exchanged = []
+        exchanged, scales_SC = [], _scales(norms).detach()
         for i, mine_BCYX in enumerate(normed):
             if mine_BCYX is not None:
-                others = [j for j, other in enumerate(normed) if j != i and other is not None]
-                weak_C = self.own_SC[i] & (norms[i].weight.detach().abs() < self.threshold)
-                mine_BCYX = self._replace(mine_BCYX, weak_C, [normed[j] for j in others], [present[j] for j in others])
-                mine_BCYX = only_present(mine_BCYX, present[i]).relu()
+                others = [(x, present[j]) for j, x in enumerate(normed) if j != i and x is not None]
+                weak_C = self.own_SC[i] & (scales_SC[i].abs() < self.threshold)
+                mine_BCYX = only_present(self._replace(mine_BCYX, weak_C, others), present[i]).relu()
             exchanged.append(mine_BCYX)
         return exchanged
 
     @staticmethod
-    def _replace(mine_BCYX: Tensor, weak_C: Tensor, others: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
+    def _replace(mine_BCYX: Tensor, weak_C: Tensor, others: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The stream with the mean of the others, which are zero where they are absent, in its weak channels."""
         if not others:
             return mine_BCYX
-        count_B = torch.stack(list(present)).sum(0)
-        mean_BCYX = torch.stack(list(others)).sum(0) / count_B.clamp(min=1)[:, None, None, None]
+        count_B = torch.stack([present_B for _, present_B in others]).sum(0)
+        mean_BCYX = torch.stack([x for x, _ in others]).sum(0) / count_B.clamp(min=1)[:, None, None, None]
         replaced_BC = weak_C & (count_B > 0)[:, None]
         return torch.where(replaced_BC[:, :, None, None], mean_BCYX.to(mine_BCYX.dtype), mine_BCYX)
 
     def auxiliary_losses(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """The sum of the absolute scales of the channels that may be given away."""
-        scales_LSC = torch.stack([torch.stack([norm.weight for norm in norms]) for norms in (self.before, self.after)])
+        scales_LSC = torch.stack([_scales(self.before), _scales(self.after)])
         return {"sparsity": self.sparsity_weight * (scales_LSC.abs() * self.own_SC).sum()}
+
+
+def _scales(norms: nn.ModuleList) -> Tensor:
+    """[S, C] of every sensor's normalisation."""
+    return torch.stack([norm.get_parameter("weight") for norm in norms])

@@ -121,9 +121,7 @@ class LowRankFusion(nn.Module):
         super().__init__()
         self.shape = grid.shape
         self.absent = absent_vectors(inputs)
-        self.factors = nn.ModuleList(nn.Linear(count, rank * channels) for count in inputs)  # its bias is the 1's
-        for factor in self.factors:
-            nn.init.ones_(factor.bias)
+        self.factors = nn.ModuleList(_factors(count, rank * channels) for count in inputs)
         self.weight = nn.Parameter(torch.full((rank,), rank**-0.5))  # of the R products
         self.out = nn.Sequential(make_norm("group", channels), nn.ReLU(inplace=True))
 
@@ -139,3 +137,10 @@ class LowRankFusion(nn.Module):
         for other in others:
             product = product * other
         return (product.unflatten(-1, (len(self.weight), -1)) * self.weight[:, None]).sum(-2)
+
+
+def _factors(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer whose bias, the factors of the appended 1, starts at 1."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.ones_(layer.bias)
+    return layer
