@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +51,22 @@ class CrossAttentionFusion(nn.Module):
         mean_BCYX = weighted_sum(marked, shares(self.weight, present), self.shape)
         tokens_BQC = to_tokens(mean_BCYX.contiguous(memory_format=torch.channels_last))
         levels = [i for i, x in enumerate(marked) if x is not None]
-        there_BL = torch.stack(list(present), dim=1)[:, levels]
-        read_BLQC = torch.stack([to_tokens(x) for x in marked if x is not None], dim=1) if levels else None
+        read = None
+        if levels:
+            read_BLQC = torch.stack([to_tokens(x) for x in marked if x is not None], dim=1)
+            read = _Levels(read_BLQC, levels, torch.stack([present[i] for i in levels], dim=1))
         for layer in self.layers:
-            tokens_BQC = layer(tokens_BQC, read_BLQC, levels, there_BL, self.place_Q2, self.shape)
+            tokens_BQC = layer(tokens_BQC, read, self.place_Q2, self.shape)
         return to_map(self.norm(tokens_BQC), self.shape)
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The maps that are read: those of the sensors that any sample has."""
+
+    tokens_BLQC: Tensor
+    sensors: list[int]  # L
+    there_BL: Tensor  # bool
 
 
 class _ReadNear(nn.Module):
@@ -82,30 +94,20 @@ class _ReadNear(nn.Module):
         with torch.no_grad():
             self.offsets.bias.copy_(start_HSP2.expand(-1, self.num_sensors, -1, -1).flatten())
 
-    def forward(
-        self,
-        tokens_BQC: Tensor,
-        read_BLQC: Tensor | None,
-        levels: list[int],
-        there_BL: Tensor,
-        place_Q2: Tensor,
-        shape: tuple[int, int],
-    ) -> Tensor:
-        """Tokens of all cells, having read the maps of the sensors ``levels`` where ``there_BL`` says they are."""
-        if read_BLQC is not None:
+    def forward(self, tokens_BQC: Tensor, read: _Levels | None, place_Q2: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Tokens [B, Q, C] of all cells, at ``place_Q2`` [fraction of the grid], having read what there is to read."""
+        if read is not None:
             query_BQC = self.norm(tokens_BQC)
-            sizes = (HEADS, self.num_sensors, _POINTS)
-            offsets_BQHLP2 = self.offsets(query_BQC).unflatten(-1, (*sizes, 2))
-            logits_BQHLP = self.logits(query_BQC).unflatten(-1, sizes)
-            if len(levels) < self.num_sensors:
-                offsets_BQHLP2, logits_BQHLP = offsets_BQHLP2[..., levels, :, :], logits_BQHLP[..., levels, :]
+            offsets = self.offsets(query_BQC).float().unflatten(-1, (HEADS, self.num_sensors, _POINTS, 2)).unbind(3)
+            logits = self.logits(query_BQC).float().unflatten(-1, (HEADS, self.num_sensors, _POINTS)).unbind(3)
+            offsets_BQHLP2 = torch.stack([offsets[i] for i in read.sensors], dim=3)
+            logits_BQHLP = torch.stack([logits[i] for i in read.sensors], dim=3)
             # Finite, and values of zero, so that a sample without any sensor stays finite.
-            logits_BQHLP = logits_BQHLP.float().masked_fill(~there_BL[:, None, None, :, None], -1e4)
-            value_BLQC = self.value(read_BLQC).masked_fill(~there_BL[:, :, None, None], 0)
+            logits_BQHLP = logits_BQHLP.masked_fill(~read.there_BL[:, None, None, :, None], -1e4)
+            value_BLQC = self.value(read.tokens_BLQC).masked_fill(~read.there_BL[:, :, None, None], 0)
             value_BSHD = value_BLQC.flatten(1, 2).unflatten(-1, (HEADS, -1))
             place_BQ2 = place_Q2.expand(len(tokens_BQC), -1, -1)
-            heard_BQC = ops.ms_deform_attn(
-                value_BSHD, [shape] * len(levels), place_BQ2, offsets_BQHLP2.float(), logits_BQHLP
-            )
+            shapes = [shape] * len(read.sensors)
+            heard_BQC = ops.ms_deform_attn(value_BSHD, shapes, place_BQ2, offsets_BQHLP2, logits_BQHLP)
             tokens_BQC = tokens_BQC + self.out(heard_BQC)
         return self.feed(tokens_BQC)
