@@ -85,7 +85,7 @@ def test_a_sensor_alone_in_its_sample_is_not_moved():
 
 
 def test_a_sample_does_not_depend_on_the_others():
-    align, given = make(amount=0.5), maps()
+    align, given = make(amount=0.2), maps()
     there = {"camera": [True, True, False], "lidar": [True, False, True], "radar": [True, True, True]}
     there = {name: torch.tensor(marks) for name, marks in there.items()}
     together = align(given, there)
@@ -116,15 +116,15 @@ def test_a_known_shift_is_learned():
     align = make({"camera": 4, "lidar": 4})
     optimizer = torch.optim.AdamW(align.parameters(), 1e-2)
     inner = (slice(None), slice(None), slice(3, -3), slice(3, -3))
-    there = {name: torch.ones(4, dtype=torch.bool) for name in ("camera", "lidar")}
+    there = {name: torch.ones(2, dtype=torch.bool) for name in ("camera", "lidar")}
 
     def scene() -> tuple[torch.Tensor, torch.Tensor]:
-        world = torch.randn(4, 4, Y + 14, X + 14)
+        world = torch.randn(2, 4, Y + 14, X + 14)
         for _ in range(2):
             world = 2 * F.avg_pool2d(world, 5, 1, 2)
         return world[..., 7 : 7 + Y, 7 : 7 + X], world[..., 8 : 8 + Y, 5 : 5 + X]
 
-    for step in range(150):
+    for _ in range(100):
         true, shifted = scene()
         moved = align({"camera": true, "lidar": shifted}, there)
         loss = sum(F.mse_loss(moved[name][inner], true[inner]) for name in moved)
@@ -132,7 +132,7 @@ def test_a_known_shift_is_learned():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert step == 149 and loss < 0.1 * before, (loss.item(), before.item())
+    assert loss < 0.1 * before, (loss.item(), before.item())
     seen = {"camera": align.enter["camera"](true), "lidar": align.enter["lidar"](shifted)}
     offset = align.offsets("lidar", ["camera"], seen, there).mean((0, 2, 3))
     torch.testing.assert_close(offset, torch.tensor([2.0, -1.0]), atol=0.3, rtol=0)
