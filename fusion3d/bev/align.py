@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d import ops
-from fusion3d.bev.fusion.attention import cell_centers, to_map, to_tokens
 from fusion3d.bev.fusion.entry import only_present
+from fusion3d.bev.tokens import cell_centers, to_map, to_tokens
 from fusion3d.config import FusionConfig
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.errors import ConfigError
@@ -63,10 +63,10 @@ class DeformableAlign(nn.Module):
         """Maps [B, C, Y, X] and [B] bool of each sensor, to maps of the same shapes."""
         seen = {name: only_present(self.enter[name](x), present[name]) for name, x in maps.items() if x is not None}
         moved = dict(maps)
-        for name in seen:
+        for name, map_BCYX in maps.items():
             others = [other for other in seen if other != name]
-            if others:
-                moved[name] = self.resample(maps[name], self.offsets(name, others, seen, present))  # type: ignore[arg-type]
+            if map_BCYX is not None and others:
+                moved[name] = self.resample(map_BCYX, self.offsets(name, others, seen, present))
         return moved
 
     def offsets(
@@ -80,7 +80,7 @@ class DeformableAlign(nn.Module):
         with torch.autocast(found_B2yx.device.type, enabled=False):
             # By products with matrices: the built-in interpolation has no deterministic gradient on CUDA.
             offset_B2YX = self.to_Yy @ (self.reach * found_B2yx.float().tanh()) @ self.to_Xx.T
-        return offset_B2YX.masked_fill((count_B111 == 0), 0)
+        return offset_B2YX.masked_fill(count_B111 == 0, 0)
 
     def resample(self, map_BCYX: Tensor, offset_B2YX: Tensor) -> Tensor:
         """The map read bilinearly ``offset`` [cells] away from each cell; what lies outside is zero."""

@@ -152,7 +152,7 @@ def reorder(state: dict[str, torch.Tensor], order: list[int]) -> dict[str, torch
         found = OF_SENSOR.match(name)
         if found:
             tensor = state[f"{name[: found.start(1)]}{order[int(found[1])]}{name[found.end(1) :]}"]
-        elif name in ("weight", "mark", "marks.mark", "own_SC") and len(tensor) == len(order):
+        elif name in ("weight", "mark", "own_SC") and len(tensor) == len(order):
             tensor = tensor[order]
         elif name.startswith("gates."):
             tensor = torch.cat([tensor.chunk(len(order))[i] for i in order])

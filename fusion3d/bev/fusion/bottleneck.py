@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d import ops
-from fusion3d.bev.fusion.attention import HEADS, FeedForward, to_map, to_tokens
+from fusion3d.bev.fusion.attention import HEADS, FeedForward
 from fusion3d.bev.fusion.entry import Projections, shares
+from fusion3d.bev.tokens import to_map, to_tokens
 from fusion3d.types import BEVGrid
 
 _SIDE = 6  # cells of a window along y and x

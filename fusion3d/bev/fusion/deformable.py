@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d import ops
-from fusion3d.bev.fusion.attention import HEADS, FeedForward, cell_centers, to_map, to_tokens
+from fusion3d.bev.fusion.attention import HEADS, FeedForward
 from fusion3d.bev.fusion.entry import Projections, only_present, shares, weighted_sum
+from fusion3d.bev.tokens import cell_centers, to_map, to_tokens
 from fusion3d.types import BEVGrid
 
 _POINTS = 4  # places that a head reads on each sensor's map

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion3d.bev.fusion.attention import Attention, SensorMarks, encode_positions, to_map, to_tokens
+from fusion3d.bev.fusion.attention import Attention
 from fusion3d.bev.fusion.entry import Projections, shares, weighted_sum
+from fusion3d.bev.tokens import encode_positions, to_map, to_tokens
 from fusion3d.types import BEVGrid
 
 _LATENTS = 128
@@ -34,7 +35,7 @@ class PerceiverFusion(nn.Module):
         self.pooled = (-(-grid.shape[0] // _POOL), -(-grid.shape[1] // _POOL))
         self.project = Projections(inputs, channels)
         self.weight = nn.Parameter(torch.zeros(len(inputs), channels))
-        self.marks = SensorMarks(len(inputs), channels)
+        self.mark = nn.Parameter(0.02 * torch.randn(len(inputs), channels))  # tells the readers who speaks
         self.latents = nn.Parameter(0.02 * torch.randn(_LATENTS, channels))
         self.read = Attention(channels)
         self.layers = nn.ModuleList(Attention(channels) for _ in range(layers))
@@ -53,10 +54,10 @@ class PerceiverFusion(nn.Module):
         mean_BCYX = weighted_sum(projected, shares(self.weight, present), self.shape)
         latents_BNC = self.latents.repeat(len(mean_BCYX), 1, 1)
         tokens, there = [], []
-        for i, (map_BCYX, present_B) in enumerate(zip(projected, present, strict=True)):
+        for map_BCYX, present_B, mark_C in zip(projected, present, self.mark, strict=True):
             if map_BCYX is not None:
                 pooled_BCYX = F.avg_pool2d(map_BCYX, _POOL, ceil_mode=True, count_include_pad=False)
-                tokens_BKC = self.marks(to_tokens(pooled_BCYX), i) + self.position(self.where_KF)
+                tokens_BKC = to_tokens(pooled_BCYX) + mark_C + self.position(self.where_KF)
                 tokens.append(tokens_BKC)
                 there.append(present_B[:, None].expand(-1, tokens_BKC.shape[1]))
         if tokens:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion3d import ops
+from fusion3d.bev.tokens import to_tokens
 from fusion3d.types import Batch, BEVGrid, PointCloud
 
 MOST = 256  # cells of a sample that one loss compares
@@ -85,4 +86,4 @@ def object_cells(batch: Batch, grid: BEVGrid) -> Tensor:
 def take_cells(map_BCYX: Tensor, cell_BN: Tensor) -> Tensor:
     """[B, N, C] float32: what the map says in some cells of each sample."""
     sample_B1 = torch.arange(len(cell_BN), device=cell_BN.device)[:, None]
-    return map_BCYX.permute(0, 2, 3, 1).flatten(1, 2)[sample_B1, cell_BN].float()
+    return to_tokens(map_BCYX)[sample_B1, cell_BN].float()
