@@ -170,7 +170,7 @@ def test_idle_channels_are_exchanged():
 
 def test_a_sensor_alone_keeps_its_channels():
     fuse = exchange()
-    fuse.before[1].weight.data[4] = 0.01
+    fuse.before[1].weight.data[4], fuse.before[1].bias.data[4] = 0.01, 0.7
     _, stream, _ = maps(9, 9, 9)
     nobody, somebody = torch.tensor([False, False]), torch.tensor([True, True])
     for other in (None, stream):
@@ -219,14 +219,14 @@ def test_an_absent_sensor_is_as_if_it_had_never_been_there(kind):
 
 def test_deformable_attention_reads_sensors_where_it_should():
     """At the start: three cells off at most, in four directions, every place alike."""
-    grid = BEVGrid(x=(-10.0, 10.0), y=(-10.0, 10.0), resolution=1.0)
+    grid = BEVGrid(x=(-10.0, 10.0), y=(-6.0, 6.0), resolution=1.0)
     fuse = CrossAttentionFusion((4,), 8, grid, 1)
     fuse.project[0][1] = torch.nn.Identity()  # a normalisation would look at the whole map
     inputs = maps(4, grid=grid)
     before = fuse(inputs, THERE[:1])
-    inputs[0][0, :, 10, 10] += 5
+    inputs[0][0, :, 5, 10] += 5
     changed = (fuse(inputs, THERE[:1]) - before).abs().amax(1)[0] > 1e-6
-    reach = {(10, 10)} | {(10 + s * d, 10 + t * d) for d in (1, 2, 3) for s, t in ((0, 1), (1, 0), (0, -1), (-1, 0))}
+    reach = {(5, 10)} | {(5 + s * d, 10 + t * d) for d in (1, 2, 3) for s, t in ((0, 1), (1, 0), (0, -1), (-1, 0))}
     assert {(int(y), int(x)) for y, x in changed.nonzero()} == reach
 
 
