@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion3d.bev.fuse import ConcatFusion, WeightedFusion, make_fusion
+from fusion3d.bev.align import DeformableAlign, make_align
+from fusion3d.bev.auxiliary import auxiliary_losses
+from fusion3d.bev.fusion import make_fusion
 from fusion3d.bev.lift import DepthBins, DepthOutput, LiftSplat, depth_loss
+from fusion3d.bev.represent import Coordinated, Factorised, make_representation
 from fusion3d.bev.temporal import Memory, Temporal, make_temporal
 from fusion3d.bev.trunk import Trunk
 from fusion3d.config import Config
@@ -80,17 +83,21 @@ class Fusion3D(nn.Module):
         camera: CameraBranch | None,
         lidar: LidarEncoder | None,
         radar: RadarEncoder | None,
-        fuse: ConcatFusion | WeightedFusion,
+        fuse: nn.Module,
         trunk: Trunk,
         detection: CenterHead | QueryHead | None,
         planning: PlanningHead | None,
         sensors: SensorHeatmaps | None = None,
+        align: DeformableAlign | None = None,
+        represent: Coordinated | Factorised | None = None,
         temporal: Temporal | None = None,
     ) -> None:
         super().__init__()
         self.camera = camera
         self.lidar = lidar
         self.radar = radar
+        self.align = align
+        self.represent = represent
         self.fuse = fuse
         self.trunk = trunk
         self.detection = detection
@@ -108,12 +115,9 @@ class Fusion3D(nn.Module):
 
         Returns:
             "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "depth" (DepthOutput), "memory" (Memory);
-            "sensors" and "image" in training.
+            "sensors", "image" and "representation" in training.
         """
-        maps, outputs = self.see(batch)
-        if self.training and self.sensors is not None:
-            outputs["sensors"] = self.sensors(maps, batch.present)
-        fused_BCYX = self.fuse(list(maps.values()), [batch.present[name] for name in maps])
+        fused_BCYX, outputs = self.see(batch)
         if self.temporal is not None:
             fused_BCYX, outputs["memory"] = self.remember(fused_BCYX, batch, memory)
         bev_BCYX = self.trunk(fused_BCYX)
@@ -124,8 +128,8 @@ class Fusion3D(nn.Module):
             outputs["planning"] = self.planning(bev_BCYX, batch)
         return outputs
 
-    def see(self, batch: Batch) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
-        """Each branch's map [B, C, Y, X], None where no sample has the sensor; and what images say besides."""
+    def see(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """The fused map [B, C, Y, X] of what the sensors see now, and what is said on the way to it."""
         outputs: dict[str, Any] = {}
         maps: dict[str, Tensor | None] = {}
         if self.camera is not None:
@@ -134,7 +138,16 @@ class Fusion3D(nn.Module):
             maps["lidar"] = None if batch.lidar is None else self.lidar(batch.lidar)
         if self.radar is not None:
             maps["radar"] = None if batch.radar is None else self.radar(batch.radar)
-        return maps, outputs
+
+        if self.training and self.sensors is not None:
+            outputs["sensors"] = self.sensors(maps, batch.present)
+        if self.align is not None:
+            maps = self.align(maps, batch.present)
+        if self.represent is not None:
+            maps, said = self.represent(maps, batch.present)
+            if self.training:
+                outputs["representation"] = said
+        return self.fuse(list(maps.values()), [batch.present[name] for name in maps]), outputs
 
     def remember(self, fused_BCYX: Tensor, batch: Batch, memory: Memory | None) -> tuple[Tensor, Memory]:
         """The fused map with its past, from memory or the batch's history, whose sensors get no gradient."""
@@ -144,9 +157,8 @@ class Fusion3D(nn.Module):
             streams = range(len(batch))  # two samples of a training batch may be of one scene
             for past in reversed(batch.history):
                 with torch.no_grad():
-                    maps, _ = self.see(past.batch)
-                    map_BCYX = self.fuse(list(maps.values()), [past.batch.present[name] for name in maps])
-                _, memory = self.temporal(map_BCYX, past.batch, memory, past.row)
+                    before_BCYX, _ = self.see(past.batch)
+                _, memory = self.temporal(before_BCYX, past.batch, memory, past.row)
         fused_BCYX, kept = self.temporal(fused_BCYX, batch, memory, streams)
         return fused_BCYX, dataclasses.replace(kept, streams=batch.scenes)
 
@@ -167,7 +179,7 @@ class Fusion3D(nn.Module):
             terms |= self.sensors.losses(outputs["sensors"], batch, targets)
         if self.camera is not None:
             terms |= self.camera.losses(outputs, batch)
-        return terms
+        return terms | auxiliary_losses(self, outputs, batch)
 
     def decode(self, outputs: dict[str, Any], batch: Batch) -> Predictions:
         """Boxes and plan in the frame of the batch (ego, where the batch is not augmented)."""
@@ -225,15 +237,19 @@ def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
             sensors = SensorHeatmaps(channels, config.detection.loss_weight * config.detection.sensor_weight)
     if config.planning is not None:
         planning = PlanningHead(config.planning, inputs, grid)
+    align, represent = make_align(config.fusion, channels, grid), make_representation(config.fusion, channels, grid)
+    fused = channels if represent is None else represent.channels
     model = Fusion3D(
         camera,
         lidar,
         radar,
-        make_fusion(config.fusion, list(channels.values()), grid),
+        make_fusion(config.fusion, list(fused.values()), grid),
         Trunk(config.trunk, config.fusion.channels),
         detection,
         planning,
         sensors,
+        align,
+        represent,
         config.temporal and make_temporal(config.temporal, config.fusion.channels, grid),
     )
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -79,6 +80,38 @@ def test_every_subset_trains_and_decodes(sensors, operator):
         branch = getattr(model, name)
         touched = [p.grad is not None and bool(p.grad.any()) for p in branch.parameters()]
         assert any(touched) if name in sensors else not any(touched)
+
+
+OPTIONS = [
+    *({"operator": name} for name in get_args(get_type_hints(FusionConfig)["operator"])),
+    {"representation": "coordinated"},
+    {"representation": "factorised", "operator": "gated"},
+    {"align": "deformable"},
+    {"operator": "channel_exchange", "representation": "factorised", "align": "deformable"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options.values()))
+def test_every_way_of_fusing_trains_and_decodes(options):
+    config = dataclasses.replace(TINY, fusion=FusionConfig(channels=16, **options))
+    model, full = make_model(config), make_batch(3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    terms = {
+        "channel_exchange": {"sparsity"},
+        "coordinated": {"contrast"},
+        "factorised": {"similarity", "difference", "reconstruction"},
+    }
+    own = set().union(*terms.values())
+    for seen in (full, mixed_sensors(full), select_sensors(full, ["radar"]), select_sensors(full, [])):
+        losses = run(model, seen, full)
+        asked = set().union(*(terms.get(value, set()) for value in options.values()))
+        assert own & set(losses) == (asked if seen.present["radar"].any() or seen.cameras else asked & {"sparsity"})
+        optimizer.step()
+    model.eval()
+    seen = mixed_sensors(full)
+    together = model(seen)
+    alone = model(dataclasses.replace(make_batch(1), cameras=seen.cameras, lidar=None, radar=None))
+    torch.testing.assert_close(together["detection"].heatmap[:1], alone["detection"].heatmap, atol=1e-4, rtol=1e-4)
 
 
 def test_no_sensor_at_all():
@@ -299,6 +332,8 @@ def test_parts_that_do_not_fit_are_refused():
         "at least one head": {"detection": None, "planning": None},
         "image_size": {"data": dataclasses.replace(TINY.data, image_size=(48, 96))},
         "power of two": {"lidar": LidarConfig(pillar=0.3)},
+        "fusion.align": {"camera": None, "radar": None, "fusion": FusionConfig(align="deformable")},
+        "fusion.representation": {"lidar": None, "radar": None, "fusion": FusionConfig(representation="coordinated")},
     }
     for message, change in cases.items():
         with pytest.raises(ConfigError, match=message):

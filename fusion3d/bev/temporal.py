@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d import ops
-from fusion3d.bev.fuse import ConcatFusion
+from fusion3d.bev.fusion.linear import ConcatFusion
 from fusion3d.config import TemporalConfig
 from fusion3d.encoders.blocks import make_norm
 from fusion3d.types import Batch, BEVGrid

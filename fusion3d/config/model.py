@@ -76,10 +76,39 @@ class RadarConfig:
 class FusionConfig:
     """How the sensors' BEV maps become one."""
 
-    operator: Literal["concat", "weighted"] = "concat"
-    """concat: stack and convolve; weighted: normalised per-channel weights over the sensors that are there."""
+    operator: Literal[
+        "concat", "add", "weighted", "gated", "bilinear", "tensor", "low_rank", "channel_exchange",
+        "cross_attention", "bottleneck", "perceiver",
+    ] = "concat"  # fmt: skip
+    """What joins the maps: concat: stack and convolve; add: sum; weighted: normalised per-channel weights over the
+    sensors that are there; gated: a gate for each sensor, cell and channel; bilinear: products of pairs; tensor: outer
+    product of all; low_rank: the same, factorised; channel_exchange: idle channels are given to the others;
+    cross_attention: deformable; bottleneck: attention through a few tokens; perceiver: through a latent array."""
     channels: Count = 128
     """Channels of the fused map."""
+    rank: Count = 4
+    """Terms of the sum of products in bilinear and low_rank."""
+    layers: Count = 2
+    """Rounds of attention in cross_attention, bottleneck (at least 2) and perceiver."""
+    exchange_below: Amount = 0.02
+    """channel_exchange: a channel whose scale is smaller is given to the other sensors."""
+    sparsity_weight: Amount = 1e-3
+    """channel_exchange: weight of the L1 loss on the scales of the channels that may be given away."""
+    representation: Literal["joint", "coordinated", "factorised"] = "joint"
+    """joint: the maps as they are; coordinated: a contrastive loss makes the sensors say alike of the same cell;
+    factorised: each map becomes a part that the sensors share and a private one."""
+    contrast_weight: Amount = 0.1
+    """coordinated: weight of the contrastive loss."""
+    temperature: Positive = 0.1
+    """coordinated: of the softmax over cells; the smaller, the more the hardest cells count."""
+    similarity_weight: Amount = 0.1
+    """factorised: weight of the distance between the sensors' shared parts."""
+    difference_weight: Amount = 0.1
+    """factorised: weight of the correlation between parts that should be orthogonal."""
+    reconstruction_weight: Amount = 0.1
+    """factorised: weight of the error of each map rebuilt from its two parts."""
+    align: Literal["none", "deformable"] = "none"
+    """deformable: each sensor's map is moved by learned offsets to agree with the others (calibration errors)."""
 
 
 @dataclass(frozen=True)

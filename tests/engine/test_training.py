@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fusion3d.bev.fuse import ConcatFusion, WeightedFusion
+from fusion3d.bev.fusion import ConcatFusion, WeightedFusion
 from fusion3d.config import PlanningConfig
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.checkpoint import list_checkpoints

@@ -1,0 +1,38 @@
+"""Maps as rows of tokens, and where each of them is. Letters: B samples, K tokens, C channels, Y X grid cells."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fusion3d.types import BEVGrid
+
+_BANDS = 6  # frequencies of a position, each twice the one before
+
+
+def to_tokens(map_BCYX: Tensor) -> Tensor:
+    """[B, C, Y, X] to [B, Y * X, C], without a copy where channels lie last."""
+    return map_BCYX.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_map(tokens_BKC: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[B, Y * X, C] to [B, C, Y, X], channels last in memory."""
+    return tokens_BKC.unflatten(1, shape).permute(0, 3, 1, 2)
+
+
+def encode_positions(shape: tuple[int, int]) -> Tensor:
+    """[Y * X, 4 * bands + 2] float32: y and x of the middle of each cell in [-1, 1], their sines and cosines.
+
+    Fourier features as in Perceiver (Jaegle et al., 2021).
+    """
+    y, x = ((2 * torch.arange(count) + 1) / count - 1 for count in shape)
+    yx_K2 = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+    angle = (yx_K2[..., None] * (torch.pi * 2.0 ** torch.arange(_BANDS))).flatten(1)
+    return torch.cat([yx_K2, angle.sin(), angle.cos()], dim=1)
+
+
+def cell_centers(grid: BEVGrid) -> Tensor:
+    """[Y * X, 2] float32: x, y of the middle of each cell, counted in cells."""
+    rows, cols = grid.shape
+    y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(cols) + 0.5, indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1)
