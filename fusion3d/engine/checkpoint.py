@@ -34,7 +34,7 @@ MODEL, EMA, OPTIMIZER, STATE, CONFIG = (
 )  # fmt: skip
 FREE_KEYS = {
     "data.root", "data.workers", "data.split", "detection.nms", "detection.score_threshold", "detection.max_boxes",
-    "train.log_every", "train.checkpoint_every",
+    "train.log_every", "train.checkpoint_every", "evaluation.tta", "augment.paste.database",
 }  # change nothing that is learned  # fmt: skip
 
 

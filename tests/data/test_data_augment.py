@@ -124,9 +124,9 @@ def test_a_known_turn_and_a_known_mirror():
 
 
 def test_other_matrices_are_refused():
-    shear, tilt, shift = np.eye(4), np.eye(4), np.eye(4)
-    shear[0, 1], tilt[0, 2], shift[0, 3] = 0.5, 0.1, 1
-    for matrix in (shear, tilt, shift, -np.eye(4)):
+    shear, tilt, nowhere = np.eye(4), np.eye(4), np.eye(4)
+    shear[0, 1], tilt[0, 2], nowhere[0, 3] = 0.5, 0.1, np.nan
+    for matrix in (shear, tilt, nowhere, -np.eye(4)):
         with pytest.raises(ValueError, match="aug_from_ego must"):
             transform_sample(simple(), matrix)
     with pytest.raises(ValueError, match="map mask"):
