@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,14 +13,15 @@ from fusion3d.config import AugmentConfig, DataConfig
 from fusion3d.data.annotations import load_boxes, load_ego
 from fusion3d.data.augment import draw_bev_augmentation, transform_sample
 from fusion3d.data.guard import Lenient, strict
-from fusion3d.data.images import draw_image_augmentation, load_cameras
+from fusion3d.data.images import ImageAugmentation, draw_image_augmentation, load_cameras
 from fusion3d.data.lidar import load_lidar
 from fusion3d.data.maps import crop_map
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.paste.place import Paster
 from fusion3d.data.radar import load_radars
 from fusion3d.data.splits import samples_of
 from fusion3d.errors import ConfigError
-from fusion3d.types import CAMERAS, RADARS, SENSORS, BEVGrid, Sample
+from fusion3d.types import CAMERAS, DETECTION_CLASSES, RADARS, SENSORS, BEVGrid, Sample
 
 
 class NuScenesDataset(Dataset[Sample]):
@@ -36,16 +38,17 @@ class NuScenesDataset(Dataset[Sample]):
         config: where the data are and how they are read.
         split: an official split or one of the data set's ``splits.json``.
         grid: of the map mask.
-        augment: random changes; None for none.
+        augment: random changes and pasted objects; None for none.
         seed: of the random changes.
         training: leave out boxes with fewer than ``config.min_points`` points; by default where there is
             augmentation. Evaluation wants them all, because the official rule has its own filter.
         steps: number of future and past ego positions.
         with_map: cut the map mask (which pictures show; no model reads it).
+        epochs: how many there will be, from which the fade at the end is counted; None: there is no end.
 
     Raises:
-        ConfigError: an unknown sensor or channel, or fewer than one sweep.
-        DataError: the tables or the split cannot be read; on access, a sample whose files are broken.
+        ConfigError: an unknown sensor or channel, fewer than one sweep, or objects to paste that do not fit.
+        DataError: the tables, the objects to paste or the split cannot be read; on access, a sample whose files are broken.
     """
 
     def __init__(
@@ -59,14 +62,16 @@ class NuScenesDataset(Dataset[Sample]):
         training: bool | None = None,
         steps: int = 6,
         with_map: bool = True,
+        epochs: int | None = None,
     ) -> None:
         _check_config(config)
         self.config, self.split, self.grid, self.augment = config, split, grid, augment
-        self.seed, self.steps, self.with_map = seed, steps, with_map
+        self.seed, self.steps, self.with_map, self.epochs = seed, steps, with_map, epochs
         self.training = augment is not None if training is None else training
         self.tables = Tables.open(config.root, config.version)
         self.rows = np.array(samples_of(self.tables, split), dtype=np.int64)
         self.epoch = 0
+        self.paster = None if augment is None or augment.paste is None else Paster.open(augment.paste, config, grid)
         self._guard = Lenient() if config.skip_broken else strict
 
     def __len__(self) -> int:
@@ -94,18 +99,10 @@ class NuScenesDataset(Dataset[Sample]):
             raise IndexError(f"sample {index} of a split of {len(self)}")
         index %= len(self)
         row = int(self.rows[index])
-        if self.augment is None:
-            return self._read(row, None)
-        return self._read(row, np.random.default_rng([self.seed, epoch, index]))
-
-    def _read(self, row: int, rng: np.random.Generator | None) -> Sample:
-        config, tables, augment = self.config, self.tables, self.augment
-        aug_from_ego, changes = None, None
-        if rng is not None and augment is not None:
-            aug_from_ego = draw_bev_augmentation(augment, rng)
-            # Drawn for all channels in a fixed order, so that a missing camera does not change the others.
-            changes = {channel: draw_image_augmentation(augment, rng) for channel in CAMERAS}
+        config, tables = self.config, self.tables
+        draws = self._draw(epoch, index)
         future, past, status, command = load_ego(tables, row, self.steps)
+        boxes = load_boxes(tables, row) if tables.annotated else None
         sample = Sample(
             token=tables.token(row),
             scene=tables.scene(row),
@@ -116,10 +113,10 @@ class NuScenesDataset(Dataset[Sample]):
             past=past,
             status=status,
             command=command,
-            boxes=load_boxes(tables, row, config.min_points if self.training else 0) if tables.annotated else None,
+            boxes=None if boxes is None else boxes[boxes.num_points.sum(1) >= self.min_points],
         )
         if "camera" in config.sensors:
-            cameras = load_cameras(tables, row, config.cameras, config.image_size, changes, self._guard)
+            cameras = load_cameras(tables, row, config.cameras, config.image_size, draws.images, self._guard)
             sample = dataclasses.replace(sample, cameras=cameras)
         if "lidar" in config.sensors:
             lidar = load_lidar(tables, row, config.lidar_sweeps, config.lidar_min_distance, self._guard)
@@ -127,12 +124,56 @@ class NuScenesDataset(Dataset[Sample]):
         if "radar" in config.sensors:
             radar = load_radars(tables, row, config.radars, config.radar_sweeps, config.radar_filter, guard=self._guard)
             sample = dataclasses.replace(sample, radar=radar)
-        if aug_from_ego is not None:
-            sample = transform_sample(sample, aug_from_ego)
+        if self.paster is not None and draws.paste is not None and boxes is not None:
+            radars = [channel for channel in config.radars if tables.key(row, channel) >= 0]
+            sample = self.paster(sample, boxes, draws.paste, radars, self._guard)
+        if draws.aug_from_ego is not None:
+            sample = transform_sample(sample, draws.aug_from_ego)
         if self.with_map:
-            mask = self._guard(lambda: crop_map(tables, row, self.grid, aug_from_ego))
+            mask = self._guard(lambda: crop_map(tables, row, self.grid, draws.aug_from_ego))
             sample = dataclasses.replace(sample, map_mask=mask)
         return sample
+
+    @property
+    def min_points(self) -> int:
+        """Boxes with fewer LiDAR + radar points are left out."""
+        return self.config.min_points if self.training else 0
+
+    def classes(self) -> np.ndarray:
+        """[len, number of classes] bool: has the sample a box of the class that counts? For class-balanced orders."""
+        tables = self.tables
+        found = np.zeros((len(self), len(DETECTION_CLASSES)), dtype=bool)
+        for index, row in enumerate(self.rows):
+            boxes = slice(tables.box_start[row], tables.box_start[row + 1])
+            counts = tables.box_points[boxes].sum(axis=1) >= self.min_points
+            there = tables.box_class[boxes][counts]
+            found[index, there[there >= 0]] = True
+        return found
+
+    def _draw(self, epoch: int, index: int) -> _Draws:
+        """The random changes of a sample in an epoch, without those that have faded."""
+        augment = self.augment
+        if augment is None:
+            return _Draws()
+        rng = np.random.default_rng([self.seed, epoch, index])
+        aug_from_ego = draw_bev_augmentation(augment, rng)
+        # Drawn for all channels in a fixed order, so that a missing camera does not change the others.
+        images = {channel: draw_image_augmentation(augment, rng) for channel in CAMERAS}
+        faded = augment.fade if self.epochs is not None and epoch >= self.epochs - augment.fade_epochs else ()
+        return _Draws(
+            aug_from_ego=None if "bev" in faded else aug_from_ego,
+            images=None if "image" in faded else images,
+            paste=None if "paste" in faded else np.random.default_rng([self.seed, epoch, index, 1]),
+        )
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What is random about a sample; None is no change."""
+
+    aug_from_ego: np.ndarray | None = None
+    images: dict[str, ImageAugmentation] | None = None
+    paste: np.random.Generator | None = None
 
 
 def _check_config(config: DataConfig) -> None:

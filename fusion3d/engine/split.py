@@ -15,10 +15,18 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         training: with augmentation, and without boxes that have too few points.
 
     Raises:
-        DataError: the tables or the split cannot be read.
+        DataError: the tables, the objects to paste or the split cannot be read.
     """
     augment = config.augment if training else None
     steps = 6 if config.planning is None else config.planning.steps
     return NuScenesDataset(
-        config.data, split, config.grid, augment, config.seed, training=training, steps=steps, with_map=False
+        config.data,
+        split,
+        config.grid,
+        augment,
+        config.seed,
+        training=training,
+        steps=steps,
+        with_map=False,
+        epochs=config.train.epochs,
     )
