@@ -128,8 +128,7 @@ def _checked(aug_from_ego: np.ndarray | Tensor) -> Tensor:
     flat = not linear[2, :2].any() and not linear[:2, 2].any() and bool(matrix[:3, 3].isfinite().all())
     if scale <= 0 or not rigid or not flat:
         raise ValueError(
-            "aug_from_ego must turn about z, mirror in x or y, scale evenly and shift; "
-            f"found {matrix.tolist()}"
+            f"aug_from_ego must turn about z, mirror in x or y, scale evenly and shift; found {matrix.tolist()}"
         )
     return matrix
 

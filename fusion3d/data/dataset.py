@@ -29,7 +29,8 @@ class NuScenesDataset(Dataset[Sample]):
 
     ``dataset[i]`` depends on the data set, the configuration and (seed, epoch, i) alone: not on what was
     read before, nor on the process that reads it. ``dataset[epoch, i]`` names the epoch itself, which is how
-    a loader with living worker processes asks.
+    a loader with living worker processes asks; ``dataset[epoch, i, n]`` gives a sample that comes for the n-th time in
+    one epoch its own random changes (n from 0).
 
     Sensor files that the tables do not list, kinds and channels that the configuration does not ask for, are
     absent. The ground truth and the ego's path are always read (where the data set has them).
@@ -48,7 +49,8 @@ class NuScenesDataset(Dataset[Sample]):
 
     Raises:
         ConfigError: an unknown sensor or channel, fewer than one sweep, or objects to paste that do not fit.
-        DataError: the tables, the objects to paste or the split cannot be read; on access, a sample whose files are broken.
+        DataError: the tables, the objects to paste or the split cannot be read; on access, a sample whose files
+            are broken.
     """
 
     def __init__(
@@ -93,14 +95,14 @@ class NuScenesDataset(Dataset[Sample]):
         """Choose the random changes of another pass."""
         self.epoch = epoch
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+    def __getitem__(self, key: int | tuple[int, ...]) -> Sample:
+        epoch, index, *time = key if isinstance(key, tuple) else (self.epoch, key)
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of a split of {len(self)}")
         index %= len(self)
         row = int(self.rows[index])
         config, tables = self.config, self.tables
-        draws = self._draw(epoch, index)
+        draws = self._draw(epoch, index, *time)
         future, past, status, command = load_ego(tables, row, self.steps)
         boxes = load_boxes(tables, row) if tables.annotated else None
         sample = Sample(
@@ -150,12 +152,12 @@ class NuScenesDataset(Dataset[Sample]):
             found[index, there[there >= 0]] = True
         return found
 
-    def _draw(self, epoch: int, index: int) -> _Draws:
+    def _draw(self, epoch: int, index: int, time: int = 0) -> _Draws:
         """The random changes of a sample in an epoch, without those that have faded."""
         augment = self.augment
         if augment is None:
             return _Draws()
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, epoch, index, time])
         aug_from_ego = draw_bev_augmentation(augment, rng)
         # Drawn for all channels in a fixed order, so that a missing camera does not change the others.
         images = {channel: draw_image_augmentation(augment, rng) for channel in CAMERAS}
@@ -163,7 +165,7 @@ class NuScenesDataset(Dataset[Sample]):
         return _Draws(
             aug_from_ego=None if "bev" in faded else aug_from_ego,
             images=None if "image" in faded else images,
-            paste=None if "paste" in faded else np.random.default_rng([self.seed, epoch, index, 1]),
+            paste=None if "paste" in faded else np.random.default_rng([self.seed, epoch, index, time, 1]),
         )
 
 

@@ -70,7 +70,9 @@ class Objects:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise DataError(f"no objects to paste in {root}: it has no {INDEX}; make (or finish) it: make_objects") from None
+            raise DataError(
+                f"no objects to paste in {root}: it has no {INDEX}; make (or finish) it: make_objects"
+            ) from None
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read {path}: {error}; remove {root} and run make_objects again") from error
         try:
@@ -111,7 +113,9 @@ class Objects:
         shapes = [(found["lidar"], len(LIDAR_FIELDS)), (found["radar"], len(RADAR_FIELDS))]
         shapes += [(patch.corners, 2) for patch in patches.values()]
         if any(tensor.ndim != 2 or tensor.shape[1] != count or not tensor.isfinite().all() for tensor, count in shapes):
-            raise DataError(f"object {path} holds tensors of another shape or NaN; remove {self.root} and make it again")
+            raise DataError(
+                f"object {path} holds tensors of another shape or NaN; remove {self.root} and make it again"
+            )
         return Cutting(found["lidar"], found["radar"], patches)
 
 
@@ -154,7 +158,9 @@ def _parse(columns: Mapping[str, list[Any]]) -> tuple[Boxes, np.ndarray]:
         if len(values) != len(columns["file"]):
             raise ValueError(f"{len(values)} values of {name} for {len(columns['file'])} objects")
         if width is not None:
-            parsed[name] = torch.tensor(np.array(values, dtype=np.float64).reshape(len(values), *([width] if width else [])))
+            parsed[name] = torch.tensor(
+                np.array(values, dtype=np.float64).reshape(len(values), *([width] if width else []))
+            )
     if not columns["file"]:
         raise ValueError("it holds no object")
     unknown = sorted({*columns["class"]} - {*DETECTION_CLASSES} | {*columns["attribute"]} - {*ATTRIBUTES, ""})

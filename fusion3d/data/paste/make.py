@@ -223,7 +223,7 @@ def cut_images(tables: Tables, sample: int, boxes: Boxes, guard: Lenient) -> lis
         if row < 0:
             continue
 
-        def read(row: int = row) -> list[tuple[int, Tensor, Tensor]]:
+        def read(row: int = row, channel: str = channel) -> list[tuple[int, Tensor, Tensor]]:
             tables.check(row)
             matrix = torch.eye(4)
             matrix[:3, :3] = torch.from_numpy(tables.intrinsic(row))

@@ -82,7 +82,9 @@ class Paster:
         for label, name in enumerate(DETECTION_CLASSES):
             enough = boxes.num_points[:, 0] >= getattr(config.min_points, name)
             pools.append((good & enough & (boxes.label == label)).nonzero()[:, 0].numpy())
-        if not any(len(pool) for pool, name in zip(pools, DETECTION_CLASSES, strict=True) if getattr(config.counts, name)):
+        if not any(
+            len(pool) for pool, name in zip(pools, DETECTION_CLASSES, strict=True) if getattr(config.counts, name)
+        ):
             raise ConfigError(
                 f"augment.paste.database {objects.root} has no object that augment.paste.counts, min_points and "
                 "min_visibility ask for; ask for less, or make it from more scenes"
