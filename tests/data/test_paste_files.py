@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from fusion3d.config import AugmentConfig, DataConfig, PasteConfig, PasteCounts, PastePoints, from_dict
 from fusion3d.data import NuScenesDataset
@@ -215,6 +216,29 @@ def test_a_damaged_object_is_named_or_passed_over(tiny_root, whole, tmp_path):
     assert isinstance(lenient._guard, Lenient)
     with pytest.warns(UserWarning, match="skipped: cannot read the object"):
         [lenient[i] for i in range(len(lenient))]
+
+
+@pytest.mark.parametrize("damage", ["lidar", "radar", "nan", "corners", "jpeg"])
+def test_tensors_of_an_object_are_checked(whole, tmp_path, damage):
+    out = Path(shutil.copytree(whole, tmp_path / "tensors"))
+    objects = Objects.open(out)
+    seen = next(k for k in range(len(objects)) if objects.read(k).patches)
+    path = out / objects.files[seen].decode()
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.startswith("corners"))
+    if damage == "lidar":
+        tensors["lidar"] = torch.zeros(3, 4)
+    elif damage == "radar":
+        tensors["radar"] = torch.full((1, 11), 9.0)
+    elif damage == "nan":
+        tensors["lidar"] = torch.full((1, 5), torch.nan)
+    elif damage == "corners":
+        tensors[name] = tensors[name][:5]
+    else:
+        tensors[name.replace("corners", "image")] = torch.zeros(40, dtype=torch.uint8)
+    path.write_bytes(save(tensors))
+    with pytest.raises(DataError, match=f"object .*{path.name}.*make it again"):
+        objects.read(seen)
 
 
 def test_what_does_not_fit_the_training_is_told(tiny_root, whole):

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import torch
 
+from fusion3d import ops
 from fusion3d.config import AugmentConfig, DataConfig
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.data.doctor.finding import Finding
 from fusion3d.data.nuscenes import Tables
-from fusion3d import ops
 from fusion3d.geometry import apply, rotation_from_quaternion
 from fusion3d.types import BEVGrid, Sample
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fusion3d.errors import DataError
-from fusion3d.types import ATTRIBUTES, CAMERAS, DETECTION_CLASSES, LIDAR_FIELDS, RADAR_FIELDS, Boxes
+from fusion3d.types import ATTRIBUTES, CAMERAS, DETECTION_CLASSES, LIDAR_FIELDS, RADAR_FIELDS, RADARS, Boxes
 
 FORMAT = 1
 INDEX = "index.json"
@@ -110,13 +110,17 @@ class Objects:
                 }
         except (OSError, SafetensorError, ValueError, SyntaxError) as error:
             raise DataError(f"cannot read the object {path}: {error}; remove {self.root} and make it again") from error
-        shapes = [(found["lidar"], len(LIDAR_FIELDS)), (found["radar"], len(RADAR_FIELDS))]
-        shapes += [(patch.corners, 2) for patch in patches.values()]
-        if any(tensor.ndim != 2 or tensor.shape[1] != count or not tensor.isfinite().all() for tensor, count in shapes):
+        lidar, radar = found["lidar"], found["radar"]
+        shapes = [(lidar, (len(lidar), len(LIDAR_FIELDS))), (radar, (len(radar), len(RADAR_FIELDS)))]
+        shapes += [(patch.corners, (8, 2)) for patch in patches.values()]
+        if any(tuple(tensor.shape) != shape or not tensor.isfinite().all() for tensor, shape in shapes):
             raise DataError(
                 f"object {path} holds tensors of another shape or NaN; remove {self.root} and make it again"
             )
-        return Cutting(found["lidar"], found["radar"], patches)
+        sensor = radar[:, RADAR_FIELDS.index("sensor")]
+        if not ((sensor >= 0) & (sensor < len(RADARS))).all():
+            raise DataError(f"object {path} names a radar that is not known; remove {self.root} and make it again")
+        return Cutting(lidar, radar, patches)
 
 
 def _decode(jpeg: Tensor) -> Tensor:

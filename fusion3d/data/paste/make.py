@@ -204,7 +204,7 @@ def cut_scene(
         counts, files = [], []
         inside = zip(lidar_inside(lidar, boxes), radar_inside(radar, boxes), strict=True)
         for k, (number, (rows, hits)) in enumerate(zip(job.boxes, inside, strict=True)):
-            points, returns = lidar[rows], radar[hits]
+            points, returns = (part[part.isfinite().all(1)] for part in (lidar[rows], radar[hits]))
             name = DETECTION_CLASSES[int(boxes.label[k])]
             files.append(f"objects/{scene:04d}/{job.sample:06d}-{number:03d}-{name}.safetensors")
             tensors = {"lidar": points, "radar": returns, **patches[k]}

@@ -3,7 +3,7 @@
 Ground-truth paste as in SECOND (Yan et al., 2018), multimodal as in MoCa (Zhang et al., 2020) and PointAugmenting (Wang
 et al., 2021): an object comes with its points, its radar returns and its image patches, at the very place where it was
 seen, so that each sensor sees it as it once did. Unlike there, sweeps trail behind moving objects as they did, and
-nothing stands in the vehicle's own way.
+nothing stands in the vehicle's own way. As there, what it would hide from the LiDAR and radar stays.
 Letters: M images, K boxes, N candidates.
 """
 
