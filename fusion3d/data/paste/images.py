@@ -43,36 +43,40 @@ def paint(
         [M, 3, H, W].
     """
     images = cameras.images.clone()
-    shape = (images.shape[2], images.shape[3])
     boxes = Boxes.cat([there, pasted])
     corners, windows, _ = project(cameras, boxes)
     for m, channel in enumerate(cameras.channels):
         shown = windows[m].isfinite().all(1)
-        mine = [len(there) + k for k, of in enumerate(patches) if channel in of and bool(shown[len(there) + k])]
-        if not mine:
-            continue
-        origin_M3, rays_MHW3 = pixel_rays(
-            cameras.image_from_cam[m : m + 1], cameras.ego_from_cam[m : m + 1], shape, stride=1
-        )
-        for index in mine:
-            left, top, right, bottom = _pixels_of(windows[m, index], shape)
+        for index, of in enumerate(patches, len(there)):
+            if channel not in of or not shown[index]:
+                continue
+            left, top, right, bottom = window = _pixels_of(windows[m, index], images.shape)
             beside = shown & (windows[m, :, :2] <= windows[m, index, 2:]).all(1)
             beside &= (windows[m, :, 2:] >= windows[m, index, :2]).all(1)
             beside[index] = False
-            visible = _in_front(
-                boxes[torch.tensor([index])], boxes[beside], origin_M3[0], rays_MHW3[0, top:bottom, left:right]
-            )
-            patch, known = warp(patches[index - len(there)][channel], corners[m, index], (left, top, right, bottom))
-            area = (slice(None), slice(top, bottom), slice(left, right))
-            mixed = blend * patch + (1 - blend) * cameras.images[m][area]
-            images[m][area] = torch.where(visible & known, mixed, images[m][area])
+            origin, rays = _rays(cameras, m, window)
+            patch, known = warp(of[channel], corners[m, index], window)
+            visible = known & _in_front(boxes[torch.tensor([index])], boxes[beside], origin, rays)
+            area = (m, slice(None), slice(top, bottom), slice(left, right))
+            mixed = blend * patch + (1 - blend) * cameras.images[area]
+            images[area] = torch.where(visible, mixed, images[area])
     return images
 
 
-def _pixels_of(window: Tensor, shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """First column and row, and those after the last, of the pixels that a window touches."""
+def _pixels_of(window: Tensor, shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """First column and row, and those after the last, of the pixels of an image that a window touches."""
     left, top, right, bottom = window.tolist()
-    return max(0, int(left)), max(0, int(top)), min(shape[1], int(right) + 2), min(shape[0], int(bottom) + 2)
+    return max(0, int(left)), max(0, int(top)), min(shape[-1], int(right) + 2), min(shape[-2], int(bottom) + 2)
+
+
+def _rays(cameras: Cameras, m: int, window: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+    """Origin [3] and directions [H, W, 3] of the rays through a window's pixels."""
+    left, top, right, bottom = window
+    crop = torch.eye(4)
+    crop[:2, 2] = -torch.tensor([left, top])
+    image_from_cam, ego_from_cam = crop @ cameras.image_from_cam[m, None], cameras.ego_from_cam[m, None]
+    origin, rays = pixel_rays(image_from_cam, ego_from_cam, (bottom - top, right - left), stride=1)
+    return origin[0], rays[0]
 
 
 def _in_front(box: Boxes, others: Boxes, origin_3: Tensor, ray_HW3: Tensor) -> Tensor:
