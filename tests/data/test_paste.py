@@ -15,7 +15,7 @@ from fusion3d.config import AugmentConfig, DataConfig, PasteConfig, PasteCounts,
 from fusion3d.data import NuScenesDataset
 from fusion3d.data.paste.cut import lidar_inside, project, radar_inside
 from fusion3d.data.paste.database import Cutting, Objects, Patch
-from fusion3d.data.paste.images import paint
+from fusion3d.data.paste.images import paint, warp
 from fusion3d.data.paste.make import make_objects
 from fusion3d.data.paste.place import Paster
 from fusion3d.geometry import corners_bev
@@ -236,6 +236,17 @@ def test_nothing_is_painted_over_what_is_nearer():
     assert {0, 1, 2, 3, -1} == set(seen), "every box is somewhere the first"
 
 
+def test_a_patch_is_made_small_without_aliasing():
+    """A board of single black and white pixels, seen at a third of its size, mirrored: grey, not stripes."""
+    board = (torch.arange(90)[:, None] + torch.arange(120)) % 2 * torch.ones(3, 1, 1)
+    board[:, :, 60:] = 0.0
+    corners = torch.tensor([[0.0, 0], [119, 0], [119, 89], [0, 89], [20, 10], [100, 10], [100, 80], [20, 80]])
+    seen = torch.stack([39 - corners[:, 0] / 3, corners[:, 1] / 3 + 1], dim=1)
+    image, known = warp(Patch((255 * board).to(torch.uint8), corners), seen, (0, 0, 44, 34))
+    assert known[1:31, :40].all() and not known[:, 41:].any() and not known[32:].any()
+    assert (image[:, 3:28, 22:38] - 0.5).abs().max() < 0.1 and image[:, 3:28, 2:18].max() < 0.02
+
+
 def scene(seen: Boxes) -> Sample:
     """A sample with one camera that looks ahead, a cloud of two sweeps on a raster, and some returns."""
     image_from_cam = torch.tensor([[[60.0, 0, 47.5, 0], [0, 60.0, 31.5, 0], [0, 0, 1, 0], [0, 0, 0, 1]]])
@@ -362,7 +373,7 @@ def test_nothing_is_pasted_in_the_way_or_twice():
     same = dataclasses.replace(car(30, 9), instance=ahead.instance)
     assert len(paste(paster, scene(same)).boxes) == 1, "the same object stands elsewhere"
     both = Boxes.cat([ahead, car(15, 1)])
-    assert len(paste(make_paster(both, cutting_of(ahead)), scene(Boxes.empty())).boxes) == 1
+    assert len(paste(make_paster(both, cutting_of(ahead), max_occlusion=1.0), scene(Boxes.empty())).boxes) == 1
 
 
 def test_points_of_older_sweeps_trail_behind():

@@ -110,7 +110,7 @@ def test_weighted_means_and_scores():
     torch.testing.assert_close(merged.score, torch.tensor([0.8 / 3]))
     heading = math.atan2(0.75 * math.sin(0.1) - 0.25 * math.sin(0.3), 0.75 * math.cos(0.1) + 0.25 * math.cos(0.3))
     assert float(merged.yaw) == pytest.approx(heading, abs=1e-6)
-    turned = fuse_boxes([box(10, 0, 0.6, yaw=0.1), box(10, 0, 0.2, yaw=0.1 + math.pi)])
+    turned = fuse_boxes([box(10, 0, 0.6, yaw=0.1), *[box(10, 0, 0.5, yaw=0.1 + math.pi)] * 3])
     assert float(turned.yaw) == pytest.approx(0.1, abs=1e-5), "the best one says which end is the front"
 
 
