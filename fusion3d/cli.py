@@ -27,6 +27,7 @@ VERBS = {
     ),
     "visualize": ("fusion3d.engine.visualize:main", "draw cameras, bird's-eye view and the 3-D scene"),
     "make_synthetic": ("fusion3d.synthetic.writer:main", "make a synthetic data set in the nuScenes format"),
+    "make_objects": ("fusion3d.data.paste.make:main", "cut the training split's objects out, to paste them elsewhere"),
     "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),
     "benchmark": (
         "fusion3d.cli:benchmark",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -181,6 +182,19 @@ class Boxes:
         )
 
     @staticmethod
+    def cat(parts: Sequence[Boxes]) -> Boxes:
+        """The boxes of all parts, one after another; instance tokens where every part that has boxes has them."""
+        named = all(len(part.instance) == len(part) for part in parts)
+        return Boxes(
+            **{
+                f.name: torch.cat([getattr(part, f.name) for part in parts])
+                for f in dataclasses.fields(Boxes)
+                if f.name != "instance"
+            },
+            instance=tuple(token for part in parts for token in part.instance) if named else (),
+        )
+
+    @staticmethod
     def empty() -> Boxes:
         """No box at all."""
         return Boxes.of(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0))
@@ -188,7 +202,11 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Positions of the ego at TIME_STEP, 2 TIME_STEP, ... in the ego frame of now (past: -TIME_STEP, ...)."""
+    """Positions of the ego at TIME_STEP, 2 TIME_STEP, ... in the ego frame of now (past: -TIME_STEP, ...).
+
+    Under a BEV augmentation they are points of the augmented frame like all others; the ego of now, from which they
+    lead, is then at the translation of ``aug_from_ego``.
+    """
 
     position: Tensor  # [..., T, 2] float32 [m]
     yaw: Tensor  # [..., T] float32 [rad]

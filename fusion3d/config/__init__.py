@@ -4,7 +4,7 @@
 applies ``--a.b value`` overrides; ``differences`` prints what is not default. Ranges stand in the types of the fields.
 """
 
-from fusion3d.config.data import AugmentConfig, DataConfig
+from fusion3d.config.data import AugmentConfig, DataConfig, PasteConfig, PasteCounts, PastePoints
 from fusion3d.config.load import check, differences, from_dict, load_config, override, to_dict
 from fusion3d.config.model import (
     CameraConfig,
@@ -19,7 +19,7 @@ from fusion3d.config.model import (
     TrunkConfig,
 )
 from fusion3d.config.schema import Config
-from fusion3d.config.train import TrainConfig
+from fusion3d.config.train import EvaluationConfig, TrainConfig
 
 __all__ = [
     "AugmentConfig",
@@ -27,8 +27,12 @@ __all__ = [
     "Config",
     "DataConfig",
     "DetectionConfig",
+    "EvaluationConfig",
     "FusionConfig",
     "LidarConfig",
+    "PasteConfig",
+    "PasteCounts",
+    "PastePoints",
     "PlanningConfig",
     "QueryConfig",
     "RadarConfig",

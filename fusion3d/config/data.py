@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from fusion3d.config.ranges import Amount, Changes, Count, Scales, Whole
+from fusion3d.config.ranges import Amount, Changes, Count, Fraction, Scales, Whole
 from fusion3d.types import CAMERAS, RADARS
 
 
@@ -46,6 +46,56 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class PasteCounts:
+    """Up to how many objects of a class a sample is filled; those of CenterPoint's nuScenes recipe."""
+
+    car: Whole = 2
+    truck: Whole = 3
+    bus: Whole = 4
+    trailer: Whole = 6
+    construction_vehicle: Whole = 7
+    pedestrian: Whole = 2
+    motorcycle: Whole = 6
+    bicycle: Whole = 6
+    traffic_cone: Whole = 2
+    barrier: Whole = 2
+
+
+@dataclass(frozen=True)
+class PastePoints:
+    """LiDAR points that an object of a class needs."""
+
+    car: Whole = 5
+    truck: Whole = 5
+    bus: Whole = 5
+    trailer: Whole = 5
+    construction_vehicle: Whole = 5
+    pedestrian: Whole = 5
+    motorcycle: Whole = 5
+    bicycle: Whole = 5
+    traffic_cone: Whole = 5
+    barrier: Whole = 5
+
+
+@dataclass(frozen=True)
+class PasteConfig:
+    """Objects of other samples pasted into a sample: points, radar returns and image patches."""
+
+    database: str = "data/objects"
+    """Folder made by ``make_objects`` from the training split."""
+    counts: PasteCounts = field(default_factory=PasteCounts)
+    """For each class, up to how many objects a sample is filled."""
+    min_points: PastePoints = field(default_factory=PastePoints)
+    """For each class, the fewest LiDAR points of an object that is pasted."""
+    min_visibility: Literal[0, 1, 2, 3, 4] = 3
+    """nuScenes visibility level that an object needs where images are read; 0: any, and unknown too."""
+    max_occlusion: Fraction = 0.3
+    """Largest part of an object's window in an image that a nearer one may cover, where one of the two is pasted."""
+    blend: Fraction = 1.0
+    """Share of the patch in the pasted pixels; the rest is the image that was there (mixup)."""
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """Random changes while training; ``augment: null`` switches them off."""
 
@@ -61,3 +111,11 @@ class AugmentConfig:
     """Uniform scale of the world."""
     bev_flip: bool = True
     """Mirror along x and along y, each with probability 1/2."""
+    bev_shift: Amount = 0.0
+    """Standard deviation of a shift of the world along x, y and z [m]; 0.5 in published recipes."""
+    paste: PasteConfig | None = None
+    """Pasted objects; null: none."""
+    fade: tuple[Literal["paste", "bev", "image"], ...] = ("paste",)
+    """What the last ``fade_epochs`` do without: pasted objects, the changes of the world, those of the images."""
+    fade_epochs: Whole = 0
+    """So many epochs at the end show the data without what ``fade`` names; all of them where there are fewer."""

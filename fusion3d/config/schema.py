@@ -16,7 +16,7 @@ from fusion3d.config.model import (
     TrunkConfig,
 )
 from fusion3d.config.ranges import Whole
-from fusion3d.config.train import TrainConfig
+from fusion3d.config.train import EvaluationConfig, TrainConfig
 from fusion3d.types import SENSORS, BEVGrid
 
 
@@ -36,6 +36,7 @@ class Config:
     detection: DetectionConfig | None = field(default_factory=DetectionConfig)
     planning: PlanningConfig | None = field(default_factory=PlanningConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: Whole = 0
     """Everything random starts from it."""
     deterministic: bool = True

@@ -16,6 +16,8 @@ class TrainConfig:
     """Passes over the training split."""
     batch_size: Count = 4
     """Samples per process and step."""
+    order: Literal["shuffled", "class_balanced"] = "shuffled"
+    """shuffled: each sample once in an epoch; class_balanced: every class is drawn equally often (CBGS)."""
     accumulate: Count = 1
     """Batches whose gradients are summed before a step."""
     learning_rate: Positive = 2e-4
@@ -40,3 +42,12 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the end."""
     log_every: Count = 20
     """Steps between lines of the log."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a trained model is run."""
+
+    tta: Literal["none", "flip", "rotate", "flip_rotate"] = "none"
+    """Test-time augmentation: views of each sample that are predicted and merged. flip: 4, mirrored in x and y; rotate:
+    5, turned by up to 12.5 degrees; flip_rotate: 20, all of those."""

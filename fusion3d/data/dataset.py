@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from fusion3d.data.images import ImageAugmentation, draw_image_augmentation, loa
 from fusion3d.data.lidar import load_lidar
 from fusion3d.data.maps import crop_map
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.paste.place import Paster
 from fusion3d.data.radar import load_radars
 from fusion3d.data.splits import samples_of
 from fusion3d.errors import ConfigError
-from fusion3d.types import CAMERAS, RADARS, SENSORS, BEVGrid, Sample
+from fusion3d.types import CAMERAS, DETECTION_CLASSES, RADARS, SENSORS, BEVGrid, Sample
 
 
 class NuScenesDataset(Dataset[Sample]):
@@ -27,7 +29,8 @@ class NuScenesDataset(Dataset[Sample]):
 
     ``dataset[i]`` depends on the data set, the configuration and (seed, epoch, i) alone: not on what was
     read before, nor on the process that reads it. ``dataset[epoch, i]`` names the epoch itself, which is how
-    a loader with living worker processes asks.
+    a loader with living worker processes asks; ``dataset[epoch, i, n]`` gives a sample that comes for the n-th time in
+    one epoch its own random changes (n from 0).
 
     Sensor files that the tables do not list, kinds and channels that the configuration does not ask for, are
     absent. The ground truth and the ego's path are always read (where the data set has them).
@@ -36,17 +39,19 @@ class NuScenesDataset(Dataset[Sample]):
         config: where the data are and how they are read.
         split: an official split or one of the data set's ``splits.json``.
         grid: of the map mask.
-        augment: random changes; None for none.
+        augment: random changes and pasted objects; None for none.
         seed: of the random changes.
         training: leave out boxes with fewer than ``config.min_points`` points; by default where there is
             augmentation. Evaluation wants them all, because the official rule has its own filter.
         steps: number of future and past ego positions.
         with_map: cut the map mask (which pictures show; no model reads it).
         keyframes: of each sample, with the present one: those before are its ``history``, as far as the scene has them.
+        epochs: how many there will be, from which the fade at the end is counted; None: there is no end.
 
     Raises:
-        ConfigError: an unknown sensor or channel, or fewer than one sweep.
-        DataError: the tables or the split cannot be read; on access, a sample whose files are broken.
+        ConfigError: an unknown sensor or channel, fewer than one sweep, or objects to paste that do not fit.
+        DataError: the tables, the objects to paste or the split cannot be read; on access, a sample whose files
+            are broken.
     """
 
     def __init__(
@@ -61,14 +66,20 @@ class NuScenesDataset(Dataset[Sample]):
         steps: int = 6,
         with_map: bool = True,
         keyframes: int = 1,
+        epochs: int | None = None,
     ) -> None:
         _check_config(config)
+        if keyframes > 1 and augment is not None and augment.paste is not None:
+            raise ConfigError(
+                "augment.paste puts objects into the present keyframe alone; with temporal, set it to null"
+            )
         self.config, self.split, self.grid, self.augment = config, split, grid, augment
-        self.seed, self.steps, self.with_map, self.keyframes = seed, steps, with_map, keyframes
+        self.seed, self.steps, self.with_map, self.keyframes, self.epochs = seed, steps, with_map, keyframes, epochs
         self.training = augment is not None if training is None else training
         self.tables = Tables.open(config.root, config.version)
         self.rows = np.array(samples_of(self.tables, split), dtype=np.int64)
         self.epoch = 0
+        self.paster = None if augment is None or augment.paste is None else Paster.open(augment.paste, config, grid)
         self._guard = Lenient() if config.skip_broken else strict
 
     def __len__(self) -> int:
@@ -90,37 +101,32 @@ class NuScenesDataset(Dataset[Sample]):
         """Choose the random changes of another pass."""
         self.epoch = epoch
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+    def __getitem__(self, key: int | tuple[int, ...]) -> Sample:
+        epoch, index, *time = key if isinstance(key, tuple) else (self.epoch, key)
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of a split of {len(self)}")
         index %= len(self)
         row = int(self.rows[index])
-        if self.augment is None:
-            return self._read(row, None)
-        return self._read(row, np.random.default_rng([self.seed, epoch, index]))
-
-    def _read(self, row: int, rng: np.random.Generator | None) -> Sample:
-        config, tables, augment = self.config, self.tables, self.augment
-        aug_from_ego, changes = None, None
-        if rng is not None and augment is not None:
-            aug_from_ego = draw_bev_augmentation(augment, rng)
-            # Drawn for all channels in a fixed order, so that a missing camera does not change the others.
-            changes = {channel: draw_image_augmentation(augment, rng) for channel in CAMERAS}
+        config, tables = self.config, self.tables
+        draws = self._draw(epoch, index, *time)
         future, past, status, command = load_ego(tables, row, self.steps)
+        boxes = load_boxes(tables, row) if tables.annotated else None
         sample = dataclasses.replace(
-            self._sense(row, changes),
+            self._sense(row, draws.images),
             future=future,
             past=past,
             status=status,
             command=command,
-            boxes=load_boxes(tables, row, config.min_points if self.training else 0) if tables.annotated else None,
-            history=tuple(self._sense(before, changes) for before in self._rows_before(row)),
+            boxes=None if boxes is None else boxes[boxes.num_points.sum(1) >= self.min_points],
+            history=tuple(self._sense(before, draws.images) for before in self._rows_before(row)),
         )
-        if aug_from_ego is not None:
-            sample = transform_sample(sample, aug_from_ego)
+        if self.paster is not None and draws.paste is not None and boxes is not None:
+            radars = [channel for channel in config.radars if tables.key(row, channel) >= 0]
+            sample = self.paster(sample, boxes, draws.paste, radars, self._guard)
+        if draws.aug_from_ego is not None:
+            sample = transform_sample(sample, draws.aug_from_ego)
         if self.with_map:
-            mask = self._guard(lambda: crop_map(tables, row, self.grid, aug_from_ego))
+            mask = self._guard(lambda: crop_map(tables, row, self.grid, draws.aug_from_ego))
             sample = dataclasses.replace(sample, map_mask=mask)
         return sample
 
@@ -151,6 +157,47 @@ class NuScenesDataset(Dataset[Sample]):
             lidar=lidar,
             radar=radar,
         )
+
+    @property
+    def min_points(self) -> int:
+        """Boxes with fewer LiDAR + radar points are left out."""
+        return self.config.min_points if self.training else 0
+
+    def classes(self) -> np.ndarray:
+        """[len, number of classes] bool: has the sample a box of the class that counts? For class-balanced orders."""
+        tables = self.tables
+        found = np.zeros((len(self), len(DETECTION_CLASSES)), dtype=bool)
+        for index, row in enumerate(self.rows):
+            boxes = slice(tables.box_start[row], tables.box_start[row + 1])
+            counts = tables.box_points[boxes].sum(axis=1) >= self.min_points
+            there = tables.box_class[boxes][counts]
+            found[index, there[there >= 0]] = True
+        return found
+
+    def _draw(self, epoch: int, index: int, time: int = 0) -> _Draws:
+        """The random changes of a sample in an epoch, without those that have faded."""
+        augment = self.augment
+        if augment is None:
+            return _Draws()
+        rng = np.random.default_rng([self.seed, epoch, index, time])
+        aug_from_ego = draw_bev_augmentation(augment, rng)
+        # Drawn for all channels in a fixed order, so that a missing camera does not change the others.
+        images = {channel: draw_image_augmentation(augment, rng) for channel in CAMERAS}
+        faded = augment.fade if self.epochs is not None and epoch >= self.epochs - augment.fade_epochs else ()
+        return _Draws(
+            aug_from_ego=None if "bev" in faded else aug_from_ego,
+            images=None if "image" in faded else images,
+            paste=None if "paste" in faded else np.random.default_rng([self.seed, epoch, index, time, 1]),
+        )
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What is random about a sample; None is no change."""
+
+    aug_from_ego: np.ndarray | None = None
+    images: dict[str, ImageAugmentation] | None = None
+    paste: np.random.Generator | None = None
 
 
 def _check_config(config: DataConfig) -> None:

@@ -41,7 +41,9 @@ def crop_map(tables: Tables, sample: int, grid: BEVGrid, aug_from_ego: np.ndarra
     centers = grid.centers().double().numpy()  # [Y, X, 2]
     aug_from_ego = np.eye(4) if aug_from_ego is None else np.asarray(aug_from_ego, dtype=np.float64)
     global_from_aug = tables.global_from_ego(sample) @ np.linalg.inv(aug_from_ego)
-    position = centers @ global_from_aug[:2, :2].T + global_from_aug[:2, 3]
+    # The ground is where ego has z = 0, to which a shift may have given another height.
+    ground = global_from_aug[:2, 2] * aug_from_ego[2, 3] + global_from_aug[:2, 3]
+    position = centers @ global_from_aug[:2, :2].T + ground
     return torch.from_numpy(on_mask(path, position))[None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -99,15 +99,15 @@ def _has_nan(values: Any) -> bool:
     return any(_has_nan(value) if np.iterable(value) else value != value for value in values)
 
 
-def passes(cloud: np.ndarray, radar_filter: RadarFilter) -> np.ndarray:
-    """Which returns [R] of a structured cloud a filter keeps.
+def passes(cloud: Mapping[str, np.ndarray] | np.ndarray, radar_filter: RadarFilter) -> np.ndarray:
+    """Which returns [R] a filter keeps, by their ``invalid_state``, ``dyn_prop`` and ``ambig_state``.
 
     ``none`` keeps all; ``valid`` those whose ``invalid_state`` is documented as usable; ``devkit`` those
     that the nuScenes devkit keeps by default (invalid_state 0, dyn_prop 0..6, ambig_state 3), which were
     chosen for pictures.
     """
     if radar_filter == "none":
-        return np.ones(len(cloud), dtype=bool)
+        return np.ones(len(cloud["invalid_state"]), dtype=bool)
     if radar_filter == "valid":
         return _IS_VALID[cloud["invalid_state"].astype(np.uint8)]
     moving = (cloud["dyn_prop"] >= 0) & (cloud["dyn_prop"] <= 6)

@@ -19,6 +19,7 @@ from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets,
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.split import open_split
 from fusion3d.engine.submission import write_submission
+from fusion3d.engine.views import views_of
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
 from fusion3d.metrics.detection import Truth, score_detections
@@ -66,7 +67,8 @@ def evaluate(
     model, _ = load_model(checkpoint, ema, config)
     dataset = open_split(config, config.data.split, training=False)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    output = run_split(model, dataset, chosen, config.train.batch_size, config.data.workers, where)
+    batch_size, workers = config.train.batch_size, config.data.workers
+    output = run_split(model, dataset, chosen, batch_size, workers, where, views_of(config))
 
     scoring = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
@@ -163,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         "--subsets", nargs="+", help="e.g. lidar camera+radar (default: all that the checkpoint can take)"
     )
     options, overrides = parser.parse_known_args(argv)
-    config = override(load_config_of(options.checkpoint), overrides)
+    config = chosen_config(options, overrides)
     metrics = evaluate(options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema)
     print(format_table(metrics))
     print(f"written: {Path(options.out, 'metrics.json')}")
@@ -176,7 +178,14 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
     parser.add_argument("--no-ema", action="store_true", help="use the last weights instead of their average")
+    parser.add_argument("--tta", help="short for --evaluation.tta: flip, rotate or flip_rotate")
     parser.epilog = (
         "The configuration is the checkpoint's; every setting can be overridden, e.g. --data.root PATH "
         "--data.version v1.0-mini --data.split mini_val (all are in fusion3d/config/)."
     )
+
+
+def chosen_config(options: argparse.Namespace, overrides: Sequence[str]) -> Config:
+    """The checkpoint's configuration with what the command line says."""
+    tta = [] if options.tta is None else ["--evaluation.tta", options.tta]
+    return override(load_config_of(options.checkpoint), [*overrides, *tta])

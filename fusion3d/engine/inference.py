@@ -15,8 +15,9 @@ from fusion3d.config import Config
 from fusion3d.data.loader import make_loader
 from fusion3d.data.subset import select_sensors
 from fusion3d.engine.submission import to_records
+from fusion3d.engine.views import predict_views
 from fusion3d.errors import ConfigError
-from fusion3d.types import SENSORS, Batch, Boxes, Trajectory, to_device
+from fusion3d.types import SENSORS, Batch, Boxes, Trajectory
 
 
 @dataclass
@@ -85,6 +86,7 @@ def run_split(
     batch_size: int,
     workers: int,
     device: torch.device,
+    views: Sequence[np.ndarray] = (np.eye(4),),
 ) -> SplitOutput:
     """Predict a whole split under every subset.
 
@@ -95,6 +97,7 @@ def run_split(
         batch_size: samples per forward pass.
         workers: loader processes.
         device: where the model runs.
+        views: of each sample, that are predicted and merged (``views_of``).
     """
     loader = make_loader(dataset, batch_size, workers=workers)
     model = model.to(device)
@@ -105,7 +108,7 @@ def run_split(
         _note_paths(output, batch)
         batch = batch.to(device)
         for of_subset in output.subsets.values():
-            _predict(model, batch, of_subset)
+            _predict(model, batch, of_subset, views)
         tick = time.perf_counter()
         if tick - last_told > 5 or len(output.poses) == len(dataset):
             last_told, done = tick, len(output.poses)
@@ -114,11 +117,11 @@ def run_split(
     return output
 
 
-def _predict(model: Any, batch: Batch, of_subset: SubsetOutput) -> None:
+def _predict(model: Any, batch: Batch, of_subset: SubsetOutput, views: Sequence[np.ndarray]) -> None:
     start = time.perf_counter()
     seen = select_sensors(batch, of_subset.sensors)
     of_subset.used |= {sensor for sensor, there in seen.present.items() if bool(there.any())}
-    predictions = to_device(model.decode(model(seen), seen), "cpu")
+    predictions = predict_views(model, seen, views)
     of_subset.seconds += time.perf_counter() - start
     if predictions.boxes is not None:
         of_subset.boxes |= dict(zip(predictions.tokens, predictions.boxes, strict=True))

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fusion3d.config import Config, override
+from fusion3d.config import Config
 from fusion3d.engine.checkpoint import load_config_of, load_model
-from fusion3d.engine.evaluate import add_checkpoint_options
+from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
 from fusion3d.engine.inference import run_split, sensor_subsets
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.split import open_split
 from fusion3d.engine.submission import write_submission
+from fusion3d.engine.views import views_of
 from fusion3d.errors import ConfigError
 from fusion3d.files import write_json
 from fusion3d.types import TIME_STEP
@@ -55,7 +56,8 @@ def predict(
     dataset = open_split(config, config.data.split, training=False)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = list(possible)[-1]
-    output = run_split(model, dataset, {name: possible[name]}, config.train.batch_size, config.data.workers, where)
+    batch_size, workers = config.train.batch_size, config.data.workers
+    output = run_split(model, dataset, {name: possible[name]}, batch_size, workers, where, views_of(config))
     found = output.subsets[name]
     if config.detection is not None:
         write_submission(Path(out_dir, "results_nusc.json"), found.records(output.poses), found.used)
@@ -80,6 +82,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.allow_abbrev = False
     add_checkpoint_options(parser)
     options, overrides = parser.parse_known_args(argv)
-    config = override(load_config_of(options.checkpoint), overrides)
+    config = chosen_config(options, overrides)
     print(f"written: {predict(options.checkpoint, config, options.out, options.device, not options.no_ema)}")
     return 0

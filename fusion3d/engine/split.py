@@ -15,7 +15,7 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         training: with augmentation, and without boxes that have too few points.
 
     Raises:
-        DataError: the tables or the split cannot be read.
+        DataError: the tables, the objects to paste or the split cannot be read.
     """
     augment = config.augment if training else None
     return NuScenesDataset(
@@ -28,4 +28,5 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         steps=6 if config.planning is None else config.planning.steps,
         with_map=False,
         keyframes=1 if config.temporal is None else config.temporal.keyframes,
+        epochs=config.train.epochs,
     )

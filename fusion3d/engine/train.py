@@ -101,6 +101,9 @@ class Trainer:
     """
 
     def __init__(self, config: Config, model: nn.Module, dataset: Any, run_dir: Path, where: Processes) -> None:
+        classes = dataset.classes() if config.train.order == "class_balanced" else None
+        if classes is not None and not classes.any():
+            raise TrainingError(f"train.order is class_balanced, and {config.data.train_split!r} has no box to balance")
         if len(dataset) == 0:
             raise TrainingError(f"split {config.data.train_split!r} of {config.data.root} has no sample to train on")
         self.config, self.run_dir, self.where, self.dataset = config, run_dir, where, dataset
@@ -121,6 +124,7 @@ class Trainer:
             workers=config.data.workers,
             rank=where.rank,
             world=where.world,
+            classes=classes,
         )
         self.batches_per_epoch = len(self.loader)
         self.total_steps = math.ceil(self.batches_per_epoch / config.train.accumulate) * config.train.epochs

@@ -1,4 +1,7 @@
-"""Rays through pixels: where a camera's feature cells look. Letters: M images, H W feature rows and columns."""
+"""Rays through pixels: where a camera's feature cells look, and which boxes they meet.
+
+Letters: M images, K boxes, H W feature rows and columns.
+"""
 
 from __future__ import annotations
 
@@ -31,3 +34,35 @@ def pixel_rays(
     axis_u, axis_v, axis_1 = ego_from_image[:, None, None, :3, :3].unbind(-1)
     direction = axis_u * u[:, None] + axis_v * v[:, None, None] + axis_1
     return ego_from_image[:, :3, 3].float(), direction.float()
+
+
+def enter_boxes(
+    center: Tensor, size: Tensor, yaw: Tensor, origin: Tensor, direction: Tensor, nearest: float = 0.1
+) -> Tensor:
+    """The depth at which rays enter boxes (slab test): ``origin + depth * direction`` is on a face.
+
+    Args:
+        center: [K, 3].
+        size: [K, 3] length, width, height.
+        yaw: [K] [rad].
+        origin: [3], or [K, 3] of each box's own.
+        direction: [H, W, 3], of any length.
+        nearest: what is entered closer than this holds the camera, or stands behind it: it is not met.
+
+    Returns:
+        [K, H, W], infinity where a ray misses a box.
+    """
+    offset_K3, half_K3 = origin - center, size / 2
+    # A box's own axes: the two that turn with it, and the vertical one.
+    cos_K, sin_K, zero_K = yaw.cos(), yaw.sin(), torch.zeros_like(yaw)
+    axes_K33 = torch.stack([cos_K, sin_K, zero_K, -sin_K, cos_K, zero_K, zero_K, zero_K, zero_K + 1], 1).view(-1, 3, 3)
+    leave = offset_K3.new_full((len(center), *direction.shape[:2]), torch.inf)
+    enter = -leave
+    for axis_K3, half_K in zip(axes_K33.unbind(1), half_K3.unbind(1), strict=True):
+        start_K11 = (axis_K3 * offset_K3).sum(1)[:, None, None]
+        slope_KHW = (axis_K3[:, None, None] * direction).sum(-1)
+        slope_KHW = torch.where(slope_KHW.abs() < 1e-6, 1e-6, slope_KHW)
+        near, far = ((side * half_K[:, None, None] - start_K11) / slope_KHW for side in (-1, 1))
+        enter = torch.maximum(enter, torch.minimum(near, far))
+        leave = torch.minimum(leave, torch.maximum(near, far))
+    return torch.where((enter > nearest) & (enter < leave), enter, torch.inf)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fusion3d.geometry.rays import pixel_rays
+from fusion3d.geometry.rays import enter_boxes, pixel_rays
 from fusion3d.heads.detection import focal_loss, prior_bias_
 from fusion3d.types import DETECTION_CLASSES, Batch, Boxes, Cameras
 
@@ -88,19 +88,6 @@ def image_classes(cameras: Cameras, boxes: tuple[Boxes, ...], shape: tuple[int, 
 
 
 def _depth_of(boxes: Boxes, origin_3: Tensor, ray_HW3: Tensor, angle: Tensor) -> Tensor:
-    """[K, H, W] depth at which rays enter boxes that are grown by ``angle``; infinity where they miss (slab test)."""
-    offset_K3 = origin_3 - boxes.center
-    half_K3 = boxes.size / 2 + angle * offset_K3.norm(dim=1, keepdim=True)
-    # A box's own axes in ego: the two that turn with it, and the vertical one.
-    cos_K, sin_K, zero_K = boxes.yaw.cos(), boxes.yaw.sin(), torch.zeros_like(boxes.yaw)
-    axes_K33 = torch.stack([cos_K, sin_K, zero_K, -sin_K, cos_K, zero_K, zero_K, zero_K, zero_K + 1], 1).view(-1, 3, 3)
-    leave = offset_K3.new_full((len(boxes), *ray_HW3.shape[:2]), torch.inf)
-    enter = -leave
-    for axis_K3, half_K in zip(axes_K33.unbind(1), half_K3.unbind(1), strict=True):
-        start_K11 = (axis_K3 * offset_K3).sum(1)[:, None, None]
-        slope_KHW = (axis_K3[:, None, None] * ray_HW3).sum(-1)
-        slope_KHW = torch.where(slope_KHW.abs() < 1e-6, 1e-6, slope_KHW)
-        near, far = ((side * half_K[:, None, None] - start_K11) / slope_KHW for side in (-1, 1))
-        enter = torch.maximum(enter, torch.minimum(near, far))
-        leave = torch.minimum(leave, torch.maximum(near, far))
-    return torch.where((enter > _NEAREST) & (enter < leave), enter, torch.inf)
+    """[K, H, W] depth at which rays enter boxes that are grown by ``angle``; infinity where they miss."""
+    grown_K3 = boxes.size + 2 * angle * (origin_3 - boxes.center).norm(dim=1, keepdim=True)
+    return enter_boxes(boxes.center, grown_K3, boxes.yaw, origin_3, ray_HW3, _NEAREST)

@@ -25,8 +25,8 @@ class PlanningHead(nn.Module):
     """BEV map and command to positions in the next T steps.
 
     Everything happens in the frame of the vehicle's own heading, which BEV augmentation turns against the grid: the
-    tokens' positions go in and the path comes out relative to it. (A mirrored world is a world of its own; the data
-    layer mirrors the command with it.)
+    tokens' positions go in and the path comes out relative to it, and to the vehicle's place, from which a shift takes
+    the grid's origin. (A mirrored or scaled world is a world of its own; the data layer mirrors the command with it.)
     """
 
     def __init__(self, config: PlanningConfig, inputs: int, grid: BEVGrid) -> None:
@@ -52,9 +52,9 @@ class PlanningHead(nn.Module):
 
     def forward(self, bev_BCYX: Tensor, batch: Batch) -> Tensor:
         """[B, T, 2] planned positions in the frame of the batch [m]."""
-        heading_B22 = _heading_of(batch)
+        heading_B22, place_B12 = _heading_of(batch), _place_of(batch)
         map_BCYX = self.shrink(bev_BCYX)
-        keys_BNC = self._encode_positions(heading_B22, map_BCYX.shape[-2:]).to(map_BCYX.dtype)
+        keys_BNC = self._encode_positions(heading_B22, place_B12, map_BCYX.shape[-2:]).to(map_BCYX.dtype)
         values_BNC = map_BCYX.flatten(2).transpose(1, 2)
         query_B1C = self._ask(batch, heading_B22)[:, None]
         for layer in self.layers:
@@ -62,7 +62,7 @@ class PlanningHead(nn.Module):
         step_BT2 = self.out(query_B1C).float().view(len(batch), self.config.steps, 2)
         # The sum up to each step, as a product with a triangle: cumsum has no deterministic kernel on CUDA.
         until_TT1 = torch.ones(self.config.steps, self.config.steps, device=step_BT2.device).tril()[..., None]
-        return _turn((until_TT1 * step_BT2[:, None]).sum(2), heading_B22)
+        return place_B12 + _turn((until_TT1 * step_BT2[:, None]).sum(2), heading_B22)
 
     def _ask(self, batch: Batch, heading_B22: Tensor) -> Tensor:
         """[B, C] the ego query: what it is told to do and, where configured, how it moves."""
@@ -75,15 +75,15 @@ class PlanningHead(nn.Module):
             query_BC = query_BC + self.status(_describe_status(batch.status, heading_B22))
         return query_BC
 
-    def _encode_positions(self, heading_B22: Tensor, shape: torch.Size) -> Tensor:
-        """[B, N, C] encoding of where the tokens are, in the vehicle's heading frame."""
+    def _encode_positions(self, heading_B22: Tensor, place_B12: Tensor, shape: torch.Size) -> Tensor:
+        """[B, N, C] encoding of where the tokens are, as seen from the vehicle."""
         side = self.grid.resolution * _POOLING
         x, y = (
             low + (torch.arange(count, device=heading_B22.device) + 0.5) * side
             for low, count in ((self.grid.x[0], shape[1]), (self.grid.y[0], shape[0]))
         )
         xy_N2 = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1)
-        return self.position(_turn(xy_N2.expand(len(heading_B22), -1, -1), heading_B22.mT) / 10)
+        return self.position(_turn(xy_N2 - place_B12, heading_B22.mT) / 10)
 
     def losses(self, plan_BT2: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Smooth L1 error (beta 0.5 m) of x plus that of y, mean over the known steps; 0, in the graph, if none is."""
@@ -99,7 +99,7 @@ class PlanningHead(nn.Module):
     @torch.no_grad()
     def decode(self, plan_BT2: Tensor, batch: Batch) -> Trajectory:
         """The plan as a trajectory; its heading is that of the motion, or the last one where it stands still."""
-        step_BT2 = plan_BT2.diff(dim=1, prepend=torch.zeros_like(plan_BT2[:, :1]))
+        step_BT2 = plan_BT2.diff(dim=1, prepend=_place_of(batch).to(plan_BT2))
         yaw_B = torch.atan2(*_heading_of(batch)[:, :, 0].flip(1).unbind(1))
         yaws = []
         for step_B2 in step_BT2.unbind(1):
@@ -131,6 +131,11 @@ def _heading_of(batch: Batch) -> Tensor:
     forward_B2 = F.normalize(batch.aug_from_ego[:, :2, 0].float(), dim=1)
     left_B2 = torch.stack([-forward_B2[:, 1], forward_B2[:, 0]], dim=1)
     return torch.stack([forward_B2, left_B2], dim=2)
+
+
+def _place_of(batch: Batch) -> Tensor:
+    """[B, 1, 2] where the vehicle itself is in the frame of the batch [m]."""
+    return batch.aug_from_ego[:, None, :2, 3].float()
 
 
 def _turn(xy_BN2: Tensor, rotation_B22: Tensor) -> Tensor:

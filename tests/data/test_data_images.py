@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fusion3d.config import AugmentConfig
+from fusion3d.data.augment import bev_matrix, transform_sample
 from fusion3d.data.images import ImageAugmentation, draw_image_augmentation, load_image
 from fusion3d.errors import DataError
+from fusion3d.geometry import apply
+from fusion3d.types import Cameras, Sample
 
 
 def dots(path: Path, size: tuple[int, int], places: list[tuple[float, float]], radius: float) -> Path:
@@ -65,6 +69,50 @@ def test_random_change_moves_pixels_as_its_matrix(tmp_path_factory, scale, shift
     inside = ((expected > 12) & (expected < np.array([new[1], new[0]]) - 13)).all(1)
     np.testing.assert_allclose(centroids(image.numpy())[inside], expected[inside], atol=0.15)
     assert np.sign(np.linalg.det(matrix)) == (-1 if flip else 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    image=st.builds(
+        ImageAugmentation, scale=st.floats(-0.05, 0.15), shift=st.floats(0, 1), flip=st.booleans(),
+        angle=st.floats(-0.1, 0.1),
+    ),
+    angle=st.floats(-3.2, 3.2), scale=st.floats(0.9, 1.1), flip_x=st.booleans(), flip_y=st.booleans(),
+    shift=st.tuples(*[st.floats(-2, 2)] * 3),
+)  # fmt: skip
+def test_a_marker_in_the_world_is_seen_where_it_projects(tmp_path_factory, image, **world):
+    """Three coloured marks at known places in ego, rendered: after every change of the image and of the world the
+    matrices still lead from each mark's new place to the pixels that show it."""
+    old, new = (450, 800), (128, 352)
+    intrinsic = torch.tensor([[633.0, 0, 408, 0], [0, 633.0, 245, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    ego_from_cam = torch.tensor(
+        [[0.02, 0.01, 1, 1.7], [-1, 0.01, 0.02, 0.1], [-0.01, -1, 0.01, 1.5], [0, 0, 0, 1]], dtype=torch.float64
+    )
+    marks = torch.tensor([[14.0, 1.4, 0.2], [22.0, 0.3, -0.6], [9.0, -0.9, 0.6]], dtype=torch.float64)
+
+    def pixels(image_from_cam, ego_from_cam, points) -> np.ndarray:
+        seen = apply(image_from_cam.double(), apply(torch.linalg.inv(ego_from_cam.double()), points.double()))
+        return (seen[:, :2] / seen[:, 2:]).numpy()
+
+    path = tmp_path_factory.getbasetemp() / "marks.jpg"
+    if not path.exists():
+        dots(path, old, pixels(intrinsic, ego_from_cam, marks).tolist(), radius=9)
+    loaded, new_from_old = load_image(path, new, old, image)
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] = torch.from_numpy(new_from_old) @ intrinsic[:3, :3]
+    cameras = Cameras(
+        loaded[None],
+        matrix[None].float(),
+        ego_from_cam[None].float(),
+        torch.zeros(1, dtype=torch.int64),
+        ("CAM_FRONT",),
+    )
+    lidar = torch.cat([marks.float(), torch.zeros(3, 2)], dim=1)
+    sample = Sample("t", "s", 0, torch.eye(4, dtype=torch.float64), torch.eye(4), cameras=cameras, lidar=lidar)
+    there = transform_sample(sample, bev_matrix(**world))
+    expected = pixels(there.cameras.image_from_cam[0], there.cameras.ego_from_cam[0], there.lidar[:, :3])
+    inside = ((expected > 12) & (expected < np.array([new[1], new[0]]) - 13)).all(1)
+    np.testing.assert_allclose(centroids(there.cameras.images[0].numpy())[inside], expected[inside], atol=0.2)
 
 
 def test_the_bottom_is_kept_and_a_margin_is_black(tmp_path: Path):

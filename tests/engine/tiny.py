@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +55,17 @@ class TinyData:
         )
 
 
+class BalancedData(TinyData):
+    """Samples of three classes, the last of them rare; a sample that comes again has other points."""
+
+    def classes(self) -> np.ndarray:
+        return np.arange(self.size)[:, None] % [1, 2, 5] == 0
+
+    def __getitem__(self, key: tuple[int, ...]) -> Sample:
+        epoch, index, time = key
+        return super().__getitem__((epoch + 100 * time, index))
+
+
 class TinyModel(nn.Module):
     """Two branches of which either may be absent, batch norm (buffers) and dropout (randomness)."""
 
@@ -76,10 +88,10 @@ class TinyModel(nn.Module):
         return {"plan": error.pow(2).mean(), "size": 0.01 * outputs["planning"].pow(2).mean()}
 
 
-def train_tiny(out: str | Path, model: TinyModel, size: int, **settings: Any) -> None:
+def train_tiny(out: str | Path, model: TinyModel, size: int, data: type[TinyData] = TinyData, **settings: Any) -> None:
     """Train in this process, which may be one of several; the weights go to ``rank<number>.pt``."""
     with processes("cpu") as where:
-        trainer = Trainer(tiny_config(**settings), model, TinyData(size), Path(out), where)
+        trainer = Trainer(tiny_config(**settings), model, data(size), Path(out), where)
         with RunLog(Path(out), active=where.first) as log:
             trainer.run(log)
         torch.save(dict(trainer.model.named_parameters()), Path(out, f"rank{where.rank}.pt"))

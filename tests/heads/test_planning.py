@@ -108,6 +108,22 @@ def test_plan_turns_with_the_heading_of_an_augmented_vehicle():
     torch.testing.assert_close(plan[1], torch.stack([-plan[0, :, 1], plan[0, :, 0]], dim=1), atol=1e-4, rtol=1e-4)
 
 
+def test_plan_starts_where_a_shift_puts_the_vehicle():
+    """World and grid shifted alike: the map is the same seen from the vehicle, and so is the path."""
+    torch.manual_seed(0)
+    moved_grid = BEVGrid(x=(-12.8, 19.2), y=(-17.6, 14.4), resolution=0.8)
+    head, other = make_head().eval(), PlanningHead(PlanningConfig(channels=16), 4, moved_grid).eval()
+    other.load_state_dict(head.state_dict())
+    batch, bev, shift = make_batch(2), torch.rand(2, 4, 40, 40), torch.tensor([3.2, -1.6])
+    aug_from_ego = torch.eye(4).repeat(2, 1, 1)
+    aug_from_ego[:, :2, 3], aug_from_ego[:, 2, 3] = shift, 0.4
+    moved = dataclasses.replace(batch, aug_from_ego=aug_from_ego)
+    plan, there = head(bev, batch), other(bev, moved)
+    torch.testing.assert_close(there, plan + shift, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other.decode(there, moved).yaw, head.decode(plan, batch).yaw, atol=1e-4, rtol=1e-4)
+    assert (head(bev, moved) - plan - shift).abs().max() > 1e-4, "on the old grid the vehicle sees something else"
+
+
 def test_heading_of_the_plan():
     head, batch = make_head(), make_batch(2)
     path = torch.tensor([[1.0, 0.0], [2.0, 1.0], [2.0, 1.0], [2.0, 3.0], [2.01, 3.0], [1.0, 3.0]])

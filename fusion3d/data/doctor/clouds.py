@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fusion3d import ops
 from fusion3d.data.doctor.finding import Finding
 from fusion3d.data.lidar import load_lidar
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.tables import REFERENCE_CHANNEL
-from fusion3d import ops
 from fusion3d.geometry import apply, invert, rotate, rotation_from_quaternion, yaw_of
 
 _ENOUGH_BOXES = 20

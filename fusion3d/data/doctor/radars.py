@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fusion3d import ops
 from fusion3d.data.doctor.finding import Finding
 from fusion3d.data.doctor.rig import channels_of
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.radar import load_radars, read_pcd
-from fusion3d import ops
 from fusion3d.geometry import apply, invert, rotate, rotation_from_quaternion, transform_from, yaw_of
 from fusion3d.types import RADARS
 
