@@ -15,19 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion3d.bev.align import DeformableAlign, make_align
+from fusion3d.bev.align import DeformableAlign
 from fusion3d.bev.auxiliary import auxiliary_losses
-from fusion3d.bev.fusion import make_fusion
-from fusion3d.bev.lift import DepthBins, DepthOutput, LiftSplat, depth_loss
-from fusion3d.bev.represent import Coordinated, Factorised, make_representation
-from fusion3d.bev.temporal import Memory, Temporal, make_temporal
+from fusion3d.bev.lift import DepthOutput, LiftSplat, depth_loss
+from fusion3d.bev.represent import Coordinated, Factorised
+from fusion3d.bev.temporal import Memory, Temporal
 from fusion3d.bev.trunk import Trunk
-from fusion3d.config import Config
 from fusion3d.encoders.camera import CameraEncoder
 from fusion3d.encoders.lidar import LidarEncoder
 from fusion3d.encoders.radar import RadarEncoder
-from fusion3d.encoders.resnet import load_weights
-from fusion3d.errors import ConfigError
 from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
 from fusion3d.heads.planning import PlanningHead
@@ -188,68 +184,3 @@ class Fusion3D(nn.Module):
             boxes=None if self.detection is None else self.detection.decode(outputs["detection"]),
             plan=None if self.planning is None else self.planning.decode(outputs["planning"], batch),
         )
-
-
-def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
-    """The model that ``config`` describes, on the CPU, with random weights.
-
-    Args:
-        config: every part of it.
-        pretrained: read the backbone's weights from ``camera.backbone.weights``, where that names a file. Not needed
-            where a checkpoint fills the model.
-
-    Raises:
-        ConfigError: parts that do not fit each other, or none at all.
-        CheckpointError: a backbone weight file that cannot be used.
-    """
-    grid, camera, lidar, radar = config.grid, None, None, None
-    if config.camera is not None:
-        if min(config.data.image_size) < 64:
-            raise ConfigError(f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}")
-        bins = DepthBins(*config.camera.depth)
-        classes = None
-        if config.camera.image_loss > 0:
-            classes = ImageClasses(config.camera.channels, config.camera.stride, config.camera.image_loss)
-        camera = CameraBranch(
-            CameraEncoder(config.camera, len(bins)),
-            LiftSplat(bins, grid, config.camera.stride, config.camera.channels),
-            config.camera.depth_loss,
-            classes,
-        )
-        if pretrained and config.camera.backbone.weights:
-            load_weights(camera.encoder.backbone, config.camera.backbone.weights)
-    if config.lidar is not None:
-        lidar = LidarEncoder(config.lidar, grid)
-    if config.radar is not None:
-        radar = RadarEncoder(config.radar, grid)
-    branches = {"camera": camera, "lidar": lidar, "radar": radar}
-    channels = {name: branch.channels for name, branch in branches.items() if branch is not None}
-    if not channels:
-        raise ConfigError("camera, lidar and radar are all null; expected at least one sensor's branch")
-    if config.detection is None and config.planning is None:
-        raise ConfigError("detection and planning are both null; expected at least one head")
-    inputs = config.trunk.out_channels
-    detection = planning = sensors = None
-    if config.detection is not None:
-        head = {"center": CenterHead, "query": QueryHead}[config.detection.head]
-        detection = head(config.detection, inputs, grid)
-        if config.detection.sensor_weight > 0:
-            sensors = SensorHeatmaps(channels, config.detection.loss_weight * config.detection.sensor_weight)
-    if config.planning is not None:
-        planning = PlanningHead(config.planning, inputs, grid)
-    align, represent = make_align(config.fusion, channels, grid), make_representation(config.fusion, channels, grid)
-    fused = channels if represent is None else represent.channels
-    model = Fusion3D(
-        camera,
-        lidar,
-        radar,
-        make_fusion(config.fusion, list(fused.values()), grid),
-        Trunk(config.trunk, config.fusion.channels),
-        detection,
-        planning,
-        sensors,
-        align,
-        represent,
-        config.temporal and make_temporal(config.temporal, config.fusion.channels, grid),
-    )
-    return model

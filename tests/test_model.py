@@ -10,6 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
+from fusion3d.build import build_model
 from fusion3d.config import (
     CameraConfig,
     Config,
@@ -24,7 +25,7 @@ from fusion3d.config import (
 from fusion3d.data.subset import drop_sensors, select_sensors
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.errors import ConfigError
-from fusion3d.model import Fusion3D, build_model
+from fusion3d.model import Fusion3D
 from fusion3d.types import SENSORS, Batch, BEVGrid, Boxes, PointCloud
 
 SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(SENSORS, n)]
@@ -71,7 +72,7 @@ def run(model: Fusion3D, seen: Batch, full: Batch) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("operator", ["concat", "weighted"])
 @pytest.mark.parametrize("sensors", SUBSETS, ids="+".join)
 def test_every_subset_trains_and_decodes(sensors, operator):
-    model = make_model(dataclasses.replace(TINY, fusion=FusionConfig(operator, channels=16)))
+    model = make_model(dataclasses.replace(TINY, fusion=FusionConfig(operator=operator, channels=16)))
     full = make_batch()
     losses = run(model, select_sensors(full, sensors), full)
     assert set(losses) >= {"heatmap", "offset", "height", "size", "yaw", "velocity", "attribute", "planning"}
@@ -88,6 +89,8 @@ OPTIONS = [
     {"representation": "factorised", "operator": "gated"},
     {"align": "deformable"},
     {"operator": "channel_exchange", "representation": "factorised", "align": "deformable"},
+    {"stage": "hierarchical"},
+    {"stage": "hierarchical", "operator": "cross_attention", "representation": "coordinated"},
 ]
 
 
@@ -333,6 +336,9 @@ def test_parts_that_do_not_fit_are_refused():
         "image_size": {"data": dataclasses.replace(TINY.data, image_size=(48, 96))},
         "power of two": {"lidar": LidarConfig(pillar=0.3)},
         "fusion.align": {"camera": None, "radar": None, "fusion": FusionConfig(align="deformable")},
+        "fusion.scales": {"fusion": FusionConfig(stage="hierarchical", scales=5)},
+        "fusion.stage 'late' merges": {"camera": None, "radar": None, "fusion": FusionConfig(stage="late")},
+        "fusion.align is|fusion.align: found": {"fusion": FusionConfig(stage="late", align="deformable")},
         "fusion.representation": {"lidar": None, "radar": None, "fusion": FusionConfig(representation="coordinated")},
     }
     for message, change in cases.items():

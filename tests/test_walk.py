@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fusion3d.build import build_model
 from fusion3d.config import load_config
 from fusion3d.data.collate import collate
 from fusion3d.data.dataset import NuScenesDataset
@@ -14,7 +15,6 @@ from fusion3d.data.subset import select_sensors
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.submission import to_records
 from fusion3d.metrics.detection import score_detections
-from fusion3d.model import build_model
 from fusion3d.types import CAMERAS, LIDAR_FIELDS, RADAR_FIELDS, SENSORS
 
 

@@ -74,8 +74,16 @@ class RadarConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How the sensors' BEV maps become one."""
+    """Where and how the sensors meet."""
 
+    stage: Literal["middle", "hierarchical", "late", "hybrid"] = "middle"
+    """middle: in their maps; hierarchical: in their maps at several scales; late: each sensor has a model of its own,
+    and the boxes are merged; hybrid: those models and one of all sensors, whose boxes are merged too."""
+    scales: Count = 3
+    """hierarchical: how many, each with half the resolution of the one before."""
+    merge: Literal["weighted", "voting"] = "weighted"
+    """late and hybrid: weighted: boxes of an object are averaged by score, and a model that missed it counts 0; voting:
+    what at least half of the models found, with the best one's box and the chance that not all are wrong."""
     operator: Literal[
         "concat", "add", "weighted", "gated", "bilinear", "tensor", "low_rank", "channel_exchange",
         "cross_attention", "bottleneck", "perceiver",

@@ -27,7 +27,7 @@ from fusion3d.errors import CheckpointError, Fusion3DError
 from fusion3d.files import whole_folder, write_json
 
 if TYPE_CHECKING:
-    from fusion3d.model import Fusion3D
+    from fusion3d.late import Model
 
 MODEL, EMA, OPTIMIZER, STATE, CONFIG = (
     "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json", "config.json",
@@ -130,7 +130,7 @@ def load_config_of(checkpoint: str | Path) -> Config:
     return from_dict(_read_json(path), source=str(path))
 
 
-def load_model(checkpoint: str | Path, ema: bool = True, config: Config | None = None) -> tuple[Fusion3D, Config]:
+def load_model(checkpoint: str | Path, ema: bool = True, config: Config | None = None) -> tuple[Model, Config]:
     """The model of a checkpoint folder, or of a run's newest one, in evaluation mode on the CPU.
 
     Args:
@@ -141,7 +141,7 @@ def load_model(checkpoint: str | Path, ema: bool = True, config: Config | None =
     Raises:
         CheckpointError: missing, damaged, or the weights do not fit the configuration.
     """
-    from fusion3d.model import build_model
+    from fusion3d.build import build_model
 
     folder = find_checkpoint(checkpoint)
     config = load_config_of(folder) if config is None else config

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fusion3d.build import build_model
 from fusion3d.config import Config, load_config
 from fusion3d.engine.flops import count_flops
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.files import write_json
-from fusion3d.model import CameraBranch, Fusion3D, build_model
+from fusion3d.late import Model
+from fusion3d.model import CameraBranch, Fusion3D
 from fusion3d.types import Batch, Cameras
 
 _MEBI = 2**20
@@ -85,12 +87,12 @@ def describe(config: Config, batch: Batch, repeats: int = 3, train: bool = False
     ]
 
 
-def stages(model: Fusion3D) -> dict[str, nn.Module]:
+def stages(model: nn.Module) -> dict[str, nn.Module]:
     """The parts of the walk, by their names in the code."""
     parts: dict[str, nn.Module] = {}
     for name, child in model.named_children():
-        inner = child.named_children() if isinstance(child, CameraBranch) else []
-        parts |= {f"{name}.{part}": module for part, module in inner} or {name: child}
+        inner = stages(child) if isinstance(child, CameraBranch | Fusion3D | nn.ModuleDict) else {}
+        parts |= {f"{name}.{part}": module for part, module in inner.items()} or {name: child}
     return parts
 
 
@@ -127,7 +129,7 @@ def format_shapes(value: Any, name: str = "") -> Iterator[str]:
             yield from format_shapes(item, name)
 
 
-def _run(model: Fusion3D, batch: Batch, train: bool, span: Callable[[str], Any] | None = None) -> None:
+def _run(model: Model, batch: Batch, train: bool, span: Callable[[str], Any] | None = None) -> None:
     """One pass, its steps inside of ``span``."""
     step = span or (lambda name: nullcontext())
     model.zero_grad()

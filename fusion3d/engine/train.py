@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fusion3d.build import build_model
 from fusion3d.config import Config, TrainConfig, differences, load_config
 from fusion3d.data.loader import make_loader
 from fusion3d.data.subset import drop_sensors, select_sensors
@@ -38,7 +39,6 @@ from fusion3d.engine.log import Clock, RunLog
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
 from fusion3d.engine.split import open_split
 from fusion3d.errors import CheckpointError, ConfigError, TrainingError
-from fusion3d.model import build_model
 from fusion3d.types import Batch
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

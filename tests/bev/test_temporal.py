@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from fusion3d.bev.temporal import Frame, Memory, make_temporal, move
+from fusion3d.build import build_model
 from fusion3d.config import TemporalConfig
 from fusion3d.data.augment import bev_matrix, transform_sample
 from fusion3d.data.collate import collate
 from fusion3d.data.subset import drop_sensors, select_sensors
-from fusion3d.model import build_model
 from fusion3d.types import BEVGrid, Sample
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

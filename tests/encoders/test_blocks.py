@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
+from fusion3d.build import build_model
 from fusion3d.config import load_config
 from fusion3d.encoders.blocks import Subsampled1x1, conv_block
-from fusion3d.model import build_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusion3d.build import build_model
 from fusion3d.config import CameraConfig, Config, from_dict
 from fusion3d.encoders.resnet import ResNet
 from fusion3d.engine import checkpoint as module
@@ -24,7 +25,6 @@ from fusion3d.engine.checkpoint import (
 )
 from fusion3d.errors import CheckpointError, Fusion3DError
 from fusion3d.files import whole_folder, write_json, write_whole
-from fusion3d.model import build_model
 
 WEIGHTS = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
 

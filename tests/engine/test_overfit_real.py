@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import fusion3d.engine.train
+from fusion3d.build import build_model
 from fusion3d.config import Config, load_config
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.engine.checkpoint import load_model
@@ -23,7 +24,6 @@ from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import SubsetOutput, run_split
 from fusion3d.engine.seed import seed_all
 from fusion3d.metrics.detection import score_detections
-from fusion3d.model import build_model
 from fusion3d.types import SENSORS, Sample
 from fusion3d.view.pictures import MIN_SCORE, draw_sample
 

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from fusion3d.build import build_model
 from fusion3d.config import Config, from_dict
 from fusion3d.data import make_loader
 from fusion3d.data.paste.make import make_objects
@@ -15,7 +16,6 @@ from fusion3d.engine.inference import run_split, sensor_subsets
 from fusion3d.engine.split import open_split
 from fusion3d.engine.train import build_optimizer
 from fusion3d.engine.views import views_of
-from fusion3d.model import build_model
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from torch import nn
 
 from fusion3d.config import AugmentConfig, Config, EvaluationConfig, from_dict
 from fusion3d.engine.random_batch import random_batch
-from fusion3d.engine.views import fuse_boxes, mean_path, predict_views, views_of
+from fusion3d.engine.views import predict_views, views_of
 from fusion3d.errors import ConfigError
+from fusion3d.heads.merge import mean_path, merge_boxes
 from fusion3d.types import COMMANDS, Batch, BEVGrid, Boxes, Predictions, Trajectory
 
 TTA = ("none", "flip", "rotate", "flip_rotate")
@@ -102,7 +103,7 @@ def box(x: float, y: float, score: float, yaw: float = 0.0, label: int = 0, size
 
 
 def test_weighted_means_and_scores():
-    merged = fuse_boxes([box(10, 0, 0.6, yaw=0.1), box(10.4, 0.2, 0.2, yaw=-0.3, size=5), Boxes.empty()])
+    merged = merge_boxes([box(10, 0, 0.6, yaw=0.1), box(10.4, 0.2, 0.2, yaw=-0.3, size=5), Boxes.empty()])
     assert len(merged) == 1
     torch.testing.assert_close(merged.center, torch.tensor([[10.1, 0.05, 1]]))
     torch.testing.assert_close(merged.size, torch.tensor([[4.25, 2, 1.5]]))
@@ -110,20 +111,20 @@ def test_weighted_means_and_scores():
     torch.testing.assert_close(merged.score, torch.tensor([0.8 / 3]))
     heading = math.atan2(0.75 * math.sin(0.1) - 0.25 * math.sin(0.3), 0.75 * math.cos(0.1) + 0.25 * math.cos(0.3))
     assert float(merged.yaw) == pytest.approx(heading, abs=1e-6)
-    turned = fuse_boxes([box(10, 0, 0.6, yaw=0.1), *[box(10, 0, 0.5, yaw=0.1 + math.pi)] * 3])
+    turned = merge_boxes([box(10, 0, 0.6, yaw=0.1), *[box(10, 0, 0.5, yaw=0.1 + math.pi)] * 3])
     assert float(turned.yaw) == pytest.approx(0.1, abs=1e-5), "the best one says which end is the front"
 
 
 def test_what_does_not_belong_together_stays_apart():
     far, other_class = box(13, 0, 0.5), box(10, 0, 0.5, label=1)
-    assert len(fuse_boxes([box(10, 0, 0.6), far])) == len(fuse_boxes([box(10, 0, 0.6), other_class])) == 2
+    assert len(merge_boxes([box(10, 0, 0.6), far])) == len(merge_boxes([box(10, 0, 0.6), other_class])) == 2
     # Two of one view are two objects, however close; each gets the nearest of the other view.
     pair = Boxes.cat([box(10, 0, 0.6), box(10.5, 0, 0.4)])
-    merged = fuse_boxes([pair, Boxes.cat([box(10.48, 0, 0.9), box(10.02, 0, 0.3)])])
+    merged = merge_boxes([pair, Boxes.cat([box(10.48, 0, 0.9), box(10.02, 0, 0.3)])])
     assert len(merged) == 2 and sorted(merged.score.tolist()) == pytest.approx([0.45, 0.65])
-    assert len(fuse_boxes([Boxes.empty(), Boxes.empty()])) == 0
+    assert len(merge_boxes([Boxes.empty(), Boxes.empty()])) == 0
     many = Boxes.of(torch.arange(1800.0).view(600, 3), torch.ones(600, 3), torch.zeros(600))
-    assert len(fuse_boxes([many, Boxes.empty()])) == 500
+    assert len(merge_boxes([many, Boxes.empty()])) == 500
 
 
 @settings(max_examples=30, deadline=None)
@@ -141,7 +142,7 @@ def test_every_box_has_a_part_in_one_merged_box(seed, views):
                 torch.randint(0, 2, (count,), generator=draw), torch.rand(count, generator=draw),
             )
         )  # fmt: skip
-    merged = fuse_boxes(parts)
+    merged = merge_boxes(parts)
     total = torch.cat([part.score for part in parts]).sum() / views
     torch.testing.assert_close(merged.score.sum(), total, atol=1e-5, rtol=1e-5)
     assert (merged.score.diff() <= 0).all() and len(merged) >= max(len(part) for part in parts)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fusion3d.build import build_model
 from fusion3d.config import Config, from_dict
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.engine import visualize as visualize_module
@@ -18,7 +19,6 @@ from fusion3d.engine.inference import run_split
 from fusion3d.engine.visualize import IMAGE_SIZE, choose, look, main, restrict, visualize
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.geometry import apply
-from fusion3d.model import build_model
 from fusion3d.types import CAMERAS, RADARS
 
 

@@ -8,13 +8,13 @@ import typing
 import pytest
 import torch
 
+from fusion3d.build import build_model
 from fusion3d.config import Config, DetectionConfig, LidarConfig, QueryConfig, TrunkConfig, from_dict
 from fusion3d.config.ranges import BoxPart, ClassName
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.errors import ConfigError
 from fusion3d.heads import center, query
 from fusion3d.heads.detection import BOX_CHANNELS
-from fusion3d.model import build_model
 from fusion3d.types import DETECTION_CLASSES, BEVGrid
 
 LIDAR = Config(

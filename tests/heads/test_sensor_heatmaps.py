@@ -80,8 +80,8 @@ def test_without_annotations_the_loss_is_zero_and_differentiable(heads: SensorHe
 
 
 def test_it_is_there_in_training_only() -> None:
+    from fusion3d.build import build_model
     from fusion3d.config import load_config
-    from fusion3d.model import build_model
 
     config = load_config("configs/demo.yaml", ["--grid.resolution", "1.6", "--lidar.pillar", "0.8"])
     model, batch = build_model(config), random_batch(config, 1)

@@ -16,6 +16,7 @@ from fusion3d.bev.fusion.bottleneck import BottleneckFusion
 from fusion3d.bev.fusion.deformable import CrossAttentionFusion
 from fusion3d.bev.fusion.exchange import ChannelExchangeFusion
 from fusion3d.bev.fusion.gated import GatedFusion
+from fusion3d.bev.fusion.hierarchical import HierarchicalFusion
 from fusion3d.bev.fusion.linear import AddFusion, ConcatFusion, WeightedFusion
 from fusion3d.bev.fusion.perceiver import PerceiverFusion
 from fusion3d.bev.fusion.products import BilinearFusion, LowRankFusion, TensorFusion
@@ -31,6 +32,7 @@ __all__ = [
     "ConcatFusion",
     "CrossAttentionFusion",
     "GatedFusion",
+    "HierarchicalFusion",
     "LowRankFusion",
     "PerceiverFusion",
     "TensorFusion",
@@ -40,14 +42,24 @@ __all__ = [
 
 
 def make_fusion(config: FusionConfig, inputs: Sequence[int], grid: BEVGrid) -> nn.Module:
-    """The operator that the configuration names, for sensors with ``inputs`` channels.
+    """What the configuration names, at one scale or at several, for sensors with ``inputs`` channels.
 
     Its ``forward(maps, present)`` takes maps [B, C_i, Y, X] or None and [B] bool each, to [B, config.channels, Y, X].
 
     Raises:
-        ConfigError: the operator cannot have so many channels, or so few layers.
+        ConfigError: the operator cannot have so many channels, or so few layers; the grid cannot be halved so often.
     """
     _check(config)
+    if config.stage != "hierarchical":
+        return _make_operator(config, inputs, grid)
+
+    def make(inputs: Sequence[int], grid: BEVGrid) -> nn.Module:
+        return _make_operator(config, inputs, grid)
+
+    return HierarchicalFusion(make, inputs, config.channels, grid, config.scales)
+
+
+def _make_operator(config: FusionConfig, inputs: Sequence[int], grid: BEVGrid) -> nn.Module:
     ends = (inputs, config.channels, grid)
     operators = {
         "concat": lambda: ConcatFusion(*ends),

@@ -1,0 +1,119 @@
+"""A configuration to a model: the parts that it names, put together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fusion3d.bev.align import make_align
+from fusion3d.bev.fusion import make_fusion
+from fusion3d.bev.lift import DepthBins, LiftSplat
+from fusion3d.bev.represent import make_representation
+from fusion3d.bev.temporal import make_temporal
+from fusion3d.bev.trunk import Trunk
+from fusion3d.config import Config
+from fusion3d.encoders.camera import CameraEncoder
+from fusion3d.encoders.lidar import LidarEncoder
+from fusion3d.encoders.radar import RadarEncoder
+from fusion3d.encoders.resnet import load_weights
+from fusion3d.errors import ConfigError
+from fusion3d.heads.center import CenterHead
+from fusion3d.heads.image import ImageClasses
+from fusion3d.heads.planning import PlanningHead
+from fusion3d.heads.query import QueryHead
+from fusion3d.heads.sensors import SensorHeatmaps
+from fusion3d.late import JOINT, LateFusion, Model
+from fusion3d.model import CameraBranch, Fusion3D
+
+
+def build_model(config: Config, pretrained: bool = True) -> Model:
+    """The model that ``config`` describes, on the CPU, with random weights.
+
+    Args:
+        config: every part of it.
+        pretrained: read the backbone's weights from ``camera.backbone.weights``, where that names a file. Not needed
+            where a checkpoint fills the model.
+
+    Raises:
+        ConfigError: parts that do not fit each other, or none at all.
+        CheckpointError: a backbone weight file that cannot be used.
+    """
+    stage, sensors = config.fusion.stage, config.branches
+    if not sensors:
+        raise ConfigError("camera, lidar and radar are all null; expected at least one sensor's branch")
+    if config.detection is None and config.planning is None:
+        raise ConfigError("detection and planning are both null; expected at least one head")
+    if stage not in ("late", "hybrid"):
+        return _build_one(config, pretrained)
+    if len(sensors) < 2:
+        raise ConfigError(
+            f"fusion.stage {stage!r} merges what several sensors say; only {'+'.join(sensors)} is not null"
+        )
+    if stage == "late":
+        for key, usual in (("representation", "joint"), ("align", "none")):
+            found = getattr(config.fusion, key)
+            if found != usual:
+                raise ConfigError(
+                    f"fusion.{key}: found {found!r}; with fusion.stage 'late' no maps meet: set {usual!r}"
+                )
+    models = {name: _build_one(_alone(config, name), pretrained) for name in sensors}
+    if stage == "hybrid":
+        models[JOINT] = _build_one(config, pretrained)
+    return LateFusion(models, config.fusion.merge)
+
+
+def _alone(config: Config, sensor: str) -> Config:
+    """The configuration of a model of one sensor; its head is loss enough for its branch."""
+    others = {name: None for name in config.branches if name != sensor}
+    detection = config.detection and dataclasses.replace(config.detection, sensor_weight=0.0)
+    fusion = dataclasses.replace(config.fusion, operator="concat", representation="joint", align="none")
+    return dataclasses.replace(config, detection=detection, fusion=fusion, **others)  # type: ignore[arg-type]
+
+
+def _build_one(config: Config, pretrained: bool) -> Fusion3D:
+    """The model whose sensors meet in one map."""
+    grid, camera, lidar, radar = config.grid, None, None, None
+    if config.camera is not None:
+        if min(config.data.image_size) < 64:
+            raise ConfigError(f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}")
+        bins = DepthBins(*config.camera.depth)
+        classes = None
+        if config.camera.image_loss > 0:
+            classes = ImageClasses(config.camera.channels, config.camera.stride, config.camera.image_loss)
+        camera = CameraBranch(
+            CameraEncoder(config.camera, len(bins)),
+            LiftSplat(bins, grid, config.camera.stride, config.camera.channels),
+            config.camera.depth_loss,
+            classes,
+        )
+        if pretrained and config.camera.backbone.weights:
+            load_weights(camera.encoder.backbone, config.camera.backbone.weights)
+    if config.lidar is not None:
+        lidar = LidarEncoder(config.lidar, grid)
+    if config.radar is not None:
+        radar = RadarEncoder(config.radar, grid)
+    branches = {"camera": camera, "lidar": lidar, "radar": radar}
+    channels = {name: branch.channels for name, branch in branches.items() if branch is not None}
+    inputs = config.trunk.out_channels
+    detection = planning = sensors = None
+    if config.detection is not None:
+        head = {"center": CenterHead, "query": QueryHead}[config.detection.head]
+        detection = head(config.detection, inputs, grid)
+        if config.detection.sensor_weight > 0:
+            sensors = SensorHeatmaps(channels, config.detection.loss_weight * config.detection.sensor_weight)
+    if config.planning is not None:
+        planning = PlanningHead(config.planning, inputs, grid)
+    align, represent = make_align(config.fusion, channels, grid), make_representation(config.fusion, channels, grid)
+    fused = channels if represent is None else represent.channels
+    return Fusion3D(
+        camera,
+        lidar,
+        radar,
+        make_fusion(config.fusion, list(fused.values()), grid),
+        Trunk(config.trunk, config.fusion.channels),
+        detection,
+        planning,
+        sensors,
+        align,
+        represent,
+        config.temporal and make_temporal(config.temporal, config.fusion.channels, grid),
+    )

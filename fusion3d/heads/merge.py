@@ -1,0 +1,106 @@
+"""Several answers about one sample become one: of several views of it, or of several models.
+
+Letters: N boxes of all answers, V answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion3d.heads.targets import usual_sizes
+from fusion3d.types import Boxes, Trajectory
+
+_MIN_RADIUS = 0.4  # [m]
+_MAX_BOXES = 500  # of a sample; nuScenes allows no more
+
+
+def merge_boxes(answers: Sequence[Boxes], how: Literal["weighted", "voting"] = "weighted") -> Boxes:
+    """The boxes of V answers about one sample as one list, best first.
+
+    The best box that is left gathers, from every other answer, the nearest of its class that is left within reach: half
+    the usual width of the class. (Boxes of images are gathered by overlap; nuScenes matches by distance, and so does
+    this.)
+
+    - weighted: weighted boxes fusion (Solovyev et al., "Weighted boxes fusion: Ensembling boxes from different object
+      detection models", 2021). Centre, size, velocity and heading are means weighted by score (a heading that is more
+      than a right angle from the best one's counts turned round); class and attribute are the best one's. The score is
+      the sum over V: an answer without the object counts 0.
+    - voting: an object stands if at least half of the answers have it. It is the best one's box; its score is the
+      chance that not all of them are wrong, if they err independently (as in ProbEn, Chen et al., 2022).
+
+    Args:
+        answers: boxes in one frame, on the CPU.
+        how: see above.
+    """
+    boxes = Boxes.cat(answers)
+    answer_N = np.repeat(np.arange(len(answers)), [len(answer) for answer in answers])
+    center_N2, label_N = boxes.center[:, :2].double().numpy(), boxes.label.numpy()
+    reach = (usual_sizes()[:, :2].amin(1) / 2).clamp(min=_MIN_RADIUS).numpy()
+    free_N = np.ones(len(boxes), dtype=bool)
+    groups: list[np.ndarray] = []
+    for best in np.argsort(-boxes.score.numpy(), kind="stable"):
+        if not free_N[best]:
+            continue
+        far_N = np.hypot(*(center_N2 - center_N2[best]).T)
+        near = np.flatnonzero(
+            free_N & (label_N == label_N[best]) & (far_N <= reach[label_N[best]]) & (answer_N != answer_N[best])
+        )
+        near = near[np.argsort(far_N[near], kind="stable")]
+        group = np.append(best, near[np.unique(answer_N[near], return_index=True)[1]])  # the nearest of each answer
+        free_N[group] = False
+        groups.append(group)
+    if how == "voting":
+        groups = [group for group in groups if 2 * len(group) >= len(answers)]
+    merged = _vote(boxes, groups) if how == "voting" else _average(boxes, groups, len(answers))
+    return merged[merged.score.argsort(descending=True, stable=True)[:_MAX_BOXES]]
+
+
+def _average(boxes: Boxes, groups: list[np.ndarray], num_answers: int) -> Boxes:
+    """One box of each group of boxes, whose first is the best."""
+    best = torch.tensor([int(group[0]) for group in groups], dtype=torch.int64)
+    member = torch.from_numpy(np.concatenate([*groups, np.zeros(0, dtype=np.int64)]))
+    group_of = torch.repeat_interleave(
+        torch.arange(len(groups)), torch.tensor([len(g) for g in groups], dtype=torch.int64)
+    )
+    weight = boxes.score[member].double().clamp(min=1e-9)
+    total = torch.zeros(len(groups), dtype=torch.float64).index_add(0, group_of, weight)
+
+    def mean(values: Tensor) -> Tensor:
+        sums = torch.zeros(len(groups), values.shape[1], dtype=torch.float64)
+        return sums.index_add(0, group_of, weight[:, None] * values.double()) / total[:, None]
+
+    heading = torch.stack([boxes.yaw.cos(), boxes.yaw.sin()], dim=1).double()
+    agrees = (heading[member] * heading[best][group_of]).sum(1, keepdim=True)
+    heading = mean(torch.where(agrees < 0, -heading[member], heading[member]))
+    return dataclasses.replace(
+        boxes[best],
+        center=mean(boxes.center[member]).float(),
+        size=mean(boxes.size[member]).float(),
+        yaw=torch.atan2(heading[:, 1], heading[:, 0]).float(),
+        velocity=mean(boxes.velocity[member]).float(),
+        score=(total / num_answers).float(),
+    )
+
+
+def _vote(boxes: Boxes, groups: list[np.ndarray]) -> Boxes:
+    """The first box of each group, with the chance that not all of the group are wrong."""
+    score_N = boxes.score.double().numpy()
+    score = torch.tensor([1 - np.prod(1 - score_N[group]) for group in groups], dtype=torch.float32)
+    best = torch.tensor([int(group[0]) for group in groups], dtype=torch.int64)
+    return dataclasses.replace(boxes[best], score=score)
+
+
+def mean_path(paths: Sequence[Trajectory]) -> Trajectory:
+    """The mean of several paths over the same steps; known where all are."""
+    yaw = torch.stack([path.yaw for path in paths]).double()
+    return Trajectory(
+        position=torch.stack([path.position for path in paths]).double().mean(0).float(),
+        yaw=torch.atan2(yaw.sin().mean(0), yaw.cos().mean(0)).float(),
+        mask=torch.stack([path.mask for path in paths]).all(0),
+    )
