@@ -114,7 +114,7 @@ def test_every_way_of_fusing_trains_and_decodes(options):
     seen = mixed_sensors(full)
     together = model(seen)
     alone = model(dataclasses.replace(make_batch(1), cameras=seen.cameras, lidar=None, radar=None))
-    torch.testing.assert_close(together["detection"].heatmap[:1], alone["detection"].heatmap, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together["detection"].heatmap[:1], alone["detection"].heatmap, atol=1e-5, rtol=1e-5)
 
 
 def test_no_sensor_at_all():

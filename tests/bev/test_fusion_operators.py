@@ -143,6 +143,15 @@ def test_low_rank_fusion_is_tensor_fusion_with_the_decomposed_weight():
     torch.testing.assert_close(fuse.multiply(vectors), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_low_rank_products_start_around_zero():
+    """The normalisation loses digits where the mean is much larger than the spread."""
+    fuse = LowRankFusion((4, 6, 2), 8, GRID, 4)
+    seen = []
+    fuse.out[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    fuse(maps(4, 6, 2), THERE)
+    assert seen[0].mean().abs() < seen[0].std()
+
+
 def exchange(threshold: float = 0.1) -> ChannelExchangeFusion:
     torch.manual_seed(3)
     fuse = ChannelExchangeFusion((4, 6, 2), 9, GRID, threshold, 0.5)

@@ -123,13 +123,15 @@ class LowRankFusion(nn.Module):
         self.absent = absent_vectors(inputs)
         self.factors = nn.ModuleList(_factors(count, rank * channels) for count in inputs)
         self.weight = nn.Parameter(torch.full((rank,), rank**-0.5))  # of the R products
+        # Starts by taking away the product of all the 1's, for a mean much larger than the spread is bad for the norm.
+        self.bias = nn.Parameter(torch.full((channels,), -(rank**0.5)))
         self.out = nn.Sequential(make_norm("group", channels), nn.ReLU(inplace=True))
 
     def forward(self, maps: Sequence[Tensor | None], present: Sequence[Tensor]) -> Tensor:
         """Maps [B, C_i, Y, X] and [B] bool each, to [B, channels, Y, X]."""
         filled = fill_absent(maps, present, self.absent, self.shape)
         sum_BYXC = self.multiply([map_BCYX.permute(0, 2, 3, 1) for map_BCYX in filled])
-        return self.out(sum_BYXC.permute(0, 3, 1, 2))
+        return self.out((sum_BYXC + self.bias).permute(0, 3, 1, 2))
 
     def multiply(self, vectors: Sequence[Tensor]) -> Tensor:
         """[..., C_i] of each sensor to [..., channels]."""
