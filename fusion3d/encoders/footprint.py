@@ -1,6 +1,6 @@
 """Radar returns spread over the cells that they stand for: the stronger a return, the larger what it comes from.
 
-Letters: B samples, R returns, K cells of the largest footprint, C channels, Y X grid cells.
+Letters: B samples, R returns, S rows or columns of the largest footprint, K = S * S, C channels, Y X grid cells.
 """
 
 from __future__ import annotations
@@ -74,20 +74,25 @@ def spread_returns(
     """
     rows, cols = grid.shape
     widest = float(deviation(torch.tensor(_RCS_RANGE[1]), footprint, grid.resolution))
-    steps = torch.arange(-(reach := math.ceil(_REACH * widest / grid.resolution)), reach + 1, device=returns.device)
-    offset_K2 = torch.cartesian_prod(steps, steps)  # y, x
+    reach = math.ceil(_REACH * widest / grid.resolution)
+    steps = torch.arange(-reach, reach + 1, dtype=torch.int32, device=returns.device)
     with torch.autocast(returns.device.type, enabled=False):
         own_R, inside_R = grid.cell_of(returns[:, :3])
-        at_RK2 = torch.stack([torch.div(own_R, cols, rounding_mode="floor"), own_R % cols], dim=1)[:, None] + offset_K2
-        size = at_RK2.new_tensor([rows, cols])
-        low = returns.new_tensor([grid.y[0], grid.x[0]])
-        away_RK = ((at_RK2 + 0.5) * grid.resolution + low - returns[:, None, [_Y, _X]]).norm(dim=2)
+        own_R = own_R.int()
+        iy_RS = torch.div(own_R, cols, rounding_mode="floor")[:, None] + steps
+        ix_RS = (own_R % cols)[:, None] + steps
+        dy_RS = (iy_RS + 0.5) * grid.resolution + grid.y[0] - returns[:, _Y, None]
+        dx_RS = (ix_RS + 0.5) * grid.resolution + grid.x[0] - returns[:, _X, None]
         width_R1 = deviation(returns[:, _RCS], footprint, grid.resolution)[:, None]
-        hit_RK = inside_R[:, None] & ((at_RK2 >= 0) & (at_RK2 < size)).all(2) & (away_RK < _REACH * width_R1)
-        weight_RK = torch.where(hit_RK, torch.exp(-((away_RK / width_R1) ** 2) / 2), 0)
-        cell_RK = (sample_R[:, None] * rows + at_RK2[..., 0]) * cols + at_RK2[..., 1]
+        square_RSS = (dy_RS / width_R1).square()[:, :, None] + (dx_RS / width_R1).square()[:, None, :]
+        in_y_RS = inside_R[:, None] & (iy_RS >= 0) & (iy_RS < rows)
+        in_x_RS = (ix_RS >= 0) & (ix_RS < cols)
+        hit_RSS = (square_RSS < _REACH**2) & in_y_RS[:, :, None] & in_x_RS[:, None, :]
+        weight_RK = torch.where(hit_RSS, torch.exp(-square_RSS / 2), 0).flatten(1)
+        cell_RSS = ((sample_R.int()[:, None] * rows + iy_RS) * cols)[:, :, None] + ix_RS[:, None, :]
+        cell_RK = torch.where(hit_RSS, cell_RSS, -1).flatten(1)
         # A return is a pixel and the cells of its footprint are its depth bins.
-        plan = ops.bev_pool_plan(torch.where(hit_RK, cell_RK, -1).T[None, :, :, None], num_samples * rows * cols, cols)
+        plan = ops.bev_pool_plan(cell_RK.T[None, :, :, None], num_samples * rows * cols, cols)
         values_1CR1 = values_RC.float().T[None, :, :, None]
         sums = ops.bev_pool(weight_RK.T[None, :, :, None].contiguous(), values_1CR1, plan)
     return sums.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)

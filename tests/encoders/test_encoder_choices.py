@@ -98,8 +98,28 @@ def test_a_sample_alone_is_as_it_is_among_others_that_lack_the_sensor(sensor, en
     assert not torch.allclose(among[1], nothing[1], atol=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("sensor", "encoder"), CHOICES)
+def test_the_gpu_gives_the_map_and_the_gradients_of_the_cpu(sensor, encoder, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    config = chosen(sensor, encoder)
+    torch.manual_seed(0)
+    model, batch = build_model(config).eval(), random_batch(config, 2, 300, 40, 5)
+    found = []
+    for device in ("cpu", "cuda"):
+        branch, cloud = getattr(model.to(device), sensor), getattr(batch.to(device), sensor)
+        branch.zero_grad()
+        map_BCYX = branch(cloud)
+        map_BCYX.square().sum().backward()
+        found.append([map_BCYX.detach().cpu(), *(p.grad.cpu() for p in branch.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3 * max(float(ours.abs().max()), 1e-3), rtol=1e-3)
+
+
 def test_only_what_exists_can_be_chosen():
     assert from_dict({"lidar": {"encoder": "voxels", "voxels": {"side": 0.1}}}).lidar is not None
+    windows = override(TINY, ["--lidar.windows.window", "20", "5", "--lidar.voxels.channels", "8", "8", "16", "16"])
+    assert windows.lidar is not None and windows.lidar.windows.window == (20, 5)
     for values, message in (
         ({"lidar": {"encoder": "voxel"}}, "expected one of 'pillars', 'voxels', 'windows'"),
         ({"lidar": {"voxels": {"channels": [1, 2, 3]}}}, "expected 4 values"),

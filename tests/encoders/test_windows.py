@@ -67,7 +67,7 @@ def test_partitions_are_oblong_windows_long_in_x_and_then_in_y(shifted):
 
 def test_a_layer_equals_a_plain_loop_over_windows():
     net = make_net()
-    layer = net.blocks[0].layers[1]  # type: ignore[union-attr,index]
+    layer = net.blocks[0].layers[1]
     assert isinstance(layer, WindowLayer)
     x, cell = cells(net)
     partition = net.partition(cell, 2, True)[1]
@@ -105,7 +105,7 @@ def test_pillars_see_along_x_and_along_y_and_across_shifted_borders():
         x, cell = net.pillars.pillars(every[:, :3], every[:, 3:], sample, 1)
         partition = net.partition(cell, 1, False)
         with torch.no_grad():
-            return cell, net.blocks[0].layers[0](x, partition[0]), net.blocks[0](x, partition)  # type: ignore[union-attr,index,operator]
+            return cell, net.blocks[0].layers[0](x, partition[0]), net.blocks[0](x, partition)
 
     changed = every.clone()
     changed[16, 3] = 1.0  # at x 0.25, y 0.25: column 16, row 8 of the pillars
