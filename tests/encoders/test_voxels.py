@@ -140,7 +140,7 @@ def test_backends_agree_with_the_same_weights(backend, device):
         found, want = theirs.sparse(voxels).dense(), ours.sparse(voxels).dense()
         assert found.shape == want.shape and want.any()
         torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(theirs(every, sample, 2), ours(every, sample, 2), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(theirs(every, sample, 2), ours(every, sample, 2), atol=1e-4, rtol=1e-4)
 
 
 def test_order_of_points_does_not_matter_and_a_moved_scene_gives_a_moved_map():
