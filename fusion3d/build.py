@@ -12,8 +12,8 @@ from fusion3d.bev.temporal import make_temporal
 from fusion3d.bev.trunk import Trunk
 from fusion3d.config import Config
 from fusion3d.encoders.camera import CameraEncoder
-from fusion3d.encoders.lidar import LidarEncoder
-from fusion3d.encoders.radar import RadarEncoder
+from fusion3d.encoders.lidar import make_lidar
+from fusion3d.encoders.radar import make_radar
 from fusion3d.encoders.resnet import load_weights
 from fusion3d.errors import ConfigError
 from fusion3d.heads.center import CenterHead
@@ -88,9 +88,9 @@ def _build_one(config: Config, pretrained: bool) -> Fusion3D:
         if pretrained and config.camera.backbone.weights:
             load_weights(camera.encoder.backbone, config.camera.backbone.weights)
     if config.lidar is not None:
-        lidar = LidarEncoder(config.lidar, grid)
+        lidar = make_lidar(config.lidar, grid)
     if config.radar is not None:
-        radar = RadarEncoder(config.radar, grid)
+        radar = make_radar(config.radar, grid)
     branches = {"camera": camera, "lidar": lidar, "radar": radar}
     channels = {name: branch.channels for name, branch in branches.items() if branch is not None}
     inputs = config.trunk.out_channels

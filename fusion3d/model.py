@@ -22,8 +22,7 @@ from fusion3d.bev.represent import Coordinated, Factorised
 from fusion3d.bev.temporal import Memory, Temporal
 from fusion3d.bev.trunk import Trunk
 from fusion3d.encoders.camera import CameraEncoder
-from fusion3d.encoders.lidar import LidarEncoder
-from fusion3d.encoders.radar import RadarEncoder
+from fusion3d.encoders.clouds import CloudEncoder
 from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
 from fusion3d.heads.planning import PlanningHead
@@ -77,8 +76,8 @@ class Fusion3D(nn.Module):
     def __init__(
         self,
         camera: CameraBranch | None,
-        lidar: LidarEncoder | None,
-        radar: RadarEncoder | None,
+        lidar: CloudEncoder | None,
+        radar: CloudEncoder | None,
         fuse: nn.Module,
         trunk: Trunk,
         detection: CenterHead | QueryHead | None,

@@ -15,7 +15,7 @@ from fusion3d import ops
 from fusion3d.bev.plans import PlanCache
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.encoders.camera import CameraFeatures
-from fusion3d.encoders.pillars import spread_rows
+from fusion3d.encoders.clouds import spread_rows
 from fusion3d.errors import ConfigError
 from fusion3d.geometry.rays import pixel_rays
 from fusion3d.types import KEY_SWEEP, LIDAR_FIELDS, BEVGrid, Cameras, PointCloud

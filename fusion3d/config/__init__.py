@@ -8,7 +8,9 @@ from fusion3d.config.data import AugmentConfig, DataConfig, PasteConfig, PasteCo
 from fusion3d.config.load import check, differences, from_dict, load_config, override, to_dict
 from fusion3d.config.model import (
     CameraConfig,
+    DenseConfig,
     DetectionConfig,
+    DualConfig,
     FusionConfig,
     LidarConfig,
     PlanningConfig,
@@ -17,6 +19,8 @@ from fusion3d.config.model import (
     ResNetConfig,
     TemporalConfig,
     TrunkConfig,
+    VoxelConfig,
+    WindowConfig,
 )
 from fusion3d.config.schema import Config
 from fusion3d.config.train import EvaluationConfig, TrainConfig
@@ -26,7 +30,9 @@ __all__ = [
     "CameraConfig",
     "Config",
     "DataConfig",
+    "DenseConfig",
     "DetectionConfig",
+    "DualConfig",
     "EvaluationConfig",
     "FusionConfig",
     "LidarConfig",
@@ -40,6 +46,8 @@ __all__ = [
     "TemporalConfig",
     "TrainConfig",
     "TrunkConfig",
+    "VoxelConfig",
+    "WindowConfig",
     "check",
     "differences",
     "from_dict",

@@ -19,6 +19,8 @@ from fusion3d.config.ranges import (
     PartAmounts,
     Positive,
     Range,
+    Sides,
+    Widths4,
 )
 
 
@@ -55,21 +57,97 @@ class CameraConfig:
 
 
 @dataclass(frozen=True)
-class LidarConfig:
-    """LiDAR branch: dynamic pillars."""
+class VoxelConfig:
+    """The sparse 3-D network of ``lidar.encoder: voxels``."""
 
-    channels: Even = 64
-    """Channels of the LiDAR BEV map."""
-    pillar: Positive = 0.15
+    side: Positive = 0.075
+    """Side of a voxel on the ground [m]; the grid's resolution is 8 * 2^n times it, for any whole number n."""
+    height: Positive = 0.2
+    """Height of a voxel [m]; the grid is a whole number of voxels high, at least 24."""
+    channels: Widths4 = (16, 32, 64, 128)
+    """Channels at the four scales."""
+    blocks: Count = 2
+    """Residual blocks at each scale."""
+    backend: Literal["ours", "spconv", "spconv-triton"] = "ours"
+    """Who computes the sparse convolutions; the weights are the same."""
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """The attention network of ``lidar.encoder: windows``."""
+
+    pillar: Positive = 0.3
     """Side of a pillar [m]; the grid's resolution is 2^n times it."""
+    channels: Even = 128
+    """Channels of a pillar."""
+    heads: Count = 8
+    """Heads of attention, which share the channels."""
+    blocks: Count = 4
+    """Blocks of two layers each; every other block has its windows shifted by half."""
+    window: Sides = (30, 6)
+    """Long and short side of a window [pillars]: long in x in a block's first layer, in y in its second."""
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """The dense 2-D network behind voxels and windows."""
+
+    channels: Counts = (128, 256)
+    """Channels at each scale: the first is the grid's (or the voxels', where those are coarser), then half, ..."""
+    blocks: Counts = (5, 5)
+    """3x3 convolutions at each scale, besides the one that begins it."""
+
+
+@dataclass(frozen=True)
+class LidarConfig:
+    """LiDAR branch. Each encoder reads ``channels`` and what is said to be its own; the rest waits for the others."""
+
+    encoder: Literal["pillars", "voxels", "windows"] = "pillars"
+    """pillars: dynamic pillars and strided convolutions; voxels: sparse 3-D convolution (SECOND), then ``dense``;
+    windows: attention among the pillars of a window (DSVT), then ``dense``."""
+    channels: Even = 64
+    """Channels of the LiDAR BEV map; a multiple of the number of scales of ``dense`` where that is read."""
+    pillar: Positive = 0.15
+    """pillars: side of a pillar [m]; the grid's resolution is 2^n times it."""
+    voxels: VoxelConfig = field(default_factory=VoxelConfig)
+    """voxels: the sparse network."""
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    """windows: the attention network."""
+    dense: DenseConfig = field(default_factory=DenseConfig)
+    """voxels and windows: the network behind it."""
+
+
+@dataclass(frozen=True)
+class DualConfig:
+    """The two streams of ``radar.encoder: dual``."""
+
+    channels: Count = 64
+    """Channels of each stream."""
+    heads: Count = 4
+    """Heads of attention, which share the channels."""
+    blocks: Count = 3
+    """Blocks; the streams exchange what they know after each."""
 
 
 @dataclass(frozen=True)
 class RadarConfig:
-    """Radar branch: pillars with RCS, velocity, time and validity."""
+    """Radar branch: RCS, velocity, age and validity of the returns."""
 
+    encoder: Literal["pillars", "dual"] = "pillars"
+    """pillars: one cell for each return; dual: a point and an attention stream, and returns that cover more cells the
+    larger their RCS (RadarBEVNet)."""
     channels: Even = 64
-    """Channels of the radar BEV map."""
+    """Channels of the radar BEV map, those of ``velocity`` included."""
+    advance: bool = True
+    """Move returns by their velocity times their age, to where they should be now."""
+    velocity: bool = True
+    """Let three channels hold what was measured: mean velocity of the moving returns of a cell (x, y) [10 m/s], and how
+    far there are any, 0 to 1."""
+    footprint: Positive = 0.5
+    """Standard deviation [m] of the area that a return of 0 dBsm stands for, in ``velocity`` and in dual; 10 dBsm
+    more make it 10^(1/4) times as wide."""
+    dual: DualConfig = field(default_factory=DualConfig)
+    """dual: the two streams."""
 
 
 @dataclass(frozen=True)

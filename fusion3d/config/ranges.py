@@ -31,6 +31,8 @@ Positive = Annotated[float, Range("more than 0", lambda value: 0 < value < math.
 Fraction = Annotated[float, Range("0 to 1", lambda value: 0 <= value <= 1)]
 MultipleOf4 = Annotated[int, Range("a multiple of 4", lambda value: value > 0 and value % 4 == 0)]
 Counts = Annotated[tuple[int, ...], Range("one or more numbers, each at least 1", lambda v: len(v) > 0 and min(v) > 0)]
+Widths4 = Annotated[tuple[int, int, int, int], Range("four numbers, each at least 1", lambda v: min(v) > 0)]
+Sides = Annotated[tuple[int, int], Range("two numbers, each at least 1", lambda v: min(v) > 0)]
 Scales = Annotated[tuple[float, float], Range("0 < low <= high", lambda v: 0 < v[0] <= v[1] < math.inf)]
 Changes = Annotated[tuple[float, float], Range("-1 < low <= high", lambda v: -1 < v[0] <= v[1] < math.inf)]
 # By class, or by part of a box: those whose value is not the usual one.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion3d import ops
 from fusion3d.errors import ConfigError
-from fusion3d.types import BEVGrid, PointCloud
+from fusion3d.types import BEVGrid
 
 
 class PillarNet(nn.Module):
@@ -35,17 +35,26 @@ class PillarNet(nn.Module):
 
     def forward(self, xyz_P3: Tensor, features_PF: Tensor, sample_P: Tensor, num_samples: int) -> Tensor:
         """Points [P, 3] in ego [m] with features [P, F] and sample [P] to a map [B, C, Y, X]; empty cells are 0."""
+        return self.map_of(*self.pillars(xyz_P3, features_PF, sample_P, num_samples), num_samples)
+
+    def pillars(self, xyz_P3: Tensor, features_PF: Tensor, sample_P: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+        """The pillars alone: [Q, C] and flat cell [Q] int64, (sample * Y + iy) * X + ix, ascending."""
         rows, cols = self.grid.shape
-        num_cells = num_samples * rows * cols
         cell_P, inside_P = self.grid.cell_of(xyz_P3)
-        plan = ops.segment_plan(torch.where(inside_P, cell_P + sample_P * (rows * cols), -1), num_cells)
+        key_P = torch.where(inside_P, cell_P + sample_P * (rows * cols), -1)
+        plan = ops.segment_plan(key_P, num_samples * rows * cols)
         # Points of one pillar side by side, and those outside left out: then what is read is near, and NaN cannot harm.
         order_P, plan = plan.order, plan.sorted()
         with torch.autocast(xyz_P3.device.type, enabled=False):
             described_PF = self.describe(xyz_P3[order_P], features_PF[order_P], plan)
         values_PC = self.net(described_PF).float()
-        pillars_QC = torch.cat([ops.segment_reduce(values_PC, plan, how) for how in ("max", "mean")], dim=1)
-        map_NC = values_PC.new_zeros(num_cells, pillars_QC.shape[1]).index_copy(0, plan.key, pillars_QC)
+        return torch.cat([ops.segment_reduce(values_PC, plan, how) for how in ("max", "mean")], dim=1), plan.key
+
+    def map_of(self, pillars_QC: Tensor, cell_Q: Tensor, num_samples: int) -> Tensor:
+        """[B, C, Y, X] with the pillars in their cells, 0 elsewhere."""
+        rows, cols = self.grid.shape
+        map_NC = pillars_QC.new_zeros(num_samples * rows * cols, pillars_QC.shape[1])
+        map_NC = map_NC.index_copy(0, cell_Q, pillars_QC)
         return map_NC.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
 
     def describe(self, xyz_P3: Tensor, features_PF: Tensor, plan: ops.SegmentPlan) -> Tensor:
@@ -58,17 +67,3 @@ class PillarNet(nn.Module):
         low = xyz_P3.new_tensor([grid.x[0], grid.y[0]])
         steps_P2 = (xyz_P3[:, :2] - low) / grid.resolution
         return torch.cat([features_PF, xyz_P3 / 10, offset_P3, steps_P2 - steps_P2.floor() - 0.5], dim=1)
-
-
-def rows_of(cloud: PointCloud) -> tuple[Tensor, Tensor]:
-    """Samples that have the sensor, counted anew: [B] int64 row in the batch of each, and [P] its number per point."""
-    rows = cloud.present.nonzero()[:, 0]
-    return rows, (cloud.present.cumsum(0) - 1)[cloud.batch_index]
-
-
-def spread_rows(map_BCYX: Tensor, rows: Tensor, size: int) -> Tensor:
-    """Maps of the samples ``rows`` put back in a batch of ``size``; the other samples' maps are zero."""
-    if map_BCYX.shape[0] == size:
-        return map_BCYX
-    full = map_BCYX.new_zeros(size, *map_BCYX.shape[1:]).contiguous(memory_format=torch.channels_last)
-    return full.index_copy(0, rows, map_BCYX)

@@ -8,9 +8,9 @@ import torch
 from fusion3d import ops
 from fusion3d.config import LidarConfig, RadarConfig
 from fusion3d.encoders import radar as radar_encoder
-from fusion3d.encoders.lidar import LidarEncoder
+from fusion3d.encoders.lidar import make_lidar
 from fusion3d.encoders.pillars import PillarNet
-from fusion3d.encoders.radar import RadarEncoder
+from fusion3d.encoders.radar import make_radar
 from fusion3d.errors import ConfigError
 from fusion3d.types import RADAR_FIELDS, BEVGrid, PointCloud
 
@@ -109,7 +109,7 @@ def test_gradient_through_the_network_is_that_of_each_cell_by_itself():
 
 def test_order_of_points_does_not_matter():
     torch.manual_seed(0)
-    encoder = LidarEncoder(LidarConfig(channels=8, pillar=0.5), GRID).eval()
+    encoder = make_lidar(LidarConfig(channels=8, pillar=0.5), GRID).eval()
     points = torch.rand(500, 5) * torch.tensor([16.0, 8.0, 2.0, 1.0, 0.5]) - torch.tensor([8.0, 4.0, 1.0, 0.0, 0.0])
     shuffled = points[torch.randperm(500)]
     a, b = (encoder(cloud(p, [0] * 500, [True])) for p in (points, shuffled))
@@ -118,12 +118,12 @@ def test_order_of_points_does_not_matter():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_clouds_of_no_or_one_point_train(count):
-    lidar = LidarEncoder(LidarConfig(channels=8, pillar=0.5), GRID)
+    lidar = make_lidar(LidarConfig(channels=8, pillar=0.5), GRID)
     result = lidar(cloud(torch.full((count, 5), 0.3), [0] * count, [True]))
     assert result.shape == (1, 8, 8, 16) and result.isfinite().all()
     result.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in lidar.parameters())
-    radar = RadarEncoder(RadarConfig(channels=8), GRID)
+    radar = make_radar(RadarConfig(channels=8), GRID)
     result = radar(cloud(torch.full((count, len(RADAR_FIELDS)), 0.3), [0] * count, [True]))
     result.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in radar.parameters())
@@ -131,7 +131,7 @@ def test_clouds_of_no_or_one_point_train(count):
 
 def test_absent_samples_do_not_touch_the_others_even_in_training():
     torch.manual_seed(0)
-    encoder = LidarEncoder(LidarConfig(channels=8, pillar=0.5), GRID).train()
+    encoder = make_lidar(LidarConfig(channels=8, pillar=0.5), GRID).train()
     points = torch.rand(100, 5) * 3
     alone = encoder(cloud(points, [0] * 100, [True]))
     among = encoder(cloud(points, [1] * 100, [False, True, False]))
@@ -142,7 +142,7 @@ def test_absent_samples_do_not_touch_the_others_even_in_training():
 
 def test_pillars_that_do_not_divide_the_grid():
     with pytest.raises(ConfigError, match="power of two"):
-        LidarEncoder(LidarConfig(pillar=0.3), GRID)
+        make_lidar(LidarConfig(pillar=0.3), GRID)
     with pytest.raises(ConfigError, match="an even number, found 7"):
         PillarNet(GRID, 1, 7)
 
