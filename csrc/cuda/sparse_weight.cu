@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "fusion3d/sparse_conv.h"
-#include "numbers.cuh"
+#include "rows.cuh"
 
 namespace fusion3d {
 namespace {
@@ -208,8 +208,6 @@ __global__ void add_parts(SparseWeightGrad args, const typename Compute<T>::Real
   }
 }
 
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 dim3 grid_of(const SparseWeightGrad& args, int64_t parts, int64_t tile) {
   const int64_t tiles = (args.out_channels + tile - 1) / tile * ((args.in_channels + tile - 1) / tile);
   return dim3(unsigned(parts), unsigned(std::min<int64_t>(args.taps, kMostTaps)), unsigned(tiles));
@@ -223,8 +221,7 @@ cudaError_t add(const SparseWeightGrad& args, void* scratch, cudaStream_t stream
   Real* partial = static_cast<Real*>(scratch);
   bool done = false;
   if constexpr (sizeof(T) == 2) {
-    if (args.in_channels % kPack == 0 && args.out_channels % kPack == 0 && is_aligned(args.in) &&
-        is_aligned(args.grad)) {
+    if (in_packs<kPack, T>(args.in_channels, {args.in}) && in_packs<kPack, T>(args.out_channels, {args.grad})) {
       if (std::max(args.in_channels, args.out_channels) <= 32)
         add_mma<T, 32><<<grid_of(args, parts, 32), kThreads, 0, stream>>>(args, partial);
       else
