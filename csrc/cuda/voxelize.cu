@@ -123,7 +123,7 @@ __global__ void place_samples(Voxelize args, const int32_t* met, int32_t* offset
   }
   if (threadIdx.x == 0) {
     offset[args.samples] = before;
-    args.num_voxels[0] = before;
+    args.num_voxels[0] = int32_t(min(int64_t(before), args.capacity));
   }
 }
 
@@ -136,10 +136,10 @@ __global__ void number_voxels(Voxelize args, Workspace<SortKey> w) {
     bool keep = false;
     if (head) {
       const int64_t sample = int64_t(w.sorted[i] / cells);
-      const int64_t met = w.met[w.order[i]] - w.met[bound_of(args, sample)];
-      keep = met < args.max_voxels;
+      const int64_t met = w.met[w.order[i]] - w.met[bound_of(args, sample)], number = w.offset[sample] + met;
+      keep = met < args.max_voxels && number < args.capacity;  // samples of a wrong batch pointer may overlap
       w.start[w.segment[i] - 1] = int32_t(i);
-      w.number[w.segment[i] - 1] = keep ? int32_t(w.offset[sample] + met) : -1;
+      w.number[w.segment[i] - 1] = keep ? int32_t(number) : -1;
     }
     if (args.by_key) w.kept[i] = keep;
   }
