@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 3) pool_parts(BevPoolForward args) {
 }
 
 __global__ void __launch_bounds__(kThreads) find_pixels(BevPoolPixel args) {
-  for (int64_t s = blockIdx.x * int64_t(kThreads) + threadIdx.x; s < args.samples; s += int64_t(gridDim.x) * kThreads)
+  for (int64_t s = first_thread(); s < args.samples; s += all_threads())
     args.pixel[s] = pixel_of(args, args.sample[s]);
 }
 

@@ -163,8 +163,7 @@ __global__ void __launch_bounds__(kThreads) unpool_pixels(BevPoolBackward args) 
             dot += value[k] * grad;
           }
         }
-#pragma unroll
-        for (int step = kWarp / 2; step > 0; step /= 2) dot += __shfl_xor_sync(kAll, dot, step);
+        dot = group_sum(dot, kWarp);
         if (lane == 0) dots[d] += dot;
       }
 #pragma unroll

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kDeformWarps* kWarp)
         for (int s = first + lane; s < first + kDeformSlots && s < count; s += lanes) {
           int l;
           const DeformPoint<Real> point = locate<Real>(in, q, h, s, &l);
-          const Real logit = load_any(in.logit_dtype, in.logits, row * count + s, Real());
+          const Real logit = load_any<Real>(in.logit_dtype, in.logits, row * count + s);
           slots[s - first] = slot_of(in.levels[l], point, exponential(logit - largest) / total);
         }
         __syncwarp();

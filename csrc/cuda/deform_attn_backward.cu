@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kDeformWarps* kWarp) own_points(
         const DeformPoint<Real> point = locate<Real>(in, q, h, first + s, &l);
         const DeformLevel& level = in.levels[l];
         const int64_t i = row * count + first + s;
-        const Real a = exponential(load_any(in.logit_dtype, in.logits, i, Real()) - largest) / total;
+        const Real a = exponential(load_any<Real>(in.logit_dtype, in.logits, i) - largest) / total;
         const bool left = point.x0 >= 0, right = point.x0 + 1 < level.cols;
         const bool top = point.y0 >= 0, bottom = point.y0 + 1 < level.rows, reads = point.inside && map >= 0;
         const Real dot0 = reads && left && top ? slots[s].weight[0] : Real(0);
@@ -164,7 +164,7 @@ __global__ void own_references(const __grid_constant__ DeformAttnBackward args, 
 
 // ptr[i] = how many points are in cells before i; cells may be many more than points, or all points in one.
 __global__ void find_cells(const uint32_t* __restrict__ key, int64_t points, int64_t cells, int32_t* __restrict__ ptr) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i <= cells; i += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t i = first_thread(); i <= cells; i += all_threads()) {
     int64_t low = 0, high = points;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
@@ -179,7 +179,7 @@ __global__ void find_cells(const uint32_t* __restrict__ key, int64_t points, int
 
 template <typename Real>
 __global__ void lay_out(const Scratch<Real> scratch, int64_t points, int count) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < points; i += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t i = first_thread(); i < points; i += all_threads()) {
     const uint32_t id = scratch.sorted_id[i];
     const Note<Real> note = scratch.note[id];
     scratch.sorted[i] = {note.attention, note.fx, note.fy, int32_t(id / uint32_t(count))};
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kThreads) own_pixels(
       __syncwarp();
 #pragma unroll
       for (int n = 0; n < N; ++n)
-        for (int step = kWarp / 2; step >= lanes; step /= 2) sum[n] += __shfl_xor_sync(0xffffffffu, sum[n], step);
+        for (int step = kWarp / 2; step >= lanes; step /= 2) sum[n] += __shfl_xor_sync(kAll, sum[n], step);
       if (group == 0 && c < packs) {
         Pack<T, N> result;
 #pragma unroll

@@ -19,43 +19,8 @@ struct alignas(16) DeformSlot {
   int32_t pixel[4];
 };
 
-__device__ inline double load_any(Dtype dtype, const void* array, int64_t i, double) {
-  switch (dtype) {  // the same for every thread
-    case Dtype::kFloat16: return widen(static_cast<const __half*>(array)[i]);
-    case Dtype::kBFloat16: return widen(static_cast<const __nv_bfloat16*>(array)[i]);
-    case Dtype::kFloat32: return static_cast<const float*>(array)[i];
-    case Dtype::kFloat64: return static_cast<const double*>(array)[i];
-  }
-  return 0;
-}
-__device__ inline float load_any(Dtype dtype, const void* array, int64_t i, float) {
-  switch (dtype) {
-    case Dtype::kFloat16: return widen(static_cast<const __half*>(array)[i]);
-    case Dtype::kBFloat16: return widen(static_cast<const __nv_bfloat16*>(array)[i]);
-    case Dtype::kFloat32: return static_cast<const float*>(array)[i];
-    case Dtype::kFloat64: return float(static_cast<const double*>(array)[i]);
-  }
-  return 0;
-}
-
-template <typename Real>
-__device__ void store_any(Dtype dtype, void* array, int64_t i, Real value) {
-  switch (dtype) {
-    case Dtype::kFloat16: static_cast<__half*>(array)[i] = narrow<__half>(float(value)); break;
-    case Dtype::kBFloat16: static_cast<__nv_bfloat16*>(array)[i] = narrow<__nv_bfloat16>(float(value)); break;
-    case Dtype::kFloat32: static_cast<float*>(array)[i] = float(value); break;
-    case Dtype::kFloat64: static_cast<double*>(array)[i] = double(value); break;
-  }
-}
-
 __device__ inline float exponential(float x) { return __expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
-
-template <typename Real>
-__device__ Real group_sum(Real v, int lanes) {
-  for (int step = lanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
-  return v;
-}
 
 // Softmax of row `row` (query * heads + head), for a whole group: the largest logit, and the sum of exponentials.
 template <typename Real>
@@ -63,15 +28,15 @@ __device__ void group_softmax(const DeformAttn& in, int64_t row, int lane, int l
   const int count = int(in.num_levels * in.points);
   Real high = -Real(INFINITY), sum = 0;
   for (int s = lane; s < count; s += lanes) {
-    const Real logit = load_any(in.logit_dtype, in.logits, row * count + s, Real());
+    const Real logit = load_any<Real>(in.logit_dtype, in.logits, row * count + s);
     high = logit > high ? logit : high;
   }
   for (int step = lanes / 2; step > 0; step /= 2) {
-    const Real other = __shfl_xor_sync(0xffffffffu, high, step);
+    const Real other = __shfl_xor_sync(kAll, high, step);
     high = other > high ? other : high;
   }
   for (int s = lane; s < count; s += lanes)
-    sum += exponential(load_any(in.logit_dtype, in.logits, row * count + s, Real()) - high);
+    sum += exponential(load_any<Real>(in.logit_dtype, in.logits, row * count + s) - high);
   *largest = high;
   *total = group_sum(sum, lanes);
 }
@@ -84,10 +49,10 @@ __device__ DeformPoint<Real> locate(const DeformAttn& in, int64_t q, int64_t h, 
   const DeformLevel& level = in.levels[*l];
   const int64_t from = 2 * deform_reference(in, q, *l, p);
   const int64_t to = 2 * (((q * in.heads + h) * in.num_levels + *l) * in.points + p);
-  const Real x = load_any(in.reference_dtype, in.reference, from, Real()) * Real(level.cols) - Real(0.5) +
-                 load_any(in.offset_dtype, in.offsets, to, Real());
-  const Real y = load_any(in.reference_dtype, in.reference, from + 1, Real()) * Real(level.rows) - Real(0.5) +
-                 load_any(in.offset_dtype, in.offsets, to + 1, Real());
+  const Real x = load_any<Real>(in.reference_dtype, in.reference, from) * Real(level.cols) - Real(0.5) +
+                 load_any<Real>(in.offset_dtype, in.offsets, to);
+  const Real y = load_any<Real>(in.reference_dtype, in.reference, from + 1) * Real(level.rows) - Real(0.5) +
+                 load_any<Real>(in.offset_dtype, in.offsets, to + 1);
   return deform_point(level, x, y);
 }
 

@@ -20,7 +20,6 @@ constexpr int kOrderThreads = kWarp * kOrderParts;
 constexpr int kClashThreads = 128;
 constexpr int kChooseThreads = 512;  // 4 boxes of a tile for each warp
 constexpr int kListThreads = 1024;
-constexpr unsigned kAll = 0xffffffffu;
 
 // Scratch memory, by place: boxes ordered by label, then by score. `chosen` is by score among all.
 struct Work {
@@ -64,13 +63,13 @@ __global__ void __launch_bounds__(kOrderThreads) order_boxes(const __grid_consta
   const int lane = threadIdx.x % kWarp, part = threadIdx.x / kWarp;
   const int64_t i = blockIdx.x * int64_t(kWarp) + lane;
   const bool real = i < args.count;
-  const uint64_t key = real ? nms_key(load_real(args.scores, args.score_dtype, i)) : 0;
+  const uint64_t key = real ? nms_key(load_any<double>(args.score_dtype, args.scores, i)) : 0;
   const int64_t label = real ? label_of(args, i) : 0;
   int32_t rank = 0, place = 0;
   for (int64_t first = 0; first < args.count; first += kOrderThreads) {
     const int64_t own = first + threadIdx.x;
     if (own < args.count) {
-      keys[threadIdx.x] = nms_key(load_real(args.scores, args.score_dtype, own));
+      keys[threadIdx.x] = nms_key(load_any<double>(args.score_dtype, args.scores, own));
       labels[threadIdx.x] = label_of(args, own);
     }
     __syncthreads();
@@ -94,7 +93,8 @@ __global__ void __launch_bounds__(kOrderThreads) order_boxes(const __grid_consta
   const double limit = nms_threshold(args, args.labels[i]);
   Rectangle box;
   if (args.metric == NmsMetric::kCircle) {
-    box = {load_real(args.boxes, args.dtype, 5 * i), load_real(args.boxes, args.dtype, 5 * i + 1), 0, 0, 1, 0};
+    box.x = load_any<double>(args.dtype, args.boxes, 5 * i), box.y = load_any<double>(args.dtype, args.boxes, 5 * i + 1);
+    box.half_length = box.half_width = box.sin = 0, box.cos = 1;
     if (!(is_finite(box.x) && is_finite(box.y))) box.x = NAN;
   } else {
     box = load_rectangle(args.boxes, args.dtype, i, args.metric == NmsMetric::kAxis);

@@ -10,8 +10,6 @@
 
 namespace fusion3d {
 
-constexpr unsigned kAll = 0xffffffffu;  // lanes of a warp
-
 // How a warp lays out over rows of `packs` packs: lane = slot * width + pack, for packs [first, first + width).
 struct Lanes {
   int slots, width, slot, pack;

@@ -18,7 +18,7 @@ __global__ void sum_segments(SegmentReduce args, int lanes) {
   Pack<T, N>* __restrict__ out = static_cast<Pack<T, N>*>(args.out);
   const int lane = threadIdx.x % kWarp, group = lane / lanes, groups = kWarp / lanes;
   const int64_t packs = args.channels / N, warps = int64_t(gridDim.x) * (blockDim.x / kWarp);
-  for (int64_t i = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) / kWarp; i < args.segments; i += warps) {
+  for (int64_t i = first_thread() / kWarp; i < args.segments; i += warps) {
     const int32_t begin = args.ptr[i], end = args.ptr[i + 1];
     for (int64_t first = 0; first < packs; first += lanes) {  // the same turns for the whole warp
       const int64_t pack = first + lane % lanes;
@@ -50,7 +50,7 @@ __global__ void max_segments(SegmentReduce args, int lanes) {
   Pack<int32_t, N>* __restrict__ arg = reinterpret_cast<Pack<int32_t, N>*>(args.arg);
   const int lane = threadIdx.x % kWarp, group = lane / lanes, groups = kWarp / lanes;
   const int64_t packs = args.channels / N, warps = int64_t(gridDim.x) * (blockDim.x / kWarp);
-  for (int64_t i = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) / kWarp; i < args.segments; i += warps) {
+  for (int64_t i = first_thread() / kWarp; i < args.segments; i += warps) {
     const int32_t begin = args.ptr[i], end = args.ptr[i + 1];
     for (int64_t first = 0; first < packs; first += lanes) {
       const int64_t pack = first + lane % lanes;
@@ -96,7 +96,7 @@ __global__ void spread_rows(SegmentReduceBackward args) {
   const Pack<int32_t, N>* __restrict__ arg = reinterpret_cast<const Pack<int32_t, N>*>(args.arg);
   Pack<T, N>* __restrict__ grad_values = static_cast<Pack<T, N>*>(args.grad_values);
   const int64_t packs = args.channels / N, total = args.rows * packs;
-  for (int64_t t = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; t < total; t += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t t = first_thread(); t < total; t += all_threads()) {
     const int64_t row = t / packs, pack = t % packs, i = args.segment[row];
     Pack<T, N> grad;
     if (i < 0) {

@@ -28,7 +28,7 @@ __device__ unsigned load_neighbours(
     for (int k = 0; k < count; ++k) {
       const int32_t n = m < args.num_out ? args.table[(tap + k) * args.num_out + m] : -1;
       neighbour[k][thread] = n;
-      own |= unsigned(__any_sync(0xffffffffu, n >= 0)) << k;
+      own |= unsigned(__any_sync(kAll, n >= 0)) << k;
     }
     if (thread % kWarp == 0) warps[thread / kWarp] = own;
   }

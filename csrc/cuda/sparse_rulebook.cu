@@ -89,8 +89,7 @@ __global__ void mark(SparseRulebook args, VoxelIndex index) {
     const uint64_t bit = kWords ? bit_of(cell) : bit_of(cell >> 6);
     if (!(*at & bit)) atomicOr(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(bit));
   };
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t n = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; n < args.num_in; n += step) {
+  for (int64_t n = first_thread(); n < args.num_in; n += all_threads()) {
     const int4 at = load_coords(args, n);
     if (!is_in_grid(g, at)) continue;
     if (kSubmanifold) {
@@ -102,8 +101,7 @@ __global__ void mark(SparseRulebook args, VoxelIndex index) {
 }
 
 __global__ void rank_rows(SparseRulebook args, VoxelIndex index, int32_t* row) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t n = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; n < args.num_in; n += step) {
+  for (int64_t n = first_thread(); n < args.num_in; n += all_threads()) {
     const int4 at = load_coords(args, n);
     if (!is_in_grid(args.geometry, at)) continue;
     atomicMin(row + find_voxel(index, cell_at(args.geometry.in_shape, at.x, at.y, at.z, at.w)), int32_t(n));
@@ -112,8 +110,7 @@ __global__ void rank_rows(SparseRulebook args, VoxelIndex index, int32_t* row) {
 
 __global__ void search_rows(SparseRulebook args, VoxelIndex index, const int32_t* __restrict__ row) {
   const SparseGeometry& g = args.geometry;
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t m = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; m < args.num_out; m += step) {
+  for (int64_t m = first_thread(); m < args.num_out; m += all_threads()) {
     const int4 at = load_coords(args, m);
     const bool valid = is_in_grid(g, at);
     for (int32_t line = blockIdx.y; line < g.kernel[0] * g.kernel[1]; line += gridDim.y) {
@@ -139,8 +136,7 @@ __global__ void search_rows(SparseRulebook args, VoxelIndex index, const int32_t
 __global__ void link_rows(SparseRulebook args, VoxelIndex index) {
   const SparseGeometry& g = args.geometry;
   int4* out_coords = reinterpret_cast<int4*>(args.out_coords);
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t n = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; n < args.num_in; n += step) {
+  for (int64_t n = first_thread(); n < args.num_in; n += all_threads()) {
     const int4 at = load_coords(args, n);
     if (!is_in_grid(g, at)) continue;
     for (int32_t line = blockIdx.y; line < g.kernel[0] * g.kernel[1]; line += gridDim.y) {

@@ -63,9 +63,6 @@ cudaError_t lay_out(const Voxelize& args, void* scratch, Workspace<SortKey>& w) 
   return cudaSuccess;
 }
 
-__device__ int64_t first_thread() { return blockIdx.x * int64_t(blockDim.x) + threadIdx.x; }
-__device__ int64_t all_threads() { return int64_t(gridDim.x) * blockDim.x; }
-
 template <typename T, typename SortKey>
 __global__ void make_keys(Voxelize args, Workspace<SortKey> w) {
   const T* __restrict__ points = static_cast<const T*>(args.points);

@@ -149,16 +149,9 @@ template <typename Real>
 __device__ inline Real warp_max(Real v) {
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) {
-    const Real other = __shfl_xor_sync(0xffffffffu, v, step);
+    const Real other = __shfl_xor_sync(kAll, v, step);
     v = other > v ? other : v;
   }
-  return v;
-}
-
-template <typename Real>
-__device__ inline Real warp_sum(Real v) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
 
