@@ -5,6 +5,7 @@
 #include <cub/device/device_radix_sort.cuh>
 
 #include "deform_points.cuh"
+#include "scratch.cuh"
 
 namespace fusion3d {
 namespace {
@@ -31,7 +32,8 @@ struct Scratch {
   Real* moved;                                  // [points, 2] gradient of the location in pixels
   int32_t* ptr;                                 // [cells + 1]
   void* sort;
-  size_t sort_bytes;
+  size_t sort_bytes, bytes;
+  int key_bits;
 };
 
 // One query and head for each group of lanes; the layout of `attend`.
@@ -164,17 +166,8 @@ __global__ void own_references(const __grid_constant__ DeformAttnBackward args, 
 
 // ptr[i] = how many points are in cells before i; cells may be many more than points, or all points in one.
 __global__ void find_cells(const uint32_t* __restrict__ key, int64_t points, int64_t cells, int32_t* __restrict__ ptr) {
-  for (int64_t i = first_thread(); i <= cells; i += all_threads()) {
-    int64_t low = 0, high = points;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (key[middle] < i)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    ptr[i] = int32_t(low);
-  }
+  for (int64_t i = first_thread(); i <= cells; i += all_threads())
+    ptr[i] = int32_t(lower_bound(key, points, uint32_t(i)));
 }
 
 template <typename Real>
@@ -236,32 +229,27 @@ __global__ void __launch_bounds__(kThreads) own_pixels(
   }
 }
 
-// Where each array of the scratch memory stands; returns the bytes of all.
+// Where each array of the scratch memory lies. All pointers are null while the size is looked for.
 template <typename Real>
-size_t divide(const DeformAttnBackward& args, char* base, Scratch<Real>* out, int bits) {
-  const DeformAttn& in = args.in;
-  const int64_t points = in.queries * in.heads * in.num_levels * in.points;
-  const int64_t cells = in.maps * in.heads * deform_cells(in);
-  size_t used = 0;
-  const auto take = [&](size_t bytes) {
-    char* const place = base + used;
-    used += (bytes + 255) / 256 * 256;
-    return static_cast<void*>(place);
-  };
-  out->key = static_cast<uint32_t*>(take(points * 4));
-  out->sorted_key = static_cast<uint32_t*>(take(points * 4));
-  out->id = static_cast<uint32_t*>(take(points * 4));
-  out->sorted_id = static_cast<uint32_t*>(take(points * 4));
-  out->note = static_cast<Note<Real>*>(take(points * sizeof(Note<Real>)));
-  out->sorted = static_cast<SortedPoint<Real>*>(take(points * sizeof(SortedPoint<Real>)));
-  out->ptr = static_cast<int32_t*>(take((cells + 1) * 4));
-  const bool same = in.offset_dtype == (sizeof(Real) == 8 ? Dtype::kFloat64 : Dtype::kFloat32);
-  out->moved = static_cast<Real*>(same ? args.grad_offsets : take(points * 2 * sizeof(Real)));
-  out->sort_bytes = 0;
-  cub::DeviceRadixSort::SortPairs(
-      nullptr, out->sort_bytes, out->key, out->sorted_key, out->id, out->sorted_id, int(points), 0, bits);
-  out->sort = take(out->sort_bytes);
-  return used;
+cudaError_t divide(const DeformAttnBackward& args, int64_t points, int64_t cells, void* memory, Scratch<Real>& scratch) {
+  Arena arena(memory);
+  scratch.key = arena.take<uint32_t>(points);
+  scratch.sorted_key = arena.take<uint32_t>(points);
+  scratch.id = arena.take<uint32_t>(points);
+  scratch.sorted_id = arena.take<uint32_t>(points);
+  scratch.note = arena.take<Note<Real>>(points);
+  scratch.sorted = arena.take<SortedPoint<Real>>(points);
+  scratch.ptr = arena.take<int32_t>(cells + 1);
+  const bool same = args.in.offset_dtype == (sizeof(Real) == 8 ? Dtype::kFloat64 : Dtype::kFloat32);
+  scratch.moved = same ? static_cast<Real*>(args.grad_offsets) : arena.take<Real>(points * 2);
+  scratch.key_bits = key_bits(uint64_t(cells));  // the last key, of points in no cell, is the number of cells
+  scratch.sort_bytes = 0;
+  const cudaError_t error = cub::DeviceRadixSort::SortPairs(
+      nullptr, scratch.sort_bytes, scratch.key, scratch.sorted_key, scratch.id, scratch.sorted_id, int(points), 0,
+      scratch.key_bits);
+  scratch.sort = arena.take<unsigned char>(int64_t(scratch.sort_bytes));
+  scratch.bytes = arena.bytes();
+  return error;
 }
 
 template <typename T, int N>
@@ -270,14 +258,10 @@ cudaError_t launch(const DeformAttnBackward& args, void* memory, size_t* bytes, 
   const DeformAttn& in = args.in;
   const int64_t points = in.queries * in.heads * in.num_levels * in.points;
   const int64_t cells = deform_cells(in), all_cells = in.maps * in.heads * cells;
-  int bits = 1;
-  while (all_cells >> bits > 0) ++bits;  // the last key is all_cells itself
   Scratch<Real> scratch;
-  const size_t needed = divide(args, static_cast<char*>(memory), &scratch, bits);
-  if (memory == nullptr) {
-    *bytes = needed;
-    return cudaSuccess;
-  }
+  const cudaError_t error = divide(args, points, all_cells, memory, scratch);
+  *bytes = scratch.bytes;
+  if (error != cudaSuccess || memory == nullptr) return error;
   const int lanes = deform_lanes(in.channels, N), groups = kWarp / lanes;
   if (points > 0) {
     const size_t shared = size_t(kDeformWarps) * groups * kDeformSlots * sizeof(DeformSlot<Real>);
@@ -292,7 +276,7 @@ cudaError_t launch(const DeformAttnBackward& args, void* memory, size_t* bytes, 
         <<<unsigned(blocks_for(in.queries, kThreads / kWarp)), kThreads, 0, stream>>>(args, scratch.moved);
     const cudaError_t error = cub::DeviceRadixSort::SortPairs(
         scratch.sort, scratch.sort_bytes, scratch.key, scratch.sorted_key, scratch.id, scratch.sorted_id, int(points), 0,
-        bits, stream);
+        scratch.key_bits, stream);
     if (error != cudaSuccess) return error;
     lay_out<Real><<<unsigned(blocks_for(points, kThreads)), kThreads, 0, stream>>>(
         scratch, points, int(in.num_levels * in.points));

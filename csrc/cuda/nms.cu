@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "rectangles.cuh"
+#include "scratch.cuh"
 
 namespace fusion3d {
 namespace {
@@ -23,7 +24,7 @@ constexpr int kListThreads = 1024;
 
 // Scratch memory, by place: boxes ordered by label, then by score. `chosen` is by score among all.
 struct Work {
-  int64_t count, words;
+  int64_t count, words, bytes;
   Rectangle* box;
   double* radius;
   double* limit;   // NaN: no box
@@ -35,18 +36,19 @@ struct Work {
 };
 
 Work work_of(void* scratch, int64_t count) {
+  Arena arena(scratch);
   Work work;
   work.count = count;
   work.words = (count + kTile - 1) / kTile;
-  char* at = static_cast<char*>(scratch);
-  work.box = reinterpret_cast<Rectangle*>(at), at += count * sizeof(Rectangle);
-  work.radius = reinterpret_cast<double*>(at), at += count * sizeof(double);
-  work.limit = reinterpret_cast<double*>(at), at += count * sizeof(double);
-  work.label = reinterpret_cast<int64_t*>(at), at += count * sizeof(int64_t);
-  work.clash = reinterpret_cast<Bits*>(at), at += count * work.words * sizeof(Bits);
-  work.source = reinterpret_cast<int32_t*>(at), at += count * sizeof(int32_t);
-  work.rank = reinterpret_cast<int32_t*>(at), at += count * sizeof(int32_t);
-  work.chosen = reinterpret_cast<int32_t*>(at);
+  work.box = arena.take<Rectangle>(count);
+  work.radius = arena.take<double>(count);
+  work.limit = arena.take<double>(count);
+  work.label = arena.take<int64_t>(count);
+  work.clash = arena.take<Bits>(count * work.words);
+  work.source = arena.take<int32_t>(count);
+  work.rank = arena.take<int32_t>(count);
+  work.chosen = arena.take<int32_t>(count);
+  work.bytes = int64_t(arena.bytes());
   return work;
 }
 
@@ -240,10 +242,7 @@ __global__ void __launch_bounds__(kListThreads) list_kept(Nms args, Work work) {
 
 }  // namespace
 
-int64_t nms_cuda_bytes(int64_t count) {
-  const int64_t words = (count + kTile - 1) / kTile;
-  return count * int64_t(sizeof(Rectangle) + 3 * sizeof(double) + 3 * sizeof(int32_t) + words * sizeof(Bits));
-}
+int64_t nms_cuda_bytes(int64_t count) { return work_of(nullptr, count).bytes; }
 
 int nms_cuda(const Nms& args, void* scratch, cudaStream_t stream) {
   const Work work = work_of(scratch, args.count);

@@ -69,20 +69,6 @@ __global__ void mark_heads(const SortKey* sorted, int64_t rows, SortKey none, in
     number[i] = sorted[i] != none && (i == 0 || sorted[i] != sorted[i - 1]);
 }
 
-// How many sorted rows have a key below this one.
-template <typename SortKey>
-__device__ int64_t lower_bound(const SortKey* sorted, int64_t rows, SortKey key) {
-  int64_t low = 0, high = rows;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (sorted[middle] < key)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 template <typename SortKey>
 __global__ void count(const SortKey* sorted, int64_t rows, SortKey none, const int32_t* number, int32_t* counts) {
   counts[0] = int32_t(lower_bound(sorted, rows, none));

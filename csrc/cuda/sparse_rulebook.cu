@@ -8,6 +8,7 @@
 #include <cub/device/device_scan.cuh>
 
 #include "numbers.cuh"
+#include "scratch.cuh"
 
 namespace fusion3d {
 namespace {
@@ -40,20 +41,16 @@ Index lay_out(const SparseRulebook& args, void* scratch, bool submanifold) {
   Index index = {};
   index.tops = num_tops(cells);
   index.words = std::min(num_words(cells), args.num_in * (submanifold ? 1 : most_outputs(g)));
-  char* base = static_cast<char*>(scratch);
-  const auto take = [&](int64_t bytes) {
-    char* at = base + index.bytes;
-    index.bytes += (bytes + 255) / 256 * 256;
-    return at;
-  };
-  index.view.top = reinterpret_cast<uint64_t*>(take(8 * (index.tops + 1)));
-  index.view.words = reinterpret_cast<uint64_t*>(take(8 * (index.words + 1)));
-  index.view.top_rank = reinterpret_cast<int32_t*>(take(4 * (index.tops + 1)));
-  index.view.word_rank = reinterpret_cast<int32_t*>(take(4 * (index.words + 1)));
-  if (submanifold) index.row = reinterpret_cast<int32_t*>(take(4 * args.num_in));
+  Arena arena(scratch);
+  index.view.top = arena.take<uint64_t>(index.tops + 1);
+  index.view.words = arena.take<uint64_t>(index.words + 1);
+  index.view.top_rank = arena.take<int32_t>(index.tops + 1);
+  index.view.word_rank = arena.take<int32_t>(index.words + 1);
+  if (submanifold) index.row = arena.take<int32_t>(args.num_in);
   const int64_t most = std::max(index.tops, index.words) + 1;
   sum_ranks(index.view.words, index.view.word_rank, most, nullptr, index.sums_bytes, nullptr);
-  index.sums = take(int64_t(index.sums_bytes));
+  index.sums = arena.take<unsigned char>(int64_t(index.sums_bytes));
+  index.bytes = int64_t(arena.bytes());
   return index;
 }
 
