@@ -4,7 +4,7 @@
 #pragma once
 
 #include "fusion3d/deform_attn.h"
-#include "numbers.cuh"
+#include "rows.cuh"
 
 namespace fusion3d {
 
@@ -74,16 +74,82 @@ __device__ DeformSlot<Real> slot_of(const DeformLevel& level, const DeformPoint<
   return slot;
 }
 
-// How channels lie on lanes: packs of N channels, as many as 16 bytes hold where all rows are so aligned.
-inline bool deform_packed(const DeformAttn& in, const void* a, const void* b, const void* c, int pack, int size) {
-  const auto aligned = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % (pack * size) == 0; };
-  return in.channels % pack == 0 && aligned(a) && aligned(b) && aligned(c);
+// A thread's place: so many neighbouring lanes are a group, which has one query of the block's head at a time.
+template <typename Real>
+struct DeformGroup {
+  int lanes, group, lane;
+  DeformSlot<Real>* slots;
+};
+
+template <typename Real>
+inline __host__ __device__ size_t deform_group_bytes() {  // 16 more keep the groups off each other's banks
+  return kDeformSlots * sizeof(DeformSlot<Real>) + 16;
 }
+
+template <typename Real>
+__device__ inline DeformGroup<Real> deform_group(unsigned char* shared, int lanes) {
+  const int group = threadIdx.x / lanes;
+  return {lanes, group, int(threadIdx.x % lanes),
+          reinterpret_cast<DeformSlot<Real>*>(shared + group * deform_group_bytes<Real>())};
+}
+
+// A group's query. A warp stays together: groups past the end work on the last query, own nothing and write nothing.
+template <typename Real>
+struct DeformQuery {
+  bool owned;
+  int64_t q, map, row;  // row: query * heads + head
+  Real largest, total;  // of the softmax
+};
+
+template <typename Real>
+__device__ inline DeformQuery<Real> deform_query(
+    const DeformAttn& in, const DeformGroup<Real>& group, int64_t number, int64_t h) {
+  DeformQuery<Real> query;
+  query.owned = number < in.queries;
+  query.q = query.owned ? number : in.queries - 1;
+  query.map = deform_map(in, query.q);
+  query.row = query.q * in.heads + h;
+  group_softmax(in, query.row, group.lane, group.lanes, &query.largest, &query.total);
+  return query;
+}
+
+// Pack c of one head in the pixels of one map; of the first map where a query has none, and then not read.
+template <typename T, int N>
+struct DeformPixels {
+  const char* first;
+  uint32_t stride;  // in bytes: an address is one multiply-add of 32-bit numbers
+
+  __device__ DeformPixels(const DeformAttn& in, int64_t map, int64_t h, int64_t c)
+      : first(
+            static_cast<const char*>(in.value) +
+            ((((map < 0 ? 0 : map) * in.area * in.heads + h) * in.channels) + c * N) * sizeof(T)),
+        stride(uint32_t(in.heads * in.channels * sizeof(T))) {}
+
+  __device__ Pack<T, N> operator[](int32_t pixel) const {
+    return *reinterpret_cast<const Pack<T, N>*>(first + uint64_t(uint32_t(pixel)) * stride);
+  }
+};
 
 inline int deform_lanes(int64_t channels, int pack) {  // of a group: a power of two
   int lanes = 1;
   while (lanes < kWarp && lanes * pack < channels) lanes *= 2;
   return lanes;
+}
+
+// Starts a kernel with a group for each query and a row of blocks for each head, on (args, more..., lanes).
+template <typename Real, typename Kernel, typename Args, typename... More>
+cudaError_t deform_launch(
+    Kernel kernel, const DeformAttn& in, int lanes, cudaStream_t stream, const Args& args, const More&... more) {
+  constexpr int kThreads = kDeformWarps * kWarp;
+  const size_t bytes = kThreads / lanes * deform_group_bytes<Real>();
+  if (in.heads * in.channels * size_of(in.dtype) >> 32) return cudaErrorInvalidValue;
+  if (bytes > 48 << 10) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+    if (error != cudaSuccess) return error;
+  }
+  const dim3 blocks(unsigned(blocks_for(in.queries, kThreads / lanes)), unsigned(in.heads));
+  kernel<<<blocks, kThreads, bytes, stream>>>(args, more..., lanes);
+  return cudaGetLastError();
 }
 
 }  // namespace fusion3d
