@@ -19,8 +19,8 @@ constexpr int kUnroll = 4;     // rows on their way at once, in each slot
 // Adds the rows of samples [begin, end) of the 32 whose weight and pixel the lanes hold, in each slot its own share.
 template <typename T, int N>
 __device__ inline void add_rows(
-    const Pack<T, N>* __restrict__ feat, int64_t packs, const Lanes& lanes, bool used, typename Compute<T>::Real weight,
-    int32_t pixel, int begin, int end, typename Compute<T>::Real (&sum)[N]) {
+    const Pack<T, N>* __restrict__ feat, int64_t packs, const RowLanes& lanes, bool used,
+    typename Compute<T>::Real weight, int32_t pixel, int begin, int end, typename Compute<T>::Real (&sum)[N]) {
   typedef typename Compute<T>::Real Real;
   for (int first = begin; first < end; first += lanes.slots * kUnroll) {  // the same for the whole warp
     Pack<T, N> row[kUnroll];
@@ -47,7 +47,7 @@ __device__ inline void add_rows(
 // samples begin, how many they are with all before (`upto`), and which cells they are (-1: none of ours).
 template <typename T, int N>
 __device__ inline void pool_short(
-    const BevPoolForward& args, const Lanes& lanes, int64_t packs, int64_t pack, int32_t cell, int32_t start,
+    const BevPoolForward& args, const RowLanes& lanes, int64_t packs, int64_t pack, int32_t cell, int32_t start,
     int32_t upto) {
   typedef typename Compute<T>::Real Real;
   const int lane = threadIdx.x % kWarp;
@@ -91,7 +91,7 @@ __device__ inline void pool_short(
 // A cell with many samples: every warp of the block takes its share of them, and the first adds the shares up.
 template <typename T, int N>
 __device__ inline void pool_long(
-    const BevPoolForward& args, const Lanes& lanes, int64_t packs, int64_t pack, int64_t cell,
+    const BevPoolForward& args, const RowLanes& lanes, int64_t packs, int64_t pack, int64_t cell,
     typename Compute<T>::Real (*shares)[kWarp * N]) {
   typedef typename Compute<T>::Real Real;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 3) pool_parts(BevPoolForward args) {
   __shared__ typename Compute<T>::Real shares[kWarps][kWarp * N];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t packs = args.channels / N;
-  const Lanes lanes = lanes_for(packs);
+  const RowLanes lanes = lanes_for(packs);
   for (int64_t part = blockIdx.x; part < args.parts; part += gridDim.x) {
     const int32_t first = args.part[part], last = args.part[part + 1];
     for (int32_t batch = first; batch < last; batch += kWarp) {  // 32 cells, kWarpCells for each warp; all know of all

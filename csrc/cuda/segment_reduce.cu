@@ -34,10 +34,9 @@ __global__ void sum_segments(SegmentReduce args, int lanes) {
         for (int n = 0; n < N; ++n) sum[n] += __shfl_xor_sync(kAll, sum[n], step);
       if (pack >= packs || group != 0) continue;
       const Real count = args.reduce == Reduce::kMean && end > begin ? Real(end - begin) : Real(1);
-      Pack<T, N> result;
 #pragma unroll
-      for (int n = 0; n < N; ++n) result.value[n] = narrow<T>(sum[n] / count);
-      out[i * packs + pack] = result;
+      for (int n = 0; n < N; ++n) sum[n] /= count;
+      write_row<T, N>(out + i * packs + pack, sum);
     }
   }
 }
@@ -79,11 +78,10 @@ __global__ void max_segments(SegmentReduce args, int lanes) {
           if (take) best[n] = value, at[n] = index;
         }
       if (pack >= packs || group != 0) continue;
-      Pack<T, N> result;
       Pack<int32_t, N> from;
 #pragma unroll
-      for (int n = 0; n < N; ++n) result.value[n] = narrow<T>(best[n]), from.value[n] = at[n];
-      out[i * packs + pack] = result;
+      for (int n = 0; n < N; ++n) from.value[n] = at[n];
+      write_row<T, N>(out + i * packs + pack, best);
       arg[i * packs + pack] = from;
     }
   }
