@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kBlock = 256;       // points whose cells are computed at once
 constexpr int64_t kPieceRows = 8192;  // most points of a piece
-constexpr int64_t kListRows = 2048;   // points of a list, about
+constexpr int64_t kListRows = 4096;   // most points of a list, about
 constexpr int kMostListBits = 8;
 constexpr int64_t kAhead = 16;  // entries or voxels whose features or sums are fetched ahead
 constexpr uint32_t kNone = 0xffffffffu;
@@ -310,9 +310,11 @@ void sort_by_key(const Voxelize& args, const ParallelFor& parallel_for, State& s
   const int64_t total = *args.num_voxels;
   const uint64_t cells = num_cells(args.grid);
   auto key = scratch<uint64_t>(total);
-  for (const Piece& piece : state.pieces)
+  side_by_side(parallel_for, int64_t(state.pieces.size()), [&](int64_t p) {
+    const Piece& piece = state.pieces[p];
     for (int64_t k = 0; k < piece.kept; ++k)
       key[piece.number + k] = uint64_t(piece.sample) * cells + state.voxels[args.rank[piece.begin + k]].key;
+  });
   auto records = scratch<WideRecord>(2 * total);
   const WideRecord* sorted = records.get() + total;
   sort_rows(
