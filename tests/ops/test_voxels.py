@@ -100,6 +100,16 @@ def test_many_points_equal_twin(device, order, samples, max_voxels):
     assert (int(voxels.num_voxels) == samples * max_voxels) == (max_voxels != 100_000)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cells", [(1, 1, 1), (2, 1, 1), (1, 3, 85), (1, 1, 257), (2**23, 3, 1), (2**24 - 1, 1, 255)])
+def test_grids_of_any_size_equal_twin(device, cells):
+    points = (cloud(20_000, spread=1.01).double() * 50).round().float().to(device) / 50  # many in each voxel
+    size = [2 / n for n in cells]
+    voxels = ops.voxelize(points, size, (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0), 3, 9000)
+    twin = reference.voxelize(points, None, size, [-1.0] * 3, list(cells), 3, 9000, False)
+    assert all(torch.equal(a, b) for a, b in zip(lists_of(voxels), twin, strict=True))
+
+
 def test_order_by_key_ascends_and_keeps_the_same():
     points = cloud(500)
     first, key = (ops.voxelize(points, SIZE, RANGE, 3, 40, order=order).trim() for order in ("first", "key"))
