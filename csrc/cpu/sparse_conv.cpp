@@ -63,7 +63,9 @@ FUSION3D_INLINE void multiply_block(
 template <int R>
 struct TilePairs {
   explicit TilePairs(const SparseConv& args)
-      : first(args.taps + 1), row(args.taps * (std::min(kTile, args.num_out) + R) + kAhead + R), neighbour(row.size()) {}
+      : first(args.taps + 1),
+        row(args.taps * (std::min(kTile, args.num_out) + R) + kAhead + R),
+        neighbour(row.size()) {}
 
   void list(const SparseConv& args, int64_t begin) {
     const int64_t rows = std::min(kTile, args.num_out - begin), next = std::min(2 * kTile, args.num_out - begin);
