@@ -65,7 +65,7 @@ FUSION3D_INLINE void pool_vectors(const BevPoolForward& args, int64_t first, int
     const int64_t begin = args.cell_ptr[cell], end = args.cell_ptr[cell + 1];
     Vector total[N] = {};
     for (int64_t s = begin; s < end; ++s) {
-      const Vector weight = Vector() + load_one(depth + args.sample[s]);
+      const auto weight = load_one(depth + args.sample[s]);
       const T* row = feat + args.pixel[s] * channels;
 #pragma GCC unroll 12
       for (int n = 0; n < N - 1; ++n) total[n] += weight * load(row + n * kLanes);
@@ -141,17 +141,19 @@ FUSION3D_INLINE void unpool_vectors(
   constexpr int64_t kLanes = lanes_of<T>();
   const T* grad_out = static_cast<const T*>(args.grad_out) + c;
   const int64_t channels = args.channels, tail = std::min((N - 1) * kLanes, channels - c - kLanes);
-  Vector total[N] = {};
+  Vector total[N] = {}, own[N];
+#pragma GCC unroll 12
+  for (int n = 0; n < N; ++n) own[n] = load(feat + n * kLanes);
   for (int64_t j = 0; j < count; ++j) {
     const T* row = grad_out + cell[j] * channels;
     if (j + kAhead < count) prefetch_row(grad_out + cell[j + kAhead] * channels, N * kLanes);
-    const Vector scale = Vector() + weight[j];
+    const auto scale = weight[j];
     Vector dot = c == 0 ? Vector() : load(dots + j * kLanes);
 #pragma GCC unroll 12
     for (int n = 0; n < N; ++n) {
       const Vector g = load(row + (n < N - 1 ? n * kLanes : tail));
       total[n] += scale * g;
-      dot += load(feat + n * kLanes) * g;
+      dot += own[n] * g;
     }
     store(dots + j * kLanes, dot);
   }
@@ -176,7 +178,7 @@ FUSION3D_INLINE void unpool_pixel(
     const BevPoolBackward& args, const int32_t* cell, const typename Compute<T>::Real* weight, int64_t count,
     int64_t pixel, Patch<T>& patch) {
   const int64_t channels = args.channels, vectors = patches_along(channels, lanes_of<T>());
-  const int64_t passes = (vectors + kMostVectors - 1) / kMostVectors;
+  const int64_t passes = (vectors + kMostVectors / 2 - 1) / (kMostVectors / 2);
   const T* feat = static_cast<const T*>(args.feat) + pixel * channels;
   T* grad_feat = static_cast<T*>(args.grad_feat) + pixel * channels;
   if (channels < lanes_of<T>()) {
@@ -220,16 +222,19 @@ FUSION3D_INLINE void unpool_patch(const BevPoolBackward& args, const PixelPatch&
   const int64_t corner = at.image * bins * area + at.row * args.cols + at.col;
   const T* depth = static_cast<const T*>(args.depth) + corner;
   int64_t count[kPatchRows * kPatchCols] = {};
-  for (int64_t d = 0; d < bins; ++d)
-    for (int64_t r = 0; r < at.rows; ++r)
-      for (int64_t w = 0; w < at.cols; ++w) {
-        const int64_t offset = d * area + r * args.cols + w, p = r * kPatchCols + w, to = p * bins + count[p];
-        const int32_t cell = args.cell[corner + offset];
+  for (int64_t r = 0; r < at.rows; ++r)
+    for (int64_t w = 0; w < at.cols; ++w) {
+      const int64_t p = r * kPatchCols + w, from = r * args.cols + w;
+      int64_t to = p * bins;
+      for (int64_t d = 0; d < bins; ++d) {
+        const int32_t cell = args.cell[corner + from + d * area];
         patch.cell[to] = cell;  // overwritten by the next where it is outside
         patch.bin[to] = int32_t(d);
-        patch.weight[to] = load_one(depth + offset);
-        count[p] += cell >= 0;
+        patch.weight[to] = load_one(depth + from + d * area);
+        to += cell >= 0;
       }
+      count[p] = to - p * bins;
+    }
   for (int64_t w = 0; w < at.cols; ++w)
     for (int64_t r = 0; r < at.rows; ++r) {  // down a column: the rows of grad_out are still in the nearest cache
       const int64_t p = r * kPatchCols + w, from = p * bins;
