@@ -71,6 +71,8 @@ std::deque<Thread> threads;    // as many as were ever needed
 std::vector<Thread*> ready;
 Thread* current = nullptr;     // null outside of kernels
 unsigned size, returned, arrived;  // threads of the block: all, those that returned, those at the barrier
+Thread* first_arrived = nullptr;
+unsigned lanes_waiting[kThreads / 32], lanes_returned[kThreads / 32];  // of each warp; lanes that there are not, too
 const char* kernel_name = "";
 const std::function<void()>* kernel_call = nullptr;
 uint64_t launches = 0, random_state = 0;
@@ -134,21 +136,20 @@ void wake_barrier() {
 
 // Lets the lanes that a waiting thread's mask names go on, if all have come that have not returned.
 void wake_lanes(const Thread& one) {
-  const unsigned first = one.number / 32 * 32;
+  const unsigned warp = one.number / 32, first = warp * 32, present = one.mask & ~lanes_returned[warp];
+  if (present & ~lanes_waiting[warp]) return;
   void* brought[32] = {};
-  unsigned present = 0;
   for (unsigned i = 0; i < 32; ++i) {
-    if (!(one.mask >> i & 1) || first + i >= size) continue;
+    if (!(present >> i & 1)) continue;
     const Thread& thread = threads[first + i];
-    if (thread.state == State::kReturned) continue;
-    if (thread.state != State::kWarp || thread.mask != one.mask) return;
+    if (thread.mask != one.mask) return;
     if (thread.work != one.work || thread.site.line != one.site.line)
       report(
           "lane %u is in %s, but lane %u in %s", one.number % 32, name_of(one).c_str(), i, name_of(thread).c_str());
     brought[i] = thread.mine;
-    present |= 1u << i;
   }
   one.work(brought, present);
+  lanes_waiting[warp] &= ~present;
   for (unsigned i = 0; i < 32; ++i)
     if (present >> i & 1) wake(threads[first + i]);
 }
@@ -161,9 +162,10 @@ void run_threads() {
     self.state = State::kReturned;
     ++returned;
     wake_barrier();
-    const unsigned first = self.number / 32 * 32;
-    for (unsigned i = first; i < std::min(first + 32, size); ++i)
-      if (threads[i].state == State::kWarp) wake_lanes(threads[i]);
+    const unsigned warp = self.number / 32;
+    lanes_returned[warp] |= 1u << self.number % 32;
+    for (unsigned i = 0; i < 32; ++i)
+      if (lanes_waiting[warp] >> i & 1) wake_lanes(threads[warp * 32 + i]);
     yield();
   }
 }
@@ -188,6 +190,10 @@ void run_block(size_t number) {
   shared_static = 0;
   shared_end = shared_dynamic;
   returned = arrived = 0;
+  for (unsigned warp = 0; warp * 32 < size; ++warp) {
+    lanes_waiting[warp] = 0;
+    lanes_returned[warp] = size - warp * 32 < 32 ? ~0u << (size - warp * 32) : 0;
+  }
   while (threads.size() < size) threads.emplace_back(&run_threads);
   for (unsigned i = 0; i < size; ++i) {
     Thread& thread = threads[i];
@@ -238,11 +244,10 @@ void barrier(const char* what, Site site) {
   Thread& self = *current;
   self.what = what;
   self.site = site;
-  for (unsigned i = 0; arrived > 0 && i < size; ++i)
-    if (threads[i].state == State::kBarrier && threads[i].site.line != site.line)
-      report("%s, but others are in %s", name_of(self).c_str(), name_of(threads[i]).c_str());
+  if (arrived++ == 0) first_arrived = &self;
+  if (first_arrived->site.line != site.line)
+    report("%s, but others are in %s", name_of(self).c_str(), name_of(*first_arrived).c_str());
   self.state = State::kBarrier;
-  ++arrived;
   wake_barrier();
   yield();
 }
@@ -256,6 +261,7 @@ void together(const char* what, unsigned mask, Site site, Work work, void* mine)
   self.mine = mine;
   if (!(mask >> self.number % 32 & 1)) report("%s with mask %08x, which lacks its own lane", name_of(self).c_str(), mask);
   self.state = State::kWarp;
+  lanes_waiting[self.number / 32] |= 1u << self.number % 32;
   wake_lanes(self);
   yield();
 }
