@@ -9,7 +9,7 @@ its pure-torch operations.
     FUSION3D_CUDA=0 | 1       leave the CUDA kernels out | fail without them; default: built where nvcc is
     FUSION3D_CUDA_ARCHS="90"  GPU architectures, by spaces; default "80 90 100 120"; PTX for the last
     FUSION3D_SANITIZE=address the CPU kernels with sanitizers (address and UBSan, or thread): build/sanitize-address/
-    FUSION3D_EMULATE=1        the CUDA kernels for the CPU, on csrc/emulator, sanitized or not: build/emulated[-address]/
+    FUSION3D_EMULATE=1        the CUDA kernels for the CPU, by csrc/emulator, sanitized or not: build/emulated*/
     CXX, NVCC, MAX_JOBS       compilers, and how many run at once
     FUSION3D_OBJECTS=folder   where objects are kept; default build/objects
 
@@ -51,7 +51,7 @@ SANITIZE = os.environ.get("FUSION3D_SANITIZE", "")
 EMULATE = os.environ.get("FUSION3D_EMULATE") == "1"
 EMULATOR_FLAGS = ["-Icsrc/emulator", "-D__CUDACC__", "-include", "cuda_runtime.h", "-x", "c++"]
 EMULATOR_FLAGS += ["-fno-strict-aliasing", "-Wno-unknown-pragmas"]
-EMULATOR_GLUE = ["-DFUSION3D_WITH_CUDA", "-include", "csrc/emulator/ops/registration.h"]
+EMULATOR_GLUE = "csrc/emulator/ops/registration.h"
 
 
 def warn(message: str) -> None:
@@ -222,15 +222,16 @@ class BuildKernels(build_ext):
     def jobs(self, ext: Extension, cxx: list[str], torch: Path, cuda: Cuda | None) -> list[tuple[list[str], Path]]:
         """A command for every source, and its object. Only the glue is compiled with torch, and knows of CUDA."""
         glue = ["-isystem", str(torch / "include"), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-        glue += ["-DFUSION3D_WITH_CUDA"] if cuda else EMULATOR_GLUE if EMULATE else []
-        version = (torch / "version.py").read_text()
+        glue += ["-DFUSION3D_WITH_CUDA"] if cuda or EMULATE else []
+        glue += ["-include", EMULATOR_GLUE] if EMULATE else []
+        read = (torch / "version.py").read_text() + (Path(EMULATOR_GLUE).read_text() if EMULATE else "")
         folder, emulator = emulated() if EMULATE else (Path(), "")
         jobs = []
         for source in sorted(map(str, ext.sources)):
             if self.only not in ("", source):
                 continue
             if source.startswith(("csrc/ops/", "csrc/emulator/ops/")):
-                jobs.append(self.job([*cxx, "-Icsrc/include", *glue], source, version + emulator))
+                jobs.append(self.job([*cxx, "-Icsrc/include", *glue], source, read))
             elif source.endswith(".cpp"):
                 jobs.append(self.job([*cxx, "-Icsrc/include"], source))
             elif EMULATE:
@@ -278,7 +279,7 @@ if REASON:
     warn(f"no compiled kernels: {REASON}. The package runs, slower, on its pure-torch operations.")
 
 FILES = [path.relative_to(ROOT) for kind in ("*.cpp", "*.cu") for path in sorted((ROOT / "csrc").rglob(kind))]
-SOURCES = [str(path) for path in FILES if EMULATE or path.parts[1] != "emulator"]
+SOURCES = [str(path) for path in FILES if path.parts[1] != ("cpu" if EMULATE else "emulator")]
 setup(
     packages=[*find_packages(include=["fusion3d", "fusion3d.*"]), "fusion3d.configs"],
     package_dir={"fusion3d.configs": "configs"},

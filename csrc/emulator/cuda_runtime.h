@@ -65,7 +65,7 @@ inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __expf(float x) { return expf(x); }
 
-// ---- atomics: nothing else runs meanwhile
+// ---- atomics of whole numbers
 
 template <typename T>
 struct EmulatorSame {
@@ -73,20 +73,17 @@ struct EmulatorSame {
 };
 template <typename T>
 T atomicAdd(T* at, typename EmulatorSame<T>::type value) {
-  const T old = *at;
-  *at = old + value;
-  return old;
+  return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
 template <typename T>
 T atomicOr(T* at, typename EmulatorSame<T>::type bits) {
-  const T old = *at;
-  *at = old | bits;
-  return old;
+  return __atomic_fetch_or(at, bits, __ATOMIC_RELAXED);
 }
 template <typename T>
 T atomicMin(T* at, typename EmulatorSame<T>::type value) {
-  const T old = *at;
-  *at = min(old, value);
+  T old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (value < old && !__atomic_compare_exchange_n(at, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
   return old;
 }
 
@@ -95,7 +92,7 @@ T atomicMin(T* at, typename EmulatorSame<T>::type value) {
 inline void __syncthreads(emulator::Site site = emulator::Site()) { emulator::barrier("__syncthreads", site); }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, emulator::Site site = emulator::Site()) {
-  emulator::together("__syncwarp", mask, site, [](void* const (&)[32], unsigned) {}, nullptr);
+  emulator::together("__syncwarp", mask, site, nullptr, nullptr);
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, emulator::Site site = emulator::Site()) {

@@ -15,13 +15,7 @@
 
 #include "cuda_runtime.h"
 #include "fiber.h"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(at, size) (void(at), void(size))
-#define ASAN_UNPOISON_MEMORY_REGION(at, size) (void(at), void(size))
-#endif
+#include "sanitizers.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -54,6 +48,7 @@ struct Thread {
   unsigned mask = 0;
   Work work = nullptr;
   void* mine = nullptr;
+  Mark arrival;
   // Copies on their way, and how many groups of them were committed.
   std::vector<Copy> copies;
   size_t groups = 0;
@@ -72,6 +67,8 @@ std::vector<Thread*> ready;
 Thread* current = nullptr;     // null outside of kernels
 unsigned size, returned, arrived;  // threads of the block: all, those that returned, those at the barrier
 Thread* first_arrived = nullptr;
+unsigned barriers = 0;         // that were complete
+Mark begun, ended, passed[2], met[kThreads / 32];
 unsigned lanes_waiting[kThreads / 32], lanes_returned[kThreads / 32];  // of each warp; lanes that there are not, too
 const char* kernel_name = "";
 const std::function<void()>* kernel_call = nullptr;
@@ -130,6 +127,7 @@ void wake(Thread& thread) {
 void wake_barrier() {
   if (arrived == 0 || arrived + returned < size) return;
   arrived = 0;
+  ++barriers;
   for (unsigned i = 0; i < size; ++i)
     if (threads[i].state == State::kBarrier) wake(threads[i]);
 }
@@ -141,14 +139,18 @@ void wake_lanes(const Thread& one) {
   void* brought[32] = {};
   for (unsigned i = 0; i < 32; ++i) {
     if (!(present >> i & 1)) continue;
-    const Thread& thread = threads[first + i];
+    Thread& thread = threads[first + i];
     if (thread.mask != one.mask) return;
     if (thread.work != one.work || thread.site.line != one.site.line)
       report(
           "lane %u is in %s, but lane %u in %s", one.number % 32, name_of(one).c_str(), i, name_of(thread).c_str());
     brought[i] = thread.mine;
+    if (!one.work) thread.arrival.find();
   }
-  one.work(brought, present);
+  if (one.work)
+    one.work(brought, present);
+  else
+    met[warp].leave();
   lanes_waiting[warp] &= ~present;
   for (unsigned i = 0; i < 32; ++i)
     if (present >> i & 1) wake(threads[first + i]);
@@ -157,7 +159,10 @@ void wake_lanes(const Thread& one) {
 // A fiber runs its thread of one block after another.
 void run_threads() {
   for (;;) {
+    begun.find();
     (*kernel_call)();
+    ended.leave();
+    const Unseen unseen;
     Thread& self = *current;
     self.state = State::kReturned;
     ++returned;
@@ -203,7 +208,9 @@ void run_block(size_t number) {
     thread.groups = 0;
     wake(thread);
   }
+  begun.leave();
   enter(outside, *pick());
+  ended.find();
   current = nullptr;
   if (returned == size) return;
   std::map<std::string, unsigned> places;
@@ -241,6 +248,7 @@ void report(const char* format, ...) {
 unsigned lane() { return current->number % 32; }
 
 void barrier(const char* what, Site site) {
+  const Unseen unseen;
   Thread& self = *current;
   self.what = what;
   self.site = site;
@@ -248,11 +256,15 @@ void barrier(const char* what, Site site) {
   if (first_arrived->site.line != site.line)
     report("%s, but others are in %s", name_of(self).c_str(), name_of(*first_arrived).c_str());
   self.state = State::kBarrier;
+  Mark& mark = passed[barriers % 2];  // whoever comes to the next one leaves another, before all have found this
+  mark.leave();
   wake_barrier();
   yield();
+  mark.find();
 }
 
 void together(const char* what, unsigned mask, Site site, Work work, void* mine) {
+  const Unseen unseen;
   Thread& self = *current;
   self.what = what;
   self.site = site;
@@ -262,11 +274,14 @@ void together(const char* what, unsigned mask, Site site, Work work, void* mine)
   if (!(mask >> self.number % 32 & 1)) report("%s with mask %08x, which lacks its own lane", name_of(self).c_str(), mask);
   self.state = State::kWarp;
   lanes_waiting[self.number / 32] |= 1u << self.number % 32;
+  if (!work) self.arrival.leave();
   wake_lanes(self);
   yield();
+  if (!work) met[self.number / 32].find();
 }
 
 void* shared(const void* owner, size_t bytes, size_t align) {
+  const Unseen unseen;
   for (const Variables& known : variables)
     if (known.owner == owner) return known.at;
   const size_t begin = (shared_end + 32 + align - 1) / align * align;  // no one may touch what lies between
@@ -304,6 +319,7 @@ void check_launch_bounds(unsigned most) {
 
 void Launch::run(const char* name, const void* kernel, const std::function<void()>& thread) const {
   const std::lock_guard<std::mutex> lock(one_launch);
+  const Unseen unseen;
   const auto asked = asked_shared.find(kernel);
   const size_t limit = kernel && asked != asked_shared.end() ? asked->second : kShared;
   if (!fits(grid_, block_)) {

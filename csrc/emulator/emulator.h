@@ -38,7 +38,8 @@ struct Site {
 void barrier(const char* what, Site site);
 
 // The lanes of a warp that `mask` names wait for one another; then the last one works for all, with what each has brought
-// (null for lanes that take no part). `present` has the lanes that have not returned.
+// (null for lanes that take no part). `present` has the lanes that have not returned. Without work, what they have written
+// is then there for all, as CUDA promises for __syncwarp alone.
 typedef void (*Work)(void* const (&lanes)[32], unsigned present);
 void together(const char* what, unsigned mask, Site site, Work work, void* mine);
 
@@ -70,7 +71,7 @@ class Launch {
   // `kernel` is null where only the arguments tell which instance of a template it is.
   template <typename Call>
   auto of(const char* name, const void* kernel, const Call& call) const {
-    return [=](const auto&... arguments) { run(name, kernel, [&] { call(arguments...); }); };
+    return [=](auto... arguments) { run(name, kernel, [&] { call(arguments...); }); };
   }
 
  private:

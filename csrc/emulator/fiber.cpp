@@ -9,6 +9,9 @@
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
 
 #if defined(__x86_64__)
 // Keeps what a function may not change on the stack that is left, and takes it from the one that is entered.
@@ -52,6 +55,9 @@ Fiber::Fiber(void (*function)()) : function_(function), size_(kStack) {
     std::abort();
   }
   bottom_ = static_cast<char*>(memory) + kGuard;
+#ifdef __SANITIZE_THREAD__
+  thread_ = __tsan_create_fiber(0);
+#endif
 #if defined(__x86_64__)
   uintptr_t* top = static_cast<uintptr_t*>(const_cast<void*>(bottom_)) + kStack / sizeof(uintptr_t);
   static size_t count = 0;
@@ -78,6 +84,10 @@ void Fiber::switch_to(Fiber& other) {
   entered = &other;
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(&fake_stack_, other.bottom_, other.size_);
+#endif
+#ifdef __SANITIZE_THREAD__
+  if (!function_) thread_ = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(other.thread_, __tsan_switch_to_fiber_no_sync);
 #endif
 #if defined(__x86_64__)
   fusion3d_switch_stack(&top_, other.top_);

@@ -1,4 +1,4 @@
-// Stacks of their own for functions that take turns within one thread of the system; AddressSanitizer is told of them.
+// Stacks of their own for functions that take turns within one thread of the system; sanitizers are told of them.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,8 @@ class Fiber {
 #endif
   const void* bottom_ = nullptr;
   size_t size_ = 0;
-  void* fake_stack_ = nullptr;
+  void* fake_stack_ = nullptr;  // of AddressSanitizer
+  void* thread_ = nullptr;      // of ThreadSanitizer
 };
 
 }  // namespace emulator

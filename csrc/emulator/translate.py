@@ -51,7 +51,7 @@ def split(code: str) -> list[str]:
 
 
 def kernel_before(code: str, at: int) -> int:
-    """Where the name of the kernel begins that is launched at ``at``: an identifier, with template arguments or without."""
+    """Where the name of the kernel begins that is launched at ``at``: an identifier, perhaps with template arguments."""
     i = len(code[:at].rstrip())
     if code[i - 1] == ">":
         depth = 0
@@ -99,7 +99,8 @@ def shared_variables(code: str) -> list[tuple[int, int, str]]:
             if not array:
                 raise error(code, found.start(), "extern __shared__ is TYPE NAME[];")
             kind, name = array.groups()
-            edits.append((found.start(), end, f"{kind}* const {name} = static_cast<{kind}*>(::emulator::dynamic_shared())"))
+            memory = f"static_cast<{kind}*>(::emulator::dynamic_shared())"
+            edits.append((found.start(), end, f"{kind}* const {name} = {memory}"))
             continue
         owner = f"Shared{found.start()}"
         text = f"struct {owner} {{{declared}; }}"
@@ -126,7 +127,8 @@ def translate(text: str, name: str) -> str:
     """The whole of a source or header of that name."""
     code = blank(text)
     templates = set(re.findall(r">\s*__global__\s+void\s+(?:__launch_bounds__\s*\(.*?\)\s+)?(\w+)\s*\(", code))
-    for begin, end, new in sorted([*launches(code, templates), *shared_variables(code), *launch_bounds(code)], reverse=True):
+    edits = [*launches(code, templates), *shared_variables(code), *launch_bounds(code)]
+    for begin, end, new in sorted(edits, reverse=True):
         text = text[:begin] + new + text[end:]
     left = re.search(r"<<<|>>>|\b(__shared__|__launch_bounds__|__constant__|__managed__|asm)\b", blank(text))
     if left:
