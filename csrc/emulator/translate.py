@@ -51,7 +51,7 @@ def split(code: str) -> list[str]:
 
 
 def kernel_before(code: str, at: int) -> int:
-    """Where the name of the kernel begins that is launched at ``at``: an identifier, perhaps with template arguments."""
+    """Where the name of the kernel begins that is launched at ``at``: a name, perhaps with template arguments."""
     i = len(code[:at].rstrip())
     if code[i - 1] == ">":
         depth = 0
@@ -78,9 +78,7 @@ def launches(code: str, templates: set[str]) -> list[tuple[int, int, str]]:
         address = "nullptr" if name in templates else f"reinterpret_cast<const void*>({name})"
         call = f"[&](const auto&... arguments) {{ {name}(arguments...); }}"
         lines = "\n" * kernel.count("\n")
-        edits.append(
-            (begin, end + 3, f'::emulator::Launch({configuration}){lines}.of("{name}", {address}, {call})')
-        )
+        edits.append((begin, end + 3, f'::emulator::Launch({configuration}){lines}.of("{name}", {address}, {call})'))
     return edits
 
 

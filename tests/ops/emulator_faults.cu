@@ -23,6 +23,16 @@ __global__ void turn_around(const int* in, int* out) {
   out[threadIdx.x] = held[kSize - 1 - threadIdx.x];
 }
 
+// Shuffles give values to other lanes, but no promise of what those have written.
+template <bool kSyncs>
+__global__ void pass_on(int* out) {
+  __shared__ int held[32];
+  held[threadIdx.x] = threadIdx.x;
+  const int next = __shfl_sync(kAll, int(threadIdx.x + 1) % 32, threadIdx.x);
+  if (kSyncs) __syncwarp();
+  out[threadIdx.x] = held[next];
+}
+
 __global__ void unwritten(float* out) {
   __shared__ float held[kSize];
   out[threadIdx.x] = held[threadIdx.x];
@@ -164,6 +174,8 @@ int main(int, char** arguments) {
   for (int i = 0; i < kSize; ++i) in[i] = i;
   if (is("waits")) turn_around<true><<<1, kSize>>>(in.get(), out.get());
   if (is("races")) turn_around<false><<<1, kSize>>>(in.get(), out.get());
+  if (is("shuffles for order")) pass_on<false><<<1, 32>>>(out.get());
+  if (is("syncs for order")) pass_on<true><<<1, 32>>>(out.get());
   if (is("past shared")) past_the_end<<<1, kSize>>>(out.get(), 1, 0);
   if (is("past global")) past_the_end<<<1, kSize>>>(out.get(), 0, 1);
   if (is("apart")) apart<<<1, kSize>>>(33);

@@ -139,6 +139,18 @@ def test_sanitizers_see_what_kernels_touch(build):
         assert "emulator_faults.cu:" in done.stderr.decode()  # the line of the source, not of its translation
 
 
+@needs_compiler
+@pytest.mark.slow
+def test_thread_sanitizer_takes_each_fiber_for_a_thread(build):
+    run = build("-fsanitize=thread")
+    for kind in ("waits", "leaves", "asks some", "multiplies", "fetches"):
+        assert run(kind).returncode == 0
+    for kind in ("races", "shuffles for order"):
+        done = run(kind)
+        assert done.returncode != 0 and "ThreadSanitizer: data race" in done.stderr.decode(), done.stderr.decode()
+    assert run("syncs for order").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
