@@ -14,7 +14,7 @@ help:
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-all   the slow tests too"
 	@echo "make sanitize   the CPU kernels' tests under AddressSanitizer and UBSan"
-	@echo "make emulate    the CUDA kernels' tests without a GPU, on an emulator; SANITIZER=address: sanitized too"
+	@echo "make emulate    the CUDA kernels' tests without a GPU, on an emulator; SANITIZER=address or thread: sanitized too"
 	@echo "make gpu-check  on a machine with an NVIDIA GPU: build, CUDA tests, compute-sanitizer, benchmark, a short training"
 	@echo "make setup      .venv and the compiled kernels, nothing more"
 	@echo "make lint       ruff and pyright"

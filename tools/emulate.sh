@@ -2,7 +2,7 @@
 # The CUDA kernels without a GPU: csrc/cuda built upon csrc/emulator, for tensors of the CPU, and the tests of the operations
 # with it, under several orders of threads and blocks. `make emulate`; arguments go to pytest.
 #   SEEDS="1 2 3"      one run for each
-#   SANITIZER=address  with AddressSanitizer and UBSan as well
+#   SANITIZER=address  with AddressSanitizer and UBSan as well; thread: do two threads of a block touch the same bytes?
 set -eu
 cd "$(dirname "$0")/.."
 export PYTHON="${PYTHON:-.venv/bin/python}" FUSION3D_EMULATE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -26,7 +26,7 @@ export FUSION3D_LIBRARY
 export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1:strict_string_checks=1
 ASAN_OPTIONS=$ASAN_OPTIONS:max_malloc_fill_size=1048576:malloc_fill_byte=255
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-export TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1:report_signal_unsafe=0
+export TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1:report_signal_unsafe=0:suppressions=$PWD/csrc/emulator/races.supp
 # Threads of OpenMP are torch's business (see parallel_for in csrc/ops): ThreadSanitizer would misread them.
 [ "$SANITIZER" = thread ] && OMP_NUM_THREADS=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
