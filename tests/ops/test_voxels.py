@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, opcheck
+from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, opcheck, reads_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -321,11 +321,20 @@ def test_wrong_input_says_what_was_expected():
 
 
 @compiled
+@reads_values
+def test_batches_that_do_not_ascend_are_rejected():
+    with pytest.raises(RuntimeError, match="ascend"):
+        torch.ops.fusion3d.voxelize(
+            cloud(10), torch.tensor([0, 99]), list(SIZE), list(RANGE[:3]), [8, 10, 4], 2, 9, False
+        )
+
+
+@compiled
 def test_the_operation_itself_rejects_what_it_cannot_read():
     points, tail = cloud(10), (list(SIZE), list(RANGE[:3]), [8, 10, 4], 2, 9, False)
     op = torch.ops.fusion3d.voxelize
     for args, message in [
-        ((points.T, None, *tail), "contiguous"), ((points, torch.tensor([0, 99]), *tail), "ascend"),
+        ((points.T, None, *tail), "contiguous"),
         ((points, None, [0.5, 0.5], *tail[1:]), "three sizes"),
         ((points, None, *tail[:2], [2**16, 2**16, 1], *tail[3:]), "fewer than"),
         ((points[:, :2].contiguous(), None, *tail), "at least x, y, z"),
