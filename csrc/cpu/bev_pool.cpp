@@ -235,8 +235,8 @@ FUSION3D_INLINE void unpool_patch(const BevPoolBackward& args, const PixelPatch&
     for (int64_t r = 0; r < at.rows; ++r) {  // down a column: the rows of grad_out are still in the nearest cache
       const int64_t p = r * kPatchCols + w, from = p * bins;
       const int64_t pixel = at.image * area + (at.row + r) * args.cols + at.col + w;
-      unpool_pixel<T>(args, &patch.cell[from], &patch.weight[from], count[p], pixel, patch);
-      sum_each(patch.dots.data(), count[p], &patch.weight[from]);
+      unpool_pixel<T>(args, patch.cell.data() + from, patch.weight.data() + from, count[p], pixel, patch);
+      sum_each(patch.dots.data(), count[p], patch.weight.data() + from);
     }
   T* grad_depth = static_cast<T*>(args.grad_depth) + corner;
   for (int64_t r = 0; r < at.rows; ++r) {

@@ -145,6 +145,7 @@ FUSION3D_INLINE void spread_rows(const SegmentReduceBackward& args, int64_t firs
   typedef typename Compute<T>::Vector Vector;
   constexpr int64_t kWide = kLanes<T>;
   const int64_t channels = args.channels;
+  if (channels == 0) return;
   for (int64_t r = first; r < last; ++r) {
     const int64_t i = args.segment[r];
     T* out = static_cast<T*>(args.grad_values) + r * channels;
