@@ -7,13 +7,14 @@ PY := .venv/bin/python
 FUSION3D_CUDA_ARCHS ?= 90
 export FUSION3D_CUDA_ARCHS
 
-.PHONY: help demo test test-all lint setup sanitize gpu-check clean
+.PHONY: help demo test test-all lint setup sanitize emulate gpu-check clean
 
 help:
 	@echo "make demo       synthetic data, training, evaluation, report: runs/demo/report.html"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-all   the slow tests too"
 	@echo "make sanitize   the CPU kernels' tests under AddressSanitizer and UBSan"
+	@echo "make emulate    the CUDA kernels' tests without a GPU, on an emulator; SANITIZER=address or thread: sanitized too"
 	@echo "make gpu-check  on a machine with an NVIDIA GPU: build, CUDA tests, compute-sanitizer, benchmark, a short training"
 	@echo "make setup      .venv and the compiled kernels, nothing more"
 	@echo "make lint       ruff and pyright"
@@ -39,6 +40,10 @@ test-all: lint
 sanitize: setup
 	@sh tools/sanitize.sh
 	@echo "make sanitize: passed"
+
+emulate: setup
+	@sh tools/emulate.sh
+	@echo "make emulate: passed"
 
 gpu-check:
 	@sh tools/gpu_check.sh $(STEPS)

@@ -9,6 +9,7 @@ its pure-torch operations.
     FUSION3D_CUDA=0 | 1       leave the CUDA kernels out | fail without them; default: built where nvcc is
     FUSION3D_CUDA_ARCHS="90"  GPU architectures, by spaces; default "80 90 100 120"; PTX for the last
     FUSION3D_SANITIZE=address the CPU kernels with sanitizers (address and UBSan, or thread): build/sanitize-address/
+    FUSION3D_EMULATE=1        the CUDA kernels for the CPU, by csrc/emulator, sanitized or not: build/emulated*/
     CXX, NVCC, MAX_JOBS       compilers, and how many run at once
     FUSION3D_OBJECTS=folder   where objects are kept; default build/objects
 
@@ -47,6 +48,10 @@ SANITIZERS = {  # float-cast-overflow: a NaN or far coordinate that becomes an i
 }
 SANITIZER_FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 SANITIZE = os.environ.get("FUSION3D_SANITIZE", "")
+EMULATE = os.environ.get("FUSION3D_EMULATE") == "1"
+EMULATOR_FLAGS = ["-Icsrc/emulator", "-D__CUDACC__", "-include", "cuda_runtime.h", "-x", "c++"]
+EMULATOR_FLAGS += ["-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+EMULATOR_GLUE = "csrc/emulator/ops/registration.h"
 
 
 def warn(message: str) -> None:
@@ -105,6 +110,18 @@ def includes(path: Path) -> frozenset[Path]:
     return frozenset(found)
 
 
+def emulated() -> tuple[Path, str]:
+    """The folder of the CUDA sources in C++, and all headers of the emulator, which stand for those of their name."""
+    folder, emulator = ROOT / "build/emulated/cuda", ROOT / "csrc/emulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in (ROOT / "csrc/cuda").iterdir():
+        if not (emulator / source.name).is_file():
+            translation = [str(emulator / "translate.py"), str(source.relative_to(ROOT)), str(folder / source.name)]
+            run([sys.executable, *translation])
+    headers = sorted(path for path in emulator.rglob("*.*") if path.suffix in (".h", ".cuh"))
+    return folder.relative_to(ROOT), "".join(path.read_text() for path in headers)
+
+
 class Cuda:
     """The CUDA compiler, if there is one: its folder, and what it knows of the architectures asked for."""
 
@@ -112,7 +129,7 @@ class Cuda:
         self.nvcc = shutil.which(os.environ.get("NVCC", "nvcc")) or ""
         if not self.nvcc and (Path("/usr/local/cuda/bin/nvcc")).is_file():
             self.nvcc = "/usr/local/cuda/bin/nvcc"
-        if os.environ.get("FUSION3D_CUDA") == "0" or SANITIZE:
+        if os.environ.get("FUSION3D_CUDA") == "0" or SANITIZE or EMULATE:
             self.nvcc = ""
         if not self.nvcc:
             if os.environ.get("FUSION3D_CUDA") == "1":
@@ -190,28 +207,36 @@ class BuildKernels(build_ext):
         if self.only:
             return print(*(target for _, target in jobs), sep="\n")
         library = Path(self.get_ext_fullpath(ext.name))
-        if SANITIZE:
-            library = Path(self.build_temp).parent / f"sanitize-{SANITIZE}" / LIBRARY
+        if SANITIZE or EMULATE:
+            kind = "emulated" if EMULATE else "sanitize"
+            library = Path(self.build_temp).parent / (f"{kind}-{SANITIZE}" if SANITIZE else kind) / LIBRARY
         library.parent.mkdir(parents=True, exist_ok=True)
         partial = library.with_suffix(f".{os.getpid()}")
         command = [*cxx, "-shared", *instruments, "-o", str(partial), *(str(target) for _, target in jobs)]
         # Nothing of libtorch is used by name, but it leads the loader to libtorch_cuda where torch has it.
         command += [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", "-ltorch_cpu", "-lc10"]
+        command += ["-Wl,-Bsymbolic-functions"] if EMULATE else []  # what the emulator says of devices, not torch
         run([*command, *(cuda.libraries() if cuda else []), "-Wl,--exclude-libs,ALL"])
         partial.replace(library)
 
     def jobs(self, ext: Extension, cxx: list[str], torch: Path, cuda: Cuda | None) -> list[tuple[list[str], Path]]:
         """A command for every source, and its object. Only the glue is compiled with torch, and knows of CUDA."""
         glue = ["-isystem", str(torch / "include"), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-        glue += ["-DFUSION3D_WITH_CUDA"] if cuda else []
+        glue += ["-DFUSION3D_WITH_CUDA"] if cuda or EMULATE else []
+        glue += ["-include", EMULATOR_GLUE] if EMULATE else []
+        read = (torch / "version.py").read_text() + (Path(EMULATOR_GLUE).read_text() if EMULATE else "")
+        folder, emulator = emulated() if EMULATE else (Path(), "")
         jobs = []
         for source in sorted(map(str, ext.sources)):
             if self.only not in ("", source):
                 continue
-            if source.startswith("csrc/ops/"):
-                jobs.append(self.job([*cxx, "-Icsrc/include", *glue], source, (torch / "version.py").read_text()))
+            if source.startswith(("csrc/ops/", "csrc/emulator/ops/")):
+                jobs.append(self.job([*cxx, "-Icsrc/include", *glue], source, read))
             elif source.endswith(".cpp"):
                 jobs.append(self.job([*cxx, "-Icsrc/include"], source))
+            elif EMULATE:
+                translated = str(folder / Path(source).name)
+                jobs.append(self.job([*cxx, "-Icsrc/include", *EMULATOR_FLAGS], translated, emulator))
             elif cuda:
                 jobs.append(self.job([cuda.nvcc, *NVCC_FLAGS, "-Icsrc/include", *cuda.flags()], source))
         if not jobs:
@@ -253,7 +278,8 @@ REASON = why_pure()
 if REASON:
     warn(f"no compiled kernels: {REASON}. The package runs, slower, on its pure-torch operations.")
 
-SOURCES = [str(path.relative_to(ROOT)) for kind in ("*.cpp", "*.cu") for path in sorted((ROOT / "csrc").rglob(kind))]
+FILES = [path.relative_to(ROOT) for kind in ("*.cpp", "*.cu") for path in sorted((ROOT / "csrc").rglob(kind))]
+SOURCES = [str(path) for path in FILES if path.parts[1] != ("cpu" if EMULATE else "emulator")]
 setup(
     packages=[*find_packages(include=["fusion3d", "fusion3d.*"]), "fusion3d.configs"],
     package_dir={"fusion3d.configs": "configs"},

@@ -14,14 +14,10 @@ namespace fusion3d {
 namespace {
 
 constexpr int kMostVectors = 12;    // sums held in registers at once: 16 registers, less what is being added
+constexpr int kMostOfPixel = 6;     // the same backward, where the pixel's features are held beside them
 constexpr int kAhead = 6;           // samples between asking for a row and using it
 constexpr int64_t kPatchRows = 8;   // pixels of a patch, backward: a column of them looks into the same cells,
 constexpr int64_t kPatchCols = 16;  // and a row of them shares the cache lines of depth
-
-template <typename T>
-constexpr int64_t lanes_of() {
-  return sizeof(typename Compute<T>::Vector) / sizeof(typename Compute<T>::Real);
-}
 
 // Calls run(width) with the width as a constant, 1 to kMostVectors.
 template <typename Run>
@@ -56,24 +52,24 @@ FUSION3D_INLINE void prefetch_row(const T* row, int64_t values) {
 template <int N, typename T>
 FUSION3D_INLINE void pool_vectors(const BevPoolForward& args, int64_t first, int64_t last, int64_t c) {
   typedef typename Compute<T>::Vector Vector;
-  constexpr int64_t kLanes = lanes_of<T>();
+  constexpr int64_t kWide = kLanes<T>;
   const T* depth = static_cast<const T*>(args.depth);
   const T* feat = static_cast<const T*>(args.feat) + c;
-  const int64_t channels = args.channels, tail = std::min((N - 1) * kLanes, channels - c - kLanes);
+  const int64_t channels = args.channels, tail = std::min((N - 1) * kWide, channels - c - kWide);
   for (int64_t i = first; i < last; ++i) {
     const int64_t cell = args.order[i];
     const int64_t begin = args.cell_ptr[cell], end = args.cell_ptr[cell + 1];
     Vector total[N] = {};
     for (int64_t s = begin; s < end; ++s) {
-      const Vector weight = Vector() + load_one(depth + args.sample[s]);
+      const auto weight = load_one(depth + args.sample[s]);
       const T* row = feat + args.pixel[s] * channels;
 #pragma GCC unroll 12
-      for (int n = 0; n < N - 1; ++n) total[n] += weight * load(row + n * kLanes);
+      for (int n = 0; n < N - 1; ++n) total[n] += weight * load(row + n * kWide);
       total[N - 1] += weight * load(row + tail);
     }
     T* out = static_cast<T*>(args.out) + cell * channels + c;
 #pragma GCC unroll 12
-    for (int n = 0; n < N - 1; ++n) store(out + n * kLanes, total[n]);
+    for (int n = 0; n < N - 1; ++n) store(out + n * kWide, total[n]);
     store(out + tail, total[N - 1]);
   }
 }
@@ -95,18 +91,18 @@ FUSION3D_INLINE void pool_scalars(const BevPoolForward& args, int64_t first, int
 
 template <typename T>
 FUSION3D_INLINE void pool_parts(const BevPoolForward& args, int64_t begin, int64_t end) {
-  const int64_t vectors = (args.channels + lanes_of<T>() - 1) / lanes_of<T>();
+  const int64_t vectors = (args.channels + kLanes<T> - 1) / kLanes<T>;
   const int64_t passes = (vectors + kMostVectors - 1) / kMostVectors;
   for (int64_t part = begin; part < end; ++part) {
     const int64_t first = args.part[part], last = args.part[part + 1];
-    if (args.channels < lanes_of<T>()) {
+    if (args.channels < kLanes<T>) {
       pool_scalars<T>(args, first, last);
       continue;
     }
     for (int64_t pass = 0; pass < passes; ++pass) {
       const int64_t vector = vectors * pass / passes;
       with_width(vectors * (pass + 1) / passes - vector, [&](auto width) __attribute__((always_inline)) {
-        pool_vectors<decltype(width)::value, T>(args, first, last, vector * lanes_of<T>());
+        pool_vectors<decltype(width)::value, T>(args, first, last, vector * kLanes<T>);
       });
     }
   }
@@ -122,8 +118,8 @@ struct Patch {
         bin(cell.size()),
         weight(cell.size()),
         slope(args.bins * kPatchCols),
-        dots(args.bins * lanes_of<T>()),
-        feat(patches_along(args.channels, lanes_of<T>()) * lanes_of<T>()) {}
+        dots(args.bins * kLanes<T>),
+        feat(patches_along(args.channels, kLanes<T>) * kLanes<T>) {}
 
   std::vector<int32_t> cell, bin;
   std::vector<Real> weight;   // their depth; then its gradient
@@ -138,36 +134,38 @@ FUSION3D_INLINE void unpool_vectors(
     const BevPoolBackward& args, const int32_t* cell, const typename Compute<T>::Real* weight, int64_t count, int64_t c,
     const typename Compute<T>::Real* feat, typename Compute<T>::Real* dots, T* grad_feat) {
   typedef typename Compute<T>::Vector Vector;
-  constexpr int64_t kLanes = lanes_of<T>();
+  constexpr int64_t kWide = kLanes<T>;
   const T* grad_out = static_cast<const T*>(args.grad_out) + c;
-  const int64_t channels = args.channels, tail = std::min((N - 1) * kLanes, channels - c - kLanes);
-  Vector total[N] = {};
+  const int64_t channels = args.channels, tail = std::min((N - 1) * kWide, channels - c - kWide);
+  Vector total[N] = {}, own[N];
+#pragma GCC unroll 12
+  for (int n = 0; n < N; ++n) own[n] = load(feat + n * kWide);
   for (int64_t j = 0; j < count; ++j) {
     const T* row = grad_out + cell[j] * channels;
-    if (j + kAhead < count) prefetch_row(grad_out + cell[j + kAhead] * channels, N * kLanes);
-    const Vector scale = Vector() + weight[j];
-    Vector dot = c == 0 ? Vector() : load(dots + j * kLanes);
+    if (j + kAhead < count) prefetch_row(grad_out + cell[j + kAhead] * channels, N * kWide);
+    const auto scale = weight[j];
+    Vector dot = c == 0 ? Vector() : load(dots + j * kWide);
 #pragma GCC unroll 12
     for (int n = 0; n < N; ++n) {
-      const Vector g = load(row + (n < N - 1 ? n * kLanes : tail));
+      const Vector g = load(row + (n < N - 1 ? n * kWide : tail));
       total[n] += scale * g;
-      dot += load(feat + n * kLanes) * g;
+      dot += own[n] * g;
     }
-    store(dots + j * kLanes, dot);
+    store(dots + j * kWide, dot);
   }
 #pragma GCC unroll 12
-  for (int n = 0; n < N; ++n) store(grad_feat + c + (n < N - 1 ? n * kLanes : tail), total[n]);
+  for (int n = 0; n < N; ++n) store(grad_feat + c + (n < N - 1 ? n * kWide : tail), total[n]);
 }
 
 // The features of one pixel, as they are computed in.
 template <typename T>
 FUSION3D_INLINE void spread_feat(const T* feat, int64_t channels, typename Compute<T>::Real* spread) {
-  constexpr int64_t kLanes = lanes_of<T>();
-  const int64_t whole = channels / kLanes * kLanes, rest = channels - whole;
-  for (int64_t c = 0; c < whole; c += kLanes) store(spread + c, load(feat + c));
+  constexpr int64_t kWide = kLanes<T>;
+  const int64_t whole = channels / kWide * kWide, rest = channels - whole;
+  for (int64_t c = 0; c < whole; c += kWide) store(spread + c, load(feat + c));
   if (rest == 0) return;
-  std::fill_n(spread + whole, kLanes - rest, 0);
-  for (int64_t c = 0; c < rest; ++c) spread[whole + kLanes - rest + c] = load_one(feat + whole + c);
+  std::fill_n(spread + whole, kWide - rest, 0);
+  for (int64_t c = 0; c < rest; ++c) spread[whole + kWide - rest + c] = load_one(feat + whole + c);
 }
 
 // One pixel: gradient of its features; and in `dots` of its samples' depth, spread over lanes.
@@ -175,18 +173,18 @@ template <typename T>
 FUSION3D_INLINE void unpool_pixel(
     const BevPoolBackward& args, const int32_t* cell, const typename Compute<T>::Real* weight, int64_t count,
     int64_t pixel, Patch<T>& patch) {
-  const int64_t channels = args.channels, vectors = patches_along(channels, lanes_of<T>());
-  const int64_t passes = (vectors + kMostVectors - 1) / kMostVectors;
+  const int64_t channels = args.channels, vectors = patches_along(channels, kLanes<T>);
+  const int64_t passes = (vectors + kMostOfPixel - 1) / kMostOfPixel;
   const T* feat = static_cast<const T*>(args.feat) + pixel * channels;
   T* grad_feat = static_cast<T*>(args.grad_feat) + pixel * channels;
-  if (channels < lanes_of<T>()) {
-    std::fill_n(patch.dots.begin(), count * lanes_of<T>(), 0);
+  if (channels < kLanes<T>) {
+    std::fill_n(patch.dots.begin(), count * kLanes<T>, 0);
     for (int64_t c = 0; c < channels; ++c) {
       typename Compute<T>::Real total = 0;
       for (int64_t j = 0; j < count; ++j) {
         const auto grad = load_one(static_cast<const T*>(args.grad_out) + cell[j] * channels + c);
         total += weight[j] * grad;
-        patch.dots[j * lanes_of<T>() + c] = load_one(feat + c) * grad;
+        patch.dots[j * kLanes<T> + c] = load_one(feat + c) * grad;
       }
       store_one(grad_feat + c, total);
     }
@@ -197,7 +195,7 @@ FUSION3D_INLINE void unpool_pixel(
     const int64_t vector = vectors * pass / passes;
     with_width(vectors * (pass + 1) / passes - vector, [&](auto width) __attribute__((always_inline)) {
       unpool_vectors<decltype(width)::value, T>(
-          args, cell, weight, count, vector * lanes_of<T>(), patch.feat.data() + vector * lanes_of<T>(), patch.dots.data(), grad_feat);
+          args, cell, weight, count, vector * kLanes<T>, patch.feat.data() + vector * kLanes<T>, patch.dots.data(), grad_feat);
     });
   }
 }
@@ -205,12 +203,12 @@ FUSION3D_INLINE void unpool_pixel(
 // The sum over the lanes of each of `count` vectors.
 template <typename Real>
 FUSION3D_INLINE void sum_each(const Real* lanes, int64_t count, Real* sums) {
-  constexpr int kLanes = 32 / sizeof(Real);
+  constexpr int kWide = kLanes<Real>;
   for (int64_t j = 0; j < count; ++j) {
-    const Real* at = lanes + j * kLanes;
-    Real half[kLanes / 2];
-    for (int i = 0; i < kLanes / 2; ++i) half[i] = at[i] + at[i + kLanes / 2];
-    sums[j] = kLanes == 8 ? (half[0] + half[2]) + (half[1] + half[3]) : half[0] + half[1];
+    const Real* at = lanes + j * kWide;
+    Real half[kWide / 2];
+    for (int i = 0; i < kWide / 2; ++i) half[i] = at[i] + at[i + kWide / 2];
+    sums[j] = kWide == 8 ? (half[0] + half[2]) + (half[1] + half[3]) : half[0] + half[1];
   }
 }
 
@@ -220,22 +218,25 @@ FUSION3D_INLINE void unpool_patch(const BevPoolBackward& args, const PixelPatch&
   const int64_t corner = at.image * bins * area + at.row * args.cols + at.col;
   const T* depth = static_cast<const T*>(args.depth) + corner;
   int64_t count[kPatchRows * kPatchCols] = {};
-  for (int64_t d = 0; d < bins; ++d)
-    for (int64_t r = 0; r < at.rows; ++r)
-      for (int64_t w = 0; w < at.cols; ++w) {
-        const int64_t offset = d * area + r * args.cols + w, p = r * kPatchCols + w, to = p * bins + count[p];
-        const int32_t cell = args.cell[corner + offset];
+  for (int64_t r = 0; r < at.rows; ++r)
+    for (int64_t w = 0; w < at.cols; ++w) {
+      const int64_t p = r * kPatchCols + w, from = r * args.cols + w;
+      int64_t to = p * bins;
+      for (int64_t d = 0; d < bins; ++d) {
+        const int32_t cell = args.cell[corner + from + d * area];
         patch.cell[to] = cell;  // overwritten by the next where it is outside
         patch.bin[to] = int32_t(d);
-        patch.weight[to] = load_one(depth + offset);
-        count[p] += cell >= 0;
+        patch.weight[to] = load_one(depth + from + d * area);
+        to += cell >= 0;
       }
+      count[p] = to - p * bins;
+    }
   for (int64_t w = 0; w < at.cols; ++w)
     for (int64_t r = 0; r < at.rows; ++r) {  // down a column: the rows of grad_out are still in the nearest cache
       const int64_t p = r * kPatchCols + w, from = p * bins;
       const int64_t pixel = at.image * area + (at.row + r) * args.cols + at.col + w;
-      unpool_pixel<T>(args, &patch.cell[from], &patch.weight[from], count[p], pixel, patch);
-      sum_each(patch.dots.data(), count[p], &patch.weight[from]);
+      unpool_pixel<T>(args, patch.cell.data() + from, patch.weight.data() + from, count[p], pixel, patch);
+      sum_each(patch.dots.data(), count[p], patch.weight.data() + from);
     }
   T* grad_depth = static_cast<T*>(args.grad_depth) + corner;
   for (int64_t r = 0; r < at.rows; ++r) {

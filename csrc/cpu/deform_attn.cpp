@@ -41,7 +41,7 @@ template <int N, typename Real>
 FUSION3D_INLINE void gather(
     const Samples<Real>& samples, int64_t first, int64_t last, const Real* rows, int64_t width, int64_t c, Real* out) {
   typedef typename Lanes<Real>::Vector Vector;
-  constexpr int64_t kLanes = Lanes<Real>::kCount;
+  constexpr int64_t kWide = kLanes<Real>;
   Vector above[N] = {}, below[N] = {};  // apart, for more sums at once
   for (int64_t i = first; i < last; ++i) {
     const int64_t pixel = samples.pixel[0][i];
@@ -50,18 +50,18 @@ FUSION3D_INLINE void gather(
     const Real* row1 = rows + samples.pixel[1][i] * width + c;
     const Real* row2 = rows + samples.pixel[2][i] * width + c;
     const Real* row3 = rows + samples.pixel[3][i] * width + c;
-    const Vector w0 = Vector() + samples.weight[0][i], w1 = Vector() + samples.weight[1][i];
-    const Vector w2 = Vector() + samples.weight[2][i], w3 = Vector() + samples.weight[3][i];
+    const Real w0 = samples.weight[0][i], w1 = samples.weight[1][i];
+    const Real w2 = samples.weight[2][i], w3 = samples.weight[3][i];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      above[n] += w0 * load(row0 + n * kLanes);
-      below[n] += w2 * load(row2 + n * kLanes);
-      above[n] += w1 * load(row1 + n * kLanes);
-      below[n] += w3 * load(row3 + n * kLanes);
+      above[n] += w0 * load(row0 + n * kWide);
+      below[n] += w2 * load(row2 + n * kWide);
+      above[n] += w1 * load(row1 + n * kWide);
+      below[n] += w3 * load(row3 + n * kWide);
     }
   }
 #pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) store(out + c + n * kLanes, above[n] + below[n]);
+  for (int n = 0; n < N; ++n) store(out + c + n * kWide, above[n] + below[n]);
 }
 
 struct Attend {
@@ -72,7 +72,7 @@ struct Attend {
 template <typename T>
 FUSION3D_INLINE void attend_units(const Attend& attend, int64_t begin, int64_t end) {
   typedef typename Compute<T>::Real Real;
-  constexpr int64_t kLanes = Lanes<Real>::kCount;
+  constexpr int64_t kWide = kLanes<Real>;
   const DeformAttn& in = attend.args.in;
   const int64_t width = padded<Real>(in.channels);
   const Rows<Real> rows = {static_cast<const Real*>(attend.rows), width, in.area, in.heads};
@@ -101,9 +101,9 @@ FUSION3D_INLINE void attend_units(const Attend& attend, int64_t begin, int64_t e
         const int64_t i = k * samples.stride, j = i + levels.count;
         const Real* from = rows.of(map, h);
         int64_t c = 0;
-        for (; c + 4 * kLanes <= width; c += 4 * kLanes) gather<4>(samples, i, j, from, width, c, out.data());
-        for (; c + 2 * kLanes <= width; c += 2 * kLanes) gather<2>(samples, i, j, from, width, c, out.data());
-        for (; c < width; c += kLanes) gather<1>(samples, i, j, from, width, c, out.data());
+        for (; c + 4 * kWide <= width; c += 4 * kWide) gather<4>(samples, i, j, from, width, c, out.data());
+        for (; c + 2 * kWide <= width; c += 2 * kWide) gather<2>(samples, i, j, from, width, c, out.data());
+        for (; c < width; c += kWide) gather<1>(samples, i, j, from, width, c, out.data());
         for (c = 0; c < in.channels; ++c) store_one(to + c, out[c]);
       }
     }

@@ -48,10 +48,10 @@ FUSION3D_INLINE void compare(
     const Samples<Real>& samples, int64_t first, int64_t count, const Real* rows, int64_t width, int64_t c,
     const Real* grad, Real* dots) {
   typedef typename Lanes<Real>::Vector Vector;
-  constexpr int64_t kLanes = Lanes<Real>::kCount;
+  constexpr int64_t kWide = kLanes<Real>;
   Vector g[N];
 #pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) g[n] = load(grad + c + n * kLanes);
+  for (int n = 0; n < N; ++n) g[n] = load(grad + c + n * kWide);
   for (int64_t s = 0; s < count; ++s) {
     if (samples.pixel[0][first + s] < 0) continue;
     Vector dot[4];
@@ -60,7 +60,7 @@ FUSION3D_INLINE void compare(
       const Real* row = rows + samples.pixel[k][first + s] * width + c;
       dot[k] = g[0] * load(row);
 #pragma GCC unroll 4
-      for (int n = 1; n < N; ++n) dot[k] += g[n] * load(row + n * kLanes);
+      for (int n = 1; n < N; ++n) dot[k] += g[n] * load(row + n * kWide);
     }
     Real* to = dots + s;
     sums_of(dot, to, to + samples.stride, to + 2 * samples.stride, to + 3 * samples.stride);
@@ -73,11 +73,11 @@ template <typename Real>
 FUSION3D_INLINE void differentiate(
     const PointLevels<Real>& levels, const Samples<Real>& samples, int64_t first, const Real* dots) {
   typedef typename Lanes<Real>::Vector Vector;
-  constexpr int64_t kLanes = Lanes<Real>::kCount;
+  constexpr int64_t kWide = kLanes<Real>;
   const int64_t stride = samples.stride;
   const Vector zero = {};
   Vector total = {};
-  for (int64_t s = 0; s < stride; s += kLanes) {
+  for (int64_t s = 0; s < stride; s += kWide) {
     const int64_t i = first + s;
     const Corners<Real> c = corners_of<Real>(samples.x + i, samples.y + i, &levels.cols[s], &levels.rows[s]);
     const Vector dot0 = c.inside & c.left & c.top ? load(dots + s) : zero;
@@ -94,14 +94,14 @@ FUSION3D_INLINE void differentiate(
     total += a * read;
   }
   const Real mean = sum(total);
-  for (int64_t i = first; i < first + stride; i += kLanes)
+  for (int64_t i = first; i < first + stride; i += kWide)
     store(samples.weight[0] + i, load(samples.attention + i) * (load(samples.weight[0] + i) - mean));
 }
 
 template <typename T>
 FUSION3D_INLINE void own_points(const Points& points, int64_t begin, int64_t end) {
   typedef typename Compute<T>::Real Real;
-  constexpr int64_t kLanes = Lanes<Real>::kCount;
+  constexpr int64_t kWide = kLanes<Real>;
   const DeformAttnBackward& args = points.args;
   const DeformAttn& in = args.in;
   const int64_t width = padded<Real>(in.channels), references = 2 * in.reference_levels * in.anchors;
@@ -132,9 +132,9 @@ FUSION3D_INLINE void own_points(const Points& points, int64_t begin, int64_t end
             const Real* from = rows.of(map, h);
             widen(in.dtype, args.grad_out, row * in.channels, in.channels, grad.data());
             int64_t c = 0;
-            for (; c + 4 * kLanes <= width; c += 4 * kLanes)
+            for (; c + 4 * kWide <= width; c += 4 * kWide)
               compare<4>(samples, i, count, from, width, c, grad.data(), dots.data());
-            for (; c < width; c += kLanes) compare<1>(samples, i, count, from, width, c, grad.data(), dots.data());
+            for (; c < width; c += kWide) compare<1>(samples, i, count, from, width, c, grad.data(), dots.data());
           }
           differentiate(levels, samples, i, dots.data());
           narrow(in.logit_dtype, samples.weight[0] + i, count, args.grad_logits, row * count);
@@ -161,18 +161,18 @@ template <int N, typename Real>
 FUSION3D_INLINE void scatter(
     const Samples<Real>& samples, int64_t first, int64_t count, Real* rows, int64_t width, int64_t c, const Real* grad) {
   typedef typename Lanes<Real>::Vector Vector;
-  constexpr int64_t kLanes = Lanes<Real>::kCount;
+  constexpr int64_t kWide = kLanes<Real>;
   Vector g[N];
 #pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) g[n] = load(grad + c + n * kLanes);
+  for (int n = 0; n < N; ++n) g[n] = load(grad + c + n * kWide);
   for (int64_t i = first; i < first + count; ++i) {
     if (samples.pixel[0][i] < 0) continue;
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
       Real* row = rows + samples.pixel[k][i] * width + c;
-      const Vector w = Vector() + samples.weight[k][i];
+      const Real w = samples.weight[k][i];
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) store(row + n * kLanes, load(row + n * kLanes) + w * g[n]);
+      for (int n = 0; n < N; ++n) store(row + n * kWide, load(row + n * kWide) + w * g[n]);
     }
   }
 }
@@ -181,7 +181,7 @@ FUSION3D_INLINE void scatter(
 template <typename T>
 FUSION3D_INLINE void own_pixels(const Pixels& pixels, int64_t begin, int64_t end) {
   typedef typename Compute<T>::Real Real;
-  constexpr int64_t kLanes = Lanes<Real>::kCount;
+  constexpr int64_t kWide = kLanes<Real>;
   const DeformAttnBackward& args = pixels.args;
   const DeformAttn& in = args.in;
   const int64_t width = padded<Real>(in.channels), references = 2 * in.reference_levels * in.anchors;
@@ -220,7 +220,7 @@ FUSION3D_INLINE void own_pixels(const Pixels& pixels, int64_t begin, int64_t end
           samples.weight[0][i] = norm[1];
         }
       }
-      for (int64_t i = 0; i < size * in.points; i += kLanes) {
+      for (int64_t i = 0; i < size * in.points; i += kWide) {
         store(samples.attention + i, exp_below_zero(load(samples.attention + i)) / load(samples.weight[0] + i));
         place(levels, i, samples, i);
       }
@@ -228,9 +228,9 @@ FUSION3D_INLINE void own_pixels(const Pixels& pixels, int64_t begin, int64_t end
         const int64_t i = k * in.points;
         const Real* from = &grad[k * width];
         int64_t c = 0;
-        for (; c + 4 * kLanes <= width; c += 4 * kLanes)
+        for (; c + 4 * kWide <= width; c += 4 * kWide)
           scatter<4>(samples, i, in.points, total.data(), width, c, from);
-        for (; c < width; c += kLanes) scatter<1>(samples, i, in.points, total.data(), width, c, from);
+        for (; c < width; c += kWide) scatter<1>(samples, i, in.points, total.data(), width, c, from);
       }
     }
     T* to = static_cast<T*>(args.grad_value) + ((map * in.area + level.start) * in.heads + h) * in.channels;

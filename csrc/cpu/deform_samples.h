@@ -23,19 +23,17 @@ struct Lanes {
   typedef Floats Vector;
   typedef int32_t Index;
   typedef Integers Indices;
-  static constexpr int64_t kCount = 8;
 };
 template <>
 struct Lanes<double> {
   typedef Doubles Vector;
   typedef int64_t Index;
   typedef LongIntegers Indices;
-  static constexpr int64_t kCount = 4;
 };
 
 template <typename Real>
 constexpr int64_t padded(int64_t count) {
-  return (count + Lanes<Real>::kCount - 1) / Lanes<Real>::kCount * Lanes<Real>::kCount;
+  return (count + kLanes<Real> - 1) / kLanes<Real> * kLanes<Real>;
 }
 
 // out[0 .. count) = what stands in an array of any dtype from `begin` on.
@@ -170,23 +168,23 @@ FUSION3D_INLINE void place(const PointLevels<Real>& levels, int64_t j, Samples<R
 template <typename Real>
 FUSION3D_INLINE void softmax(Real* values, int64_t count, int64_t stride, Real* largest, Real* total) {
   typedef typename Lanes<Real>::Vector Vector;
-  constexpr int64_t kLanes = Lanes<Real>::kCount;
+  constexpr int64_t kWide = kLanes<Real>;
   for (int64_t i = count; i < stride; ++i) values[i] = -std::numeric_limits<Real>::infinity();
   Vector high = load(values), sums = {};
-  for (int64_t i = kLanes; i < stride; i += kLanes) {
+  for (int64_t i = kWide; i < stride; i += kWide) {
     const Vector v = load(values + i);
     high = v > high ? v : high;
   }
   Real peak = high[0];
-  for (int64_t i = 1; i < kLanes; ++i) peak = high[i] > peak ? high[i] : peak;
-  for (int64_t i = 0; i < stride; i += kLanes) {
+  for (int64_t i = 1; i < kWide; ++i) peak = high[i] > peak ? high[i] : peak;
+  for (int64_t i = 0; i < stride; i += kWide) {
     const Vector e = exp_below_zero(load(values + i) - peak);
     store(values + i, e);
     sums += e;
   }
   *largest = peak;
   *total = sum(sums);
-  for (int64_t i = 0; i < stride; i += kLanes) store(values + i, load(values + i) / *total);
+  for (int64_t i = 0; i < stride; i += kWide) store(values + i, load(values + i) / *total);
 }
 
 FUSION3D_INLINE int64_t bytes_of(Dtype dtype) {
@@ -241,7 +239,7 @@ FUSION3D_INLINE void locate(
       y[s] = from[1] * levels.rows[s] - Real(0.5) + offsets[2 * s + 1];
     }
   }
-  for (int64_t s = 0; s < stride; s += Lanes<Real>::kCount) place(levels, s, samples, i + s);
+  for (int64_t s = 0; s < stride; s += kLanes<Real>) place(levels, s, samples, i + s);
 }
 
 // Value as the loops read it: one map and head after the other, [area, width], in Real; width is channels, padded with zeros.

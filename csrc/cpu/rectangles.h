@@ -15,7 +15,6 @@
 
 namespace fusion3d {
 
-constexpr int64_t kLanes = 4;
 
 struct Rectangles {
   // Some more than `count`, which do not exist, so that whole vectors can be read from any place.
@@ -52,18 +51,18 @@ FUSION3D_INLINE int64_t find_near(
     const Rectangles& all, int64_t begin, int64_t end, double x, double y, double reach, int32_t* found) {
   typedef int64_t Masks __attribute__((vector_size(32)));
   int64_t count = 0;
-  for (int64_t first = begin; first < end; first += 4 * kLanes) {
+  for (int64_t first = begin; first < end; first += 4 * kLanes<double>) {
     Masks near[4];
 #pragma GCC unroll 4
     for (int n = 0; n < 4; ++n) {
-      const int64_t i = first + n * kLanes;
+      const int64_t i = first + n * kLanes<double>;
       const Doubles dx = load(all.x + i) - x, dy = load(all.y + i) - y, sum = load(all.radius + i) + reach;
       near[n] = dx * dx + dy * dy < sum * sum;
     }
     const Masks any = near[0] | near[1] | near[2] | near[3];
     if (!((any[0] | any[1]) | (any[2] | any[3]))) continue;
-    const int64_t last = end - first < 4 * kLanes ? end - first : 4 * kLanes;
-    int64_t bits[4 * kLanes];
+    const int64_t last = end - first < 4 * kLanes<double> ? end - first : 4 * kLanes<double>;
+    int64_t bits[4 * kLanes<double>];
     std::memcpy(bits, near, sizeof(bits));
     for (int64_t n = 0; n < last; ++n) {
       found[count] = int32_t(first + n);
@@ -78,9 +77,9 @@ FUSION3D_INLINE void find_iou(
     const Rectangles& all, const Rectangle& one, const int32_t* list, int64_t count, double* iou) {
   const Doubles x = Doubles() + one.x, y = Doubles() + one.y, hx = Doubles() + one.half_length;
   const Doubles hy = Doubles() + one.half_width, cos = Doubles() + one.cos, sin = Doubles() + one.sin;
-  for (int64_t first = 0; first < count; first += kLanes) {
-    int64_t at[kLanes];
-    for (int64_t n = 0; n < kLanes; ++n) at[n] = list[first + n < count ? first + n : first];
+  for (int64_t first = 0; first < count; first += kLanes<double>) {
+    int64_t at[kLanes<double>];
+    for (int64_t n = 0; n < kLanes<double>; ++n) at[n] = list[first + n < count ? first + n : first];
     const auto gather = [&](const double* from) __attribute__((always_inline)) {
       return Doubles{from[at[0]], from[at[1]], from[at[2]], from[at[3]]};
     };

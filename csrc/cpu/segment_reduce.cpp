@@ -42,17 +42,17 @@ FUSION3D_INLINE void sum_block(
     const SegmentReduce& args, int64_t begin, int64_t end, int64_t last, int64_t c, T* out) {
   typedef typename Compute<T>::Vector Vector;
   typedef typename Compute<T>::Real Real;
-  constexpr int kLanes = sizeof(Vector) / sizeof(Real);
+  constexpr int64_t kWide = kLanes<T>;
   Vector total[N] = {};
   for (int64_t r = begin; r < end; ++r) {
     fetch_ahead<T>(args, r, last, c);
     const T* row = static_cast<const T*>(args.values) + args.order[r] * args.channels + c;
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) total[n] += load(row + n * kLanes);
+    for (int n = 0; n < N; ++n) total[n] += load(row + n * kWide);
   }
-  const Vector count = Vector() + (args.reduce == Reduce::kMean && end > begin ? Real(end - begin) : Real(1));
+  const Real count = args.reduce == Reduce::kMean && end > begin ? Real(end - begin) : Real(1);
 #pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) store(out + c + n * kLanes, Vector(total[n] / count));
+  for (int n = 0; n < N; ++n) store(out + c + n * kWide, Vector(total[n] / count));
 }
 
 template <int N, typename T>
@@ -60,7 +60,7 @@ FUSION3D_INLINE void max_block(
     const SegmentReduce& args, int64_t begin, int64_t end, int64_t last, int64_t c, T* out, int32_t* arg) {
   typedef typename Compute<T>::Vector Vector;
   typedef typename Mask<Vector>::Rows Rows;
-  constexpr int kLanes = sizeof(Vector) / sizeof(typename Compute<T>::Real);
+  constexpr int64_t kWide = kLanes<T>;
   Vector best[N] = {};
   Rows at[N];
   for (int n = 0; n < N; ++n) at[n] = Rows() - 1;
@@ -71,7 +71,7 @@ FUSION3D_INLINE void max_block(
     const Rows first = r == begin ? Rows() - 1 : Rows();
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      const Vector value = load(row + n * kLanes);
+      const Vector value = load(row + n * kWide);
       const Rows take = first | Rows(value > best[n]) | (Rows(value != value) & Rows(best[n] == best[n]));
       best[n] = take ? value : best[n];
       at[n] = take ? Rows() + index : at[n];
@@ -79,8 +79,8 @@ FUSION3D_INLINE void max_block(
   }
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
-    store(out + c + n * kLanes, best[n]);
-    store_rows(arg + c + n * kLanes, at[n]);
+    store(out + c + n * kWide, best[n]);
+    store_rows(arg + c + n * kWide, at[n]);
   }
 }
 
@@ -119,7 +119,7 @@ FUSION3D_INLINE void max_rest(
 
 template <typename T>
 FUSION3D_INLINE void reduce_segments(const SegmentReduce& args, int64_t first, int64_t last) {
-  constexpr int64_t kLanes = sizeof(typename Compute<T>::Vector) / sizeof(typename Compute<T>::Real);
+  constexpr int64_t kWide = kLanes<T>;
   const int64_t channels = args.channels, rows = args.ptr[args.segments];
   for (int64_t i = first; i < last; ++i) {
     const int64_t begin = args.ptr[i], end = args.ptr[i + 1];
@@ -127,13 +127,13 @@ FUSION3D_INLINE void reduce_segments(const SegmentReduce& args, int64_t first, i
     int64_t c = 0;
     if (args.reduce == Reduce::kMax) {
       int32_t* arg = args.arg + i * channels;
-      for (; c + 4 * kLanes <= channels; c += 4 * kLanes) max_block<4>(args, begin, end, rows, c, out, arg);
-      for (; c + kLanes <= channels; c += kLanes) max_block<1>(args, begin, end, rows, c, out, arg);
+      for (; c + 4 * kWide <= channels; c += 4 * kWide) max_block<4>(args, begin, end, rows, c, out, arg);
+      for (; c + kWide <= channels; c += kWide) max_block<1>(args, begin, end, rows, c, out, arg);
       max_rest(args, begin, end, c, out, arg);
     } else {
-      for (; c + 8 * kLanes <= channels; c += 8 * kLanes) sum_block<8>(args, begin, end, rows, c, out);
-      for (; c + 2 * kLanes <= channels; c += 2 * kLanes) sum_block<2>(args, begin, end, rows, c, out);
-      for (; c + kLanes <= channels; c += kLanes) sum_block<1>(args, begin, end, rows, c, out);
+      for (; c + 8 * kWide <= channels; c += 8 * kWide) sum_block<8>(args, begin, end, rows, c, out);
+      for (; c + 2 * kWide <= channels; c += 2 * kWide) sum_block<2>(args, begin, end, rows, c, out);
+      for (; c + kWide <= channels; c += kWide) sum_block<1>(args, begin, end, rows, c, out);
       if (c < channels) sum_rest(args, begin, end, rows, c, out);
     }
   }
@@ -143,8 +143,9 @@ template <typename T>
 FUSION3D_INLINE void spread_rows(const SegmentReduceBackward& args, int64_t first, int64_t last) {
   typedef typename Compute<T>::Real Real;
   typedef typename Compute<T>::Vector Vector;
-  constexpr int64_t kLanes = sizeof(Vector) / sizeof(Real);
+  constexpr int64_t kWide = kLanes<T>;
   const int64_t channels = args.channels;
+  if (channels == 0) return;
   for (int64_t r = first; r < last; ++r) {
     const int64_t i = args.segment[r];
     T* out = static_cast<T*>(args.grad_values) + r * channels;
@@ -163,7 +164,7 @@ FUSION3D_INLINE void spread_rows(const SegmentReduceBackward& args, int64_t firs
     } else if (args.reduce == Reduce::kMean) {
       const Real share = 1 / Real(args.ptr[i + 1] - args.ptr[i]);
       int64_t c = 0;
-      for (; c + kLanes <= channels; c += kLanes) store(out + c, Vector(load(grad + c) * share));
+      for (; c + kWide <= channels; c += kWide) store(out + c, Vector(load(grad + c) * share));
       for (; c < channels; ++c) store_one(out + c, load_one(grad + c) * share);
     } else {
       const int32_t* arg = args.arg + i * channels;

@@ -1,5 +1,5 @@
-// Sparse convolution on the CPU. A tile of output rows keeps its sums in the cache. For each tap, the rows of the tile that
-// have a neighbour are listed and multiplied with the tap's weights six at a time, in registers.
+// Sparse convolution on the CPU. A tile of output rows keeps its sums in the cache. Its pairs of an output row and a
+// neighbour are listed tap after tap and multiplied with the tap's weights in blocks of six or eight, in registers.
 #include "fusion3d/sparse_conv.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace fusion3d {
 namespace {
 
 constexpr int64_t kTile = 256;  // output rows whose sums are kept at once
-constexpr int kRows = 6;        // rows of a block in registers: 6 x 2 vectors of sums, 2 of weights and 1 of the input
+constexpr int64_t kAhead = 12;  // pairs between one that is multiplied and one whose features are fetched
 
 // A convolution with its weights as the blocks want them: [taps][panels][in_channels][2 vectors], zero where there is no
 // output channel.
@@ -29,7 +29,7 @@ struct Vectors {
   static constexpr int kPanel = 2 * kLanes;
 };
 
-// sums[r] += in[r] * weights, for R rows and a panel of N vectors.
+// sums[r] += in[r] * weights, for R rows and N vectors.
 template <int R, int N, typename T>
 FUSION3D_INLINE void multiply_block(
     const typename Compute<T>::Real* const* in, int64_t channels, const typename Compute<T>::Real* weight,
@@ -37,7 +37,7 @@ FUSION3D_INLINE void multiply_block(
   typedef typename Compute<T>::Vector Vector;
   constexpr int kLanes = Vectors<T>::kLanes;
   Vector total[R][N];
-#pragma GCC unroll 12
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) total[r][n] = load(sums[r] + n * kLanes);
@@ -45,78 +45,80 @@ FUSION3D_INLINE void multiply_block(
     Vector w[N];
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) w[n] = load(weight + n * kLanes);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const typename Compute<T>::Real x = in[r][c];
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) total[r][n] += x * w[n];
     }
   }
-#pragma GCC unroll 12
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) store(sums[r] + n * kLanes, total[r][n]);
 }
 
-template <int N, typename T>
-FUSION3D_INLINE void multiply_rows(
-    const typename Compute<T>::Real* const* in, int64_t count, int64_t channels,
-    const typename Compute<T>::Real* weight, typename Compute<T>::Real* const* sums) {
-  int64_t i = 0;
-  for (; N == 1 && i + 2 * kRows <= count; i += 2 * kRows)
-    multiply_block<2 * kRows, 1, T>(in + i, channels, weight, sums + i);
-  for (; i + kRows <= count; i += kRows) multiply_block<kRows, N, T>(in + i, channels, weight, sums + i);
-  switch (count - i) {
-    case 5: return multiply_block<5, N, T>(in + i, channels, weight, sums + i);
-    case 4: return multiply_block<4, N, T>(in + i, channels, weight, sums + i);
-    case 3: return multiply_block<3, N, T>(in + i, channels, weight, sums + i);
-    case 2: return multiply_block<2, N, T>(in + i, channels, weight, sums + i);
-    case 1: return multiply_block<1, N, T>(in + i, channels, weight, sums + i);
-    default: return;
+// The pairs of a tile, tap after tap. Each tap's are made up to whole blocks of R by pairs that add to a row after the
+// tile's, which nobody reads. Beyond the last are kAhead entries without meaning: they are only ever fetched.
+template <int R>
+struct TilePairs {
+  explicit TilePairs(const SparseConv& args)
+      : first(args.taps + 1),
+        row(args.taps * (std::min(kTile, args.num_out) + R) + kAhead + R),
+        neighbour(row.size()) {}
+
+  void list(const SparseConv& args, int64_t begin) {
+    const int64_t rows = std::min(kTile, args.num_out - begin), next = std::min(2 * kTile, args.num_out - begin);
+    int64_t count = 0;
+    for (int64_t k = 0; k < args.taps; ++k) {
+      const int32_t* table = args.table + k * args.num_out + begin;
+      first[k] = count;
+      count += list_pairs(table, rows, 0, row.data() + count, neighbour.data() + count);
+      for (int64_t r = kTile; r < next; r += 16) __builtin_prefetch(table + r);
+      for (; (count - first[k]) % R; ++count) {
+        row[count] = int32_t(kTile);
+        neighbour[count] = neighbour[count - 1];
+      }
+    }
+    first[args.taps] = count;
   }
-}
 
-// A tap's pairs in a tile. Their features are fetched ahead, and the next tile's part of the table.
-template <typename T>
-FUSION3D_INLINE int64_t list_tap(
-    const SparseConv& args, const Features<T>& in, int64_t tile, int64_t k, int32_t* row, int32_t* neighbour) {
-  const int64_t first = tile * kTile, rows = std::min(kTile, args.num_out - first);
-  const int32_t* table = args.table + k * args.num_out + first;
-  const int64_t count = list_pairs(table, rows, 0, row, neighbour);
-  for (int64_t r = kTile; r < std::min(2 * kTile, args.num_out - first); r += 16) __builtin_prefetch(table + r);
-  in.prefetch(neighbour, count);
-  return count;
-}
+  std::vector<int64_t> first;  // [taps + 1] of the tap's pairs
+  std::vector<int32_t> row, neighbour;
+};
 
-// The tiles [begin, end).
-template <typename T>
-FUSION3D_INLINE void convolve_tiles(const Forward& forward, int64_t begin, int64_t end) {
+// The tiles [begin, end), in blocks of R rows by N vectors.
+template <int R, int N, typename T>
+FUSION3D_INLINE void convolve_blocks(const Forward& forward, int64_t begin, int64_t end) {
   typedef typename Compute<T>::Real Real;
   constexpr int64_t kPanel = Vectors<T>::kPanel, kLanes = Vectors<T>::kLanes;
   const SparseConv& args = forward.args;
   const int64_t channels = args.in_channels, width = forward.panels * kPanel;
+  const int64_t whole = N == 1 ? 0 : (args.out_channels + kLanes - 1) / kPanel;  // panels of two vectors
   const Features<T> in{static_cast<const T*>(args.in), channels, channels};
-  const Real* packed = static_cast<const Real*>(forward.packed);
-  std::vector<Real> sums(kTile * width + kLanes), space(in.is_read_in_place() ? 0 : kTile * channels);
-  int32_t row[2][kTile], neighbour[2][kTile];
-  const Real* rows_in[kTile];
-  Real* rows_out[kTile];
+  std::vector<Real> sums((kTile + 1) * width), space(in.is_read_in_place() ? 0 : R * channels);
+  TilePairs<R> pairs(args);
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kTile, rows = std::min(kTile, args.num_out - first);
     std::fill(sums.begin(), sums.end(), Real(0));
-    int64_t ahead = list_tap(args, in, tile, 0, row[0], neighbour[0]);
+    pairs.list(args, first);
     for (int64_t k = 0; k < args.taps; ++k) {
-      const int64_t count = ahead;
-      const int32_t* to = row[k & 1];
-      in.find(neighbour[k & 1], count, space.data(), rows_in);
-      if (k + 1 < args.taps) ahead = list_tap(args, in, tile, k + 1, row[(k + 1) & 1], neighbour[(k + 1) & 1]);
-      const Real* weight = packed + (args.flipped ? args.taps - 1 - k : k) * width * channels;
-      for (int64_t p = 0; p < forward.panels; ++p, weight += kPanel * channels) {
-        for (int64_t i = 0; i < count; ++i) rows_out[i] = sums.data() + to[i] * width + p * kPanel;
-        if (args.out_channels - p * kPanel <= kLanes)
-          multiply_rows<1, T>(rows_in, count, channels, weight, rows_out);
-        else
-          multiply_rows<2, T>(rows_in, count, channels, weight, rows_out);
+      const int64_t tap = args.flipped ? args.taps - 1 - k : k;
+      const Real* weights = static_cast<const Real*>(forward.packed) + tap * width * channels;
+      for (int64_t i = pairs.first[k]; i < pairs.first[k + 1]; i += R) {
+        const Real* from[R];
+        Real* to[R];
+        in.prefetch(&pairs.neighbour[i + kAhead], R);
+        in.find(&pairs.neighbour[i], R, space.data(), from);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) to[r] = sums.data() + pairs.row[i + r] * width;
+        const Real* weight = weights;
+        for (int64_t p = 0; p < whole; ++p, weight += kPanel * channels) {
+          multiply_block<R, N, T>(from, channels, weight, to);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) to[r] += kPanel;
+        }
+        if (whole < forward.panels) multiply_block<R, 1, T>(from, channels, weight, to);
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
@@ -127,6 +129,14 @@ FUSION3D_INLINE void convolve_tiles(const Forward& forward, int64_t begin, int64
       for (; c < args.out_channels; ++c) store_one(out + c, sum[c]);
     }
   }
+}
+
+template <typename T>
+FUSION3D_INLINE void convolve_tiles(const Forward& forward, int64_t begin, int64_t end) {
+  if (forward.args.out_channels <= Vectors<T>::kLanes)
+    convolve_blocks<8, 1, T>(forward, begin, end);
+  else
+    convolve_blocks<6, 2, T>(forward, begin, end);
 }
 
 FUSION3D_DISPATCH(run_forward, Forward, convolve_tiles)

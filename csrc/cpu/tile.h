@@ -12,8 +12,6 @@
 namespace fusion3d {
 
 template <typename T>
-constexpr int kLanes = sizeof(typename Compute<T>::Vector) / sizeof(typename Compute<T>::Real);
-template <typename T>
 constexpr int kTile = 3 * kLanes<T>;
 
 // c[r][n] = sum over k < depth of a[r * row + k * step] * b[k * b_row + n], for R rows and N vectors; where kAdd, added

@@ -39,6 +39,8 @@ struct Compute<double> {
   typedef double Real;
   typedef Doubles Vector;
 };
+template <typename T>
+constexpr int kLanes = sizeof(typename Compute<T>::Vector) / sizeof(typename Compute<T>::Real);
 
 template <typename To, typename From>
 FUSION3D_INLINE To bit_cast(const From& from) {

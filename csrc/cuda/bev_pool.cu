@@ -14,40 +14,51 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kWarpCells = 4;  // cells that a warp takes at once: often one read of 32 samples serves them all
 constexpr int kLong = 256;     // samples of a cell from which on the whole block works on it
-constexpr int kUnroll = 4;     // rows on their way at once, in each slot
 
-// Adds the rows of samples [begin, end) of the 32 whose weight and pixel the lanes hold, in each slot its own share.
+// Adds U rows in each slot, those of samples from `first` to `end`, all on their way at once.
+template <typename T, int N, int U>
+__device__ inline void add_some(
+    const Pack<T, N>* __restrict__ feat, int64_t packs, const RowLanes& lanes, bool used,
+    typename Compute<T>::Real weight, int32_t pixel, int first, int end, typename Compute<T>::Real (&sum)[N]) {
+  Pack<T, N> row[U];
+  typename Compute<T>::Real scale[U];
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    const int j = first + u * lanes.slots + lanes.slot;
+    scale[u] = __shfl_sync(kAll, weight, j % kWarp);
+    const int64_t from = __shfl_sync(kAll, pixel, j % kWarp);
+    row[u] = Pack<T, N>();
+    if (used && j < end)
+      row[u] = feat[from * packs];
+    else
+      scale[u] = 0;
+  }
+#pragma unroll
+  for (int u = 0; u < U; ++u)
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum[n] += scale[u] * widen(row[u].value[n]);
+}
+
+// Adds the rows of samples [begin, end) of the 32 whose weight and pixel the lanes hold, in each slot its own share. Many
+// cells have few: they do not pay for four rows in each slot.
 template <typename T, int N>
 __device__ inline void add_rows(
-    const Pack<T, N>* __restrict__ feat, int64_t packs, const Lanes& lanes, bool used, typename Compute<T>::Real weight,
-    int32_t pixel, int begin, int end, typename Compute<T>::Real (&sum)[N]) {
-  typedef typename Compute<T>::Real Real;
-  for (int first = begin; first < end; first += lanes.slots * kUnroll) {  // the same for the whole warp
-    Pack<T, N> row[kUnroll];
-    Real scale[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int j = first + u * lanes.slots + lanes.slot;
-      scale[u] = __shfl_sync(kAll, weight, j % kWarp);
-      const int64_t from = __shfl_sync(kAll, pixel, j % kWarp);
-      row[u] = Pack<T, N>();
-      if (used && j < end)
-        row[u] = feat[from * packs];
-      else
-        scale[u] = 0;
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
-#pragma unroll
-      for (int n = 0; n < N; ++n) sum[n] += scale[u] * widen(row[u].value[n]);
-  }
+    const Pack<T, N>* __restrict__ feat, int64_t packs, const RowLanes& lanes, bool used,
+    typename Compute<T>::Real weight, int32_t pixel, int begin, int end, typename Compute<T>::Real (&sum)[N]) {
+  int first = begin;  // the same for the whole warp
+  for (; end - first > 2 * lanes.slots; first += 4 * lanes.slots)
+    add_some<T, N, 4>(feat, packs, lanes, used, weight, pixel, first, end, sum);
+  if (end - first > lanes.slots)
+    add_some<T, N, 2>(feat, packs, lanes, used, weight, pixel, first, end, sum);
+  else if (end > first)
+    add_some<T, N, 1>(feat, packs, lanes, used, weight, pixel, first, end, sum);
 }
 
 // A warp's cells one after the other, for the packs of this round. Lanes 0 to kWarpCells - 1 hold the cells: where their
 // samples begin, how many they are with all before (`upto`), and which cells they are (-1: none of ours).
 template <typename T, int N>
 __device__ inline void pool_short(
-    const BevPoolForward& args, const Lanes& lanes, int64_t packs, int64_t pack, int32_t cell, int32_t start,
+    const BevPoolForward& args, const RowLanes& lanes, int64_t packs, int64_t pack, int32_t cell, int32_t start,
     int32_t upto) {
   typedef typename Compute<T>::Real Real;
   const int lane = threadIdx.x % kWarp;
@@ -57,7 +68,7 @@ __device__ inline void pool_short(
   const bool used = lanes.used && pack < packs;
   const int32_t total = __shfl_sync(kAll, upto, kWarpCells - 1);
   Real sum[N] = {};
-  int32_t done = 0, k = 0;
+  int32_t done = 0, cell_first = 0, k = 0;  // samples that are added, the first of cell k, the cell
   for (int32_t base = 0; k < kWarpCells; base += kWarp) {
     const int32_t limit = min(total, base + kWarp), mine = base + lane;
     int32_t at = -1;  // this lane's sample
@@ -78,7 +89,8 @@ __device__ inline void pool_short(
       add_rows<T, N>(feat, packs, lanes, used, weight, pixel, done - base, until - base, sum);
       done = max(done, until);
       if (stop > limit) break;  // the rest of this cell comes with the next samples
-      join_slots(lanes, sum);
+      if (stop > cell_first + 1) join_slots(lanes, sum);
+      cell_first = stop;
       const int64_t row = __shfl_sync(kAll, cell, k);
       if (row >= 0 && used && lanes.slot == 0) write_row<T, N>(out + row * packs, sum);
 #pragma unroll
@@ -91,7 +103,7 @@ __device__ inline void pool_short(
 // A cell with many samples: every warp of the block takes its share of them, and the first adds the shares up.
 template <typename T, int N>
 __device__ inline void pool_long(
-    const BevPoolForward& args, const Lanes& lanes, int64_t packs, int64_t pack, int64_t cell,
+    const BevPoolForward& args, const RowLanes& lanes, int64_t packs, int64_t pack, int64_t cell,
     typename Compute<T>::Real (*shares)[kWarp * N]) {
   typedef typename Compute<T>::Real Real;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -128,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 3) pool_parts(BevPoolForward args) {
   __shared__ typename Compute<T>::Real shares[kWarps][kWarp * N];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t packs = args.channels / N;
-  const Lanes lanes = lanes_for(packs);
+  const RowLanes lanes = lanes_for(packs);
   for (int64_t part = blockIdx.x; part < args.parts; part += gridDim.x) {
     const int32_t first = args.part[part], last = args.part[part + 1];
     for (int32_t batch = first; batch < last; batch += kWarp) {  // 32 cells, kWarpCells for each warp; all know of all
@@ -159,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 3) pool_parts(BevPoolForward args) {
 }
 
 __global__ void __launch_bounds__(kThreads) find_pixels(BevPoolPixel args) {
-  for (int64_t s = blockIdx.x * int64_t(kThreads) + threadIdx.x; s < args.samples; s += int64_t(gridDim.x) * kThreads)
+  for (int64_t s = first_thread(); s < args.samples; s += all_threads())
     args.pixel[s] = pixel_of(args, args.sample[s]);
 }
 

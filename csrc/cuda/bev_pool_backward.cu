@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kPatch* kPatch* kWarp, R == 1 ? 2 : 1) unpool_
   __shared__ Real weights[kBins][kPixels + 1];   // depth, then its gradient
   const int lane = threadIdx.x % kWarp, own = threadIdx.x / kWarp;
   const int64_t packs = args.channels / N, area = args.rows * args.cols, patches = num_patches(args, kPatch, kPatch);
-  const Lanes lanes = lanes_for(packs);
+  const RowLanes lanes = lanes_for(packs);
   const T* __restrict__ depth = static_cast<const T*>(args.depth);
   T* __restrict__ grad_depth = static_cast<T*>(args.grad_depth);
   const Pack<T, N>* __restrict__ grad_out = static_cast<const Pack<T, N>*>(args.grad_out);
@@ -63,7 +63,10 @@ __global__ void __launch_bounds__(kPatch* kPatch* kWarp, R == 1 ? 2 : 1) unpool_
       Real slope = 0;  // gradient of this lane's bin
       const unsigned hits = __ballot_sync(kAll, cell >= 0);
       const int count = __popc(hits);
-      const int nth = lane < count ? int(__fns(hits, 0, lane + 1)) : 0;  // the bin of the hit that has this lane's number
+      __syncwarp();
+      if (cell >= 0) cells[__popc(hits & ((1u << lane) - 1))][own] = lane;  // only this warp reads its pixel's column
+      __syncwarp();
+      const int nth = lane < count ? cells[lane][own] : 0;  // the bin of the hit that has this lane's number
       for (int j0 = 0; j0 < count; j0 += lanes.slots * 2) {  // the same for the whole warp; two rows a slot on their way
         Real dot[2] = {0, 0};
         int bin[2];
@@ -163,8 +166,7 @@ __global__ void __launch_bounds__(kThreads) unpool_pixels(BevPoolBackward args) 
             dot += value[k] * grad;
           }
         }
-#pragma unroll
-        for (int step = kWarp / 2; step > 0; step /= 2) dot += __shfl_xor_sync(kAll, dot, step);
+        dot = group_sum(dot, kWarp);
         if (lane == 0) dots[d] += dot;
       }
 #pragma unroll

@@ -41,34 +41,34 @@ __global__ void __launch_bounds__(kThreads) iou_pairs(BoxIou args, int64_t colum
       if (squared_distance(a[row], b[column]) < reach * reach)
         near[atomicAdd(&count, 1)] = uint16_t(pair);  // in any order: each has its own place in the output
       else
-        store_real(args.out, args.dtype, (first_row + row) * args.columns + first_column + column, 0);
+        store_any<double>(args.dtype, args.out, (first_row + row) * args.columns + first_column + column, 0);
     }
     __syncthreads();
     for (int n = thread; n < count; n += kThreads) {
       const int row = near[n] / kColumns, column = near[n] % kColumns;
-      store_real(
-          args.out, args.dtype, (first_row + row) * args.columns + first_column + column, box_iou(a[row], b[column]));
+      store_any<double>(
+          args.dtype, args.out, (first_row + row) * args.columns + first_column + column, box_iou(a[row], b[column]));
     }
     __syncthreads();
   }
 }
 
 __global__ void __launch_bounds__(kThreads) iou_rows(BoxIouAligned args) {
-  for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < args.rows; i += int64_t(gridDim.x) * kThreads) {
+  for (int64_t i = first_thread(); i < args.rows; i += all_threads()) {
     const Rectangle a = load_rectangle(args.a, args.dtype, i, false), b = load_rectangle(args.b, args.dtype, i, false);
-    store_real(args.out, args.dtype, i, box_iou(a, b));
+    store_any<double>(args.dtype, args.out, i, box_iou(a, b));
   }
 }
 
 __global__ void __launch_bounds__(kThreads) iou_rows_backward(BoxIouAligned args) {
-  for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < args.rows; i += int64_t(gridDim.x) * kThreads) {
+  for (int64_t i = first_thread(); i < args.rows; i += all_threads()) {
     const Rectangle a = load_rectangle(args.a, args.dtype, i, false), b = load_rectangle(args.b, args.dtype, i, false);
     double grad_a[5], grad_b[5];
-    iou_gradient(a, b, load_real(args.grad, args.dtype, i), grad_a, grad_b);
+    iou_gradient(a, b, load_any<double>(args.dtype, args.grad, i), grad_a, grad_b);
 #pragma unroll
     for (int n = 0; n < 5; ++n) {
-      store_real(args.grad_a, args.dtype, 5 * i + n, grad_a[n]);
-      store_real(args.grad_b, args.dtype, 5 * i + n, grad_b[n]);
+      store_any<double>(args.dtype, args.grad_a, 5 * i + n, grad_a[n]);
+      store_any<double>(args.dtype, args.grad_b, 5 * i + n, grad_b[n]);
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <cub/device/device_radix_sort.cuh>
 
 #include "deform_points.cuh"
+#include "scratch.cuh"
 
 namespace fusion3d {
 namespace {
@@ -31,40 +32,33 @@ struct Scratch {
   Real* moved;                                  // [points, 2] gradient of the location in pixels
   int32_t* ptr;                                 // [cells + 1]
   void* sort;
-  size_t sort_bytes;
+  size_t sort_bytes, bytes;
+  int key_bits;
 };
 
-// One query and head for each group of lanes; the layout of `attend`.
+// One query and head for each group of lanes, as in `attend`.
 template <typename T, int N>
 __global__ void __launch_bounds__(kDeformWarps* kWarp) own_points(
-    const __grid_constant__ DeformAttnBackward args, const Scratch<typename Compute<T>::Real> scratch, const int lanes,
-    const int64_t cells) {
+    const __grid_constant__ DeformAttnBackward args, const Scratch<typename Compute<T>::Real> scratch,
+    const int64_t cells, const int lanes) {
   typedef typename Compute<T>::Real Real;
   extern __shared__ __align__(16) unsigned char shared[];
   const DeformAttn& in = args.in;
-  const int groups = kWarp / lanes, warp = threadIdx.x / kWarp;
-  const int group = threadIdx.x % kWarp / lanes, lane = threadIdx.x % lanes;
-  DeformSlot<Real>* slots =
-      reinterpret_cast<DeformSlot<Real>*>(shared) + (warp * groups + group) * kDeformSlots;
-  const int count = int(in.num_levels * in.points);
+  const DeformGroup<Real> group = deform_group<Real>(shared, lanes);
+  DeformSlot<Real>* const slots = group.slots;
+  const int count = int(in.num_levels * in.points), lane = group.lane;
   const int64_t h = blockIdx.y, packs = in.channels / N;
-  const int64_t per_block = int64_t(kDeformWarps) * groups;
-  for (int64_t block = blockIdx.x; block * per_block < in.queries; block += gridDim.x) {
-    // A warp stays together: groups past the end work on the last query and write nothing.
-    const int64_t mine = block * per_block + warp * groups + group, q = mine < in.queries ? mine : in.queries - 1;
-    const bool owner = mine < in.queries;
-    const int64_t map = deform_map(in, q), row = q * in.heads + h;
-    const Pack<T, N>* __restrict__ rows =
-        static_cast<const Pack<T, N>*>(in.value) + ((map < 0 ? 0 : map) * in.area * in.heads + h) * packs;
+  for (int64_t number = first_thread() / lanes; number - group.group < in.queries; number += all_threads() / lanes) {
+    const DeformQuery<Real> query = deform_query(in, group, number, h);
+    const int64_t map = query.map, row = query.row;
     const Pack<T, N>* __restrict__ grad = static_cast<const Pack<T, N>*>(args.grad_out) + row * packs;
-    Real largest, total, mean = 0;
-    group_softmax(in, row, lane, lanes, &largest, &total);
+    Real mean = 0;
     for (int first = 0; first < count; first += kDeformSlots) {
       const int size = count - first < kDeformSlots ? count - first : kDeformSlots;
       __syncwarp();
       for (int s = lane; s < size; s += lanes) {
         int l;
-        const DeformPoint<Real> point = locate<Real>(in, q, h, first + s, &l);
+        const DeformPoint<Real> point = locate<Real>(in, query.q, h, first + s, &l);
         slots[s] = slot_of(in.levels[l], point, Real(1));
       }
       __syncwarp();
@@ -72,10 +66,11 @@ __global__ void __launch_bounds__(kDeformWarps* kWarp) own_points(
         Real dot[4] = {};
         const bool inside = map >= 0 && slots[s].pixel[0] >= 0;
         for (int64_t c = lane; inside && c < packs; c += lanes) {
+          const DeformPixels<T, N> pixels(in, map, h, c);
           const Pack<T, N> g = grad[c];
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
-            const Pack<T, N> pack = rows[slots[s].pixel[k] * in.heads * packs + c];
+            const Pack<T, N> pack = pixels[slots[s].pixel[k]];
 #pragma unroll
             for (int n = 0; n < N; ++n) dot[k] += widen(g.value[n]) * widen(pack.value[n]);
           }
@@ -92,10 +87,10 @@ __global__ void __launch_bounds__(kDeformWarps* kWarp) own_points(
       __syncwarp();
       for (int s = lane; s < size; s += lanes) {
         int l;
-        const DeformPoint<Real> point = locate<Real>(in, q, h, first + s, &l);
+        const DeformPoint<Real> point = locate<Real>(in, query.q, h, first + s, &l);
         const DeformLevel& level = in.levels[l];
         const int64_t i = row * count + first + s;
-        const Real a = exponential(load_any(in.logit_dtype, in.logits, i, Real()) - largest) / total;
+        const Real a = exponential(load_any<Real>(in.logit_dtype, in.logits, i) - query.largest) / query.total;
         const bool left = point.x0 >= 0, right = point.x0 + 1 < level.cols;
         const bool top = point.y0 >= 0, bottom = point.y0 + 1 < level.rows, reads = point.inside && map >= 0;
         const Real dot0 = reads && left && top ? slots[s].weight[0] : Real(0);
@@ -106,7 +101,7 @@ __global__ void __launch_bounds__(kDeformWarps* kWarp) own_points(
         const Real read = above + point.fy * (below - above);
         const Real x = a * ((1 - point.fy) * (dot1 - dot0) + point.fy * (dot3 - dot2)), y = a * (below - above);
         mean += a * read;
-        if (owner) {
+        if (query.owned) {
           int64_t cell = in.maps * in.heads * cells;  // none
           if (reads) {
             int64_t before = 0;
@@ -126,7 +121,7 @@ __global__ void __launch_bounds__(kDeformWarps* kWarp) own_points(
       }
     }
     mean = group_sum(mean, lanes);
-    for (int first = 0; owner && first < count; first += kDeformSlots) {
+    for (int first = 0; query.owned && first < count; first += kDeformSlots) {
       for (int s = first + lane; s < first + kDeformSlots && s < count; s += lanes) {  // those that this lane noted
         const Note<Real> note = scratch.note[row * count + s];
         store_any(in.logit_dtype, args.grad_logits, row * count + s, note.attention * (note.read - mean));
@@ -164,22 +159,13 @@ __global__ void own_references(const __grid_constant__ DeformAttnBackward args, 
 
 // ptr[i] = how many points are in cells before i; cells may be many more than points, or all points in one.
 __global__ void find_cells(const uint32_t* __restrict__ key, int64_t points, int64_t cells, int32_t* __restrict__ ptr) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i <= cells; i += int64_t(gridDim.x) * blockDim.x) {
-    int64_t low = 0, high = points;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (key[middle] < i)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    ptr[i] = int32_t(low);
-  }
+  for (int64_t i = first_thread(); i <= cells; i += all_threads())
+    ptr[i] = int32_t(lower_bound(key, points, uint32_t(i)));
 }
 
 template <typename Real>
 __global__ void lay_out(const Scratch<Real> scratch, int64_t points, int count) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < points; i += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t i = first_thread(); i < points; i += all_threads()) {
     const uint32_t id = scratch.sorted_id[i];
     const Note<Real> note = scratch.note[id];
     scratch.sorted[i] = {note.attention, note.fx, note.fy, int32_t(id / uint32_t(count))};
@@ -224,44 +210,37 @@ __global__ void __launch_bounds__(kThreads) own_pixels(
       __syncwarp();
 #pragma unroll
       for (int n = 0; n < N; ++n)
-        for (int step = kWarp / 2; step >= lanes; step /= 2) sum[n] += __shfl_xor_sync(0xffffffffu, sum[n], step);
+        for (int step = kWarp / 2; step >= lanes; step /= 2) sum[n] += __shfl_xor_sync(kAll, sum[n], step);
       if (group == 0 && c < packs) {
-        Pack<T, N> result;
-#pragma unroll
-        for (int n = 0; n < N; ++n) result.value[n] = narrow<T>(sum[n]);
         const int64_t map = head / in.heads, h = head % in.heads;
-        static_cast<Pack<T, N>*>(args.grad_value)[((map * in.area + pixel) * in.heads + h) * packs + c] = result;
+        write_row<T, N>(
+            static_cast<Pack<T, N>*>(args.grad_value) + ((map * in.area + pixel) * in.heads + h) * packs + c, sum);
       }
     }
   }
 }
 
-// Where each array of the scratch memory stands; returns the bytes of all.
+// Where each array of the scratch memory lies. All pointers are null while the size is looked for.
 template <typename Real>
-size_t divide(const DeformAttnBackward& args, char* base, Scratch<Real>* out, int bits) {
-  const DeformAttn& in = args.in;
-  const int64_t points = in.queries * in.heads * in.num_levels * in.points;
-  const int64_t cells = in.maps * in.heads * deform_cells(in);
-  size_t used = 0;
-  const auto take = [&](size_t bytes) {
-    char* const place = base + used;
-    used += (bytes + 255) / 256 * 256;
-    return static_cast<void*>(place);
-  };
-  out->key = static_cast<uint32_t*>(take(points * 4));
-  out->sorted_key = static_cast<uint32_t*>(take(points * 4));
-  out->id = static_cast<uint32_t*>(take(points * 4));
-  out->sorted_id = static_cast<uint32_t*>(take(points * 4));
-  out->note = static_cast<Note<Real>*>(take(points * sizeof(Note<Real>)));
-  out->sorted = static_cast<SortedPoint<Real>*>(take(points * sizeof(SortedPoint<Real>)));
-  out->ptr = static_cast<int32_t*>(take((cells + 1) * 4));
-  const bool same = in.offset_dtype == (sizeof(Real) == 8 ? Dtype::kFloat64 : Dtype::kFloat32);
-  out->moved = static_cast<Real*>(same ? args.grad_offsets : take(points * 2 * sizeof(Real)));
-  out->sort_bytes = 0;
-  cub::DeviceRadixSort::SortPairs(
-      nullptr, out->sort_bytes, out->key, out->sorted_key, out->id, out->sorted_id, int(points), 0, bits);
-  out->sort = take(out->sort_bytes);
-  return used;
+cudaError_t divide(const DeformAttnBackward& args, int64_t points, int64_t cells, void* memory, Scratch<Real>& scratch) {
+  Arena arena(memory);
+  scratch.key = arena.take<uint32_t>(points);
+  scratch.sorted_key = arena.take<uint32_t>(points);
+  scratch.id = arena.take<uint32_t>(points);
+  scratch.sorted_id = arena.take<uint32_t>(points);
+  scratch.note = arena.take<Note<Real>>(points);
+  scratch.sorted = arena.take<SortedPoint<Real>>(points);
+  scratch.ptr = arena.take<int32_t>(cells + 1);
+  const bool same = args.in.offset_dtype == (sizeof(Real) == 8 ? Dtype::kFloat64 : Dtype::kFloat32);
+  scratch.moved = same ? static_cast<Real*>(args.grad_offsets) : arena.take<Real>(points * 2);
+  scratch.key_bits = key_bits(uint64_t(cells));  // the last key, of points in no cell, is the number of cells
+  scratch.sort_bytes = 0;
+  const cudaError_t error = cub::DeviceRadixSort::SortPairs(
+      nullptr, scratch.sort_bytes, scratch.key, scratch.sorted_key, scratch.id, scratch.sorted_id, int(points), 0,
+      scratch.key_bits);
+  scratch.sort = arena.take<unsigned char>(int64_t(scratch.sort_bytes));
+  scratch.bytes = arena.bytes();
+  return error;
 }
 
 template <typename T, int N>
@@ -270,33 +249,24 @@ cudaError_t launch(const DeformAttnBackward& args, void* memory, size_t* bytes, 
   const DeformAttn& in = args.in;
   const int64_t points = in.queries * in.heads * in.num_levels * in.points;
   const int64_t cells = deform_cells(in), all_cells = in.maps * in.heads * cells;
-  int bits = 1;
-  while (all_cells >> bits > 0) ++bits;  // the last key is all_cells itself
   Scratch<Real> scratch;
-  const size_t needed = divide(args, static_cast<char*>(memory), &scratch, bits);
-  if (memory == nullptr) {
-    *bytes = needed;
-    return cudaSuccess;
-  }
-  const int lanes = deform_lanes(in.channels, N), groups = kWarp / lanes;
+  cudaError_t error = divide(args, points, all_cells, memory, scratch);
+  *bytes = scratch.bytes;
+  if (error != cudaSuccess || memory == nullptr) return error;
+  const int lanes = deform_lanes(in.channels, N);
   if (points > 0) {
-    const size_t shared = size_t(kDeformWarps) * groups * kDeformSlots * sizeof(DeformSlot<Real>);
-    if (shared > 48 << 10) {
-      const cudaError_t error =
-          cudaFuncSetAttribute(own_points<T, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-      if (error != cudaSuccess) return error;
-    }
-    const dim3 blocks(unsigned(blocks_for(in.queries, int64_t(kDeformWarps) * groups)), unsigned(in.heads));
-    own_points<T, N><<<blocks, kDeformWarps * kWarp, shared, stream>>>(args, scratch, lanes, cells);
-    own_references<Real>
-        <<<unsigned(blocks_for(in.queries, kThreads / kWarp)), kThreads, 0, stream>>>(args, scratch.moved);
-    const cudaError_t error = cub::DeviceRadixSort::SortPairs(
+    error = deform_launch<Real>(own_points<T, N>, in, lanes, stream, args, scratch, cells);
+    if (error != cudaSuccess) return error;
+    error = cub::DeviceRadixSort::SortPairs(
         scratch.sort, scratch.sort_bytes, scratch.key, scratch.sorted_key, scratch.id, scratch.sorted_id, int(points), 0,
-        bits, stream);
+        scratch.key_bits, stream);
     if (error != cudaSuccess) return error;
     lay_out<Real><<<unsigned(blocks_for(points, kThreads)), kThreads, 0, stream>>>(
         scratch, points, int(in.num_levels * in.points));
   }
+  if (in.queries > 0)  // without heads too: then there is nothing to sum up
+    own_references<Real>
+        <<<unsigned(blocks_for(in.queries, kThreads / kWarp)), kThreads, 0, stream>>>(args, scratch.moved);
   if (in.maps * in.heads * in.area * in.channels > 0) {
     find_cells<<<unsigned(blocks_for(all_cells + 1, kThreads)), kThreads, 0, stream>>>(
         scratch.sorted_key, points, all_cells, scratch.ptr);
@@ -310,7 +280,7 @@ cudaError_t launch(const DeformAttnBackward& args, void* memory, size_t* bytes, 
 template <typename T>
 cudaError_t backward(const DeformAttnBackward& args, void* memory, size_t* bytes, cudaStream_t stream) {
   constexpr int kPack = 16 / sizeof(T);
-  return deform_packed(args.in, args.in.value, args.grad_out, args.grad_value, kPack, sizeof(T))
+  return in_packs<kPack, T>(args.in.channels, {args.in.value, args.grad_out, args.grad_value})
              ? launch<T, kPack>(args, memory, bytes, stream)
              : launch<T, 1>(args, memory, bytes, stream);
 }

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "fusion3d/deform_attn.h"
-#include "numbers.cuh"
+#include "rows.cuh"
 
 namespace fusion3d {
 
@@ -19,43 +19,8 @@ struct alignas(16) DeformSlot {
   int32_t pixel[4];
 };
 
-__device__ inline double load_any(Dtype dtype, const void* array, int64_t i, double) {
-  switch (dtype) {  // the same for every thread
-    case Dtype::kFloat16: return widen(static_cast<const __half*>(array)[i]);
-    case Dtype::kBFloat16: return widen(static_cast<const __nv_bfloat16*>(array)[i]);
-    case Dtype::kFloat32: return static_cast<const float*>(array)[i];
-    case Dtype::kFloat64: return static_cast<const double*>(array)[i];
-  }
-  return 0;
-}
-__device__ inline float load_any(Dtype dtype, const void* array, int64_t i, float) {
-  switch (dtype) {
-    case Dtype::kFloat16: return widen(static_cast<const __half*>(array)[i]);
-    case Dtype::kBFloat16: return widen(static_cast<const __nv_bfloat16*>(array)[i]);
-    case Dtype::kFloat32: return static_cast<const float*>(array)[i];
-    case Dtype::kFloat64: return float(static_cast<const double*>(array)[i]);
-  }
-  return 0;
-}
-
-template <typename Real>
-__device__ void store_any(Dtype dtype, void* array, int64_t i, Real value) {
-  switch (dtype) {
-    case Dtype::kFloat16: static_cast<__half*>(array)[i] = narrow<__half>(float(value)); break;
-    case Dtype::kBFloat16: static_cast<__nv_bfloat16*>(array)[i] = narrow<__nv_bfloat16>(float(value)); break;
-    case Dtype::kFloat32: static_cast<float*>(array)[i] = float(value); break;
-    case Dtype::kFloat64: static_cast<double*>(array)[i] = double(value); break;
-  }
-}
-
 __device__ inline float exponential(float x) { return __expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
-
-template <typename Real>
-__device__ Real group_sum(Real v, int lanes) {
-  for (int step = lanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
-  return v;
-}
 
 // Softmax of row `row` (query * heads + head), for a whole group: the largest logit, and the sum of exponentials.
 template <typename Real>
@@ -63,15 +28,15 @@ __device__ void group_softmax(const DeformAttn& in, int64_t row, int lane, int l
   const int count = int(in.num_levels * in.points);
   Real high = -Real(INFINITY), sum = 0;
   for (int s = lane; s < count; s += lanes) {
-    const Real logit = load_any(in.logit_dtype, in.logits, row * count + s, Real());
+    const Real logit = load_any<Real>(in.logit_dtype, in.logits, row * count + s);
     high = logit > high ? logit : high;
   }
   for (int step = lanes / 2; step > 0; step /= 2) {
-    const Real other = __shfl_xor_sync(0xffffffffu, high, step);
+    const Real other = __shfl_xor_sync(kAll, high, step);
     high = other > high ? other : high;
   }
   for (int s = lane; s < count; s += lanes)
-    sum += exponential(load_any(in.logit_dtype, in.logits, row * count + s, Real()) - high);
+    sum += exponential(load_any<Real>(in.logit_dtype, in.logits, row * count + s) - high);
   *largest = high;
   *total = group_sum(sum, lanes);
 }
@@ -84,10 +49,10 @@ __device__ DeformPoint<Real> locate(const DeformAttn& in, int64_t q, int64_t h, 
   const DeformLevel& level = in.levels[*l];
   const int64_t from = 2 * deform_reference(in, q, *l, p);
   const int64_t to = 2 * (((q * in.heads + h) * in.num_levels + *l) * in.points + p);
-  const Real x = load_any(in.reference_dtype, in.reference, from, Real()) * Real(level.cols) - Real(0.5) +
-                 load_any(in.offset_dtype, in.offsets, to, Real());
-  const Real y = load_any(in.reference_dtype, in.reference, from + 1, Real()) * Real(level.rows) - Real(0.5) +
-                 load_any(in.offset_dtype, in.offsets, to + 1, Real());
+  const Real x = load_any<Real>(in.reference_dtype, in.reference, from) * Real(level.cols) - Real(0.5) +
+                 load_any<Real>(in.offset_dtype, in.offsets, to);
+  const Real y = load_any<Real>(in.reference_dtype, in.reference, from + 1) * Real(level.rows) - Real(0.5) +
+                 load_any<Real>(in.offset_dtype, in.offsets, to + 1);
   return deform_point(level, x, y);
 }
 
@@ -109,16 +74,82 @@ __device__ DeformSlot<Real> slot_of(const DeformLevel& level, const DeformPoint<
   return slot;
 }
 
-// How channels lie on lanes: packs of N channels, as many as 16 bytes hold where all rows are so aligned.
-inline bool deform_packed(const DeformAttn& in, const void* a, const void* b, const void* c, int pack, int size) {
-  const auto aligned = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % (pack * size) == 0; };
-  return in.channels % pack == 0 && aligned(a) && aligned(b) && aligned(c);
+// A thread's place: so many neighbouring lanes are a group, which has one query of the block's head at a time.
+template <typename Real>
+struct DeformGroup {
+  int lanes, group, lane;
+  DeformSlot<Real>* slots;
+};
+
+template <typename Real>
+inline __host__ __device__ size_t deform_group_bytes() {  // 16 more keep the groups off each other's banks
+  return kDeformSlots * sizeof(DeformSlot<Real>) + 16;
 }
+
+template <typename Real>
+__device__ inline DeformGroup<Real> deform_group(unsigned char* shared, int lanes) {
+  const int group = threadIdx.x / lanes;
+  return {lanes, group, int(threadIdx.x % lanes),
+          reinterpret_cast<DeformSlot<Real>*>(shared + group * deform_group_bytes<Real>())};
+}
+
+// A group's query. A warp stays together: groups past the end work on the last query, own nothing and write nothing.
+template <typename Real>
+struct DeformQuery {
+  bool owned;
+  int64_t q, map, row;  // row: query * heads + head
+  Real largest, total;  // of the softmax
+};
+
+template <typename Real>
+__device__ inline DeformQuery<Real> deform_query(
+    const DeformAttn& in, const DeformGroup<Real>& group, int64_t number, int64_t h) {
+  DeformQuery<Real> query;
+  query.owned = number < in.queries;
+  query.q = query.owned ? number : in.queries - 1;
+  query.map = deform_map(in, query.q);
+  query.row = query.q * in.heads + h;
+  group_softmax(in, query.row, group.lane, group.lanes, &query.largest, &query.total);
+  return query;
+}
+
+// Pack c of one head in the pixels of one map; of the first map where a query has none, and then not read.
+template <typename T, int N>
+struct DeformPixels {
+  const char* first;
+  uint32_t stride;  // in bytes: an address is one multiply-add of 32-bit numbers
+
+  __device__ DeformPixels(const DeformAttn& in, int64_t map, int64_t h, int64_t c)
+      : first(
+            static_cast<const char*>(in.value) +
+            ((((map < 0 ? 0 : map) * in.area * in.heads + h) * in.channels) + c * N) * sizeof(T)),
+        stride(uint32_t(in.heads * in.channels * sizeof(T))) {}
+
+  __device__ Pack<T, N> operator[](int32_t pixel) const {
+    return *reinterpret_cast<const Pack<T, N>*>(first + uint64_t(uint32_t(pixel)) * stride);
+  }
+};
 
 inline int deform_lanes(int64_t channels, int pack) {  // of a group: a power of two
   int lanes = 1;
   while (lanes < kWarp && lanes * pack < channels) lanes *= 2;
   return lanes;
+}
+
+// Starts a kernel with a group for each query and a row of blocks for each head, on (args, more..., lanes).
+template <typename Real, typename Kernel, typename Args, typename... More>
+cudaError_t deform_launch(
+    Kernel kernel, const DeformAttn& in, int lanes, cudaStream_t stream, const Args& args, const More&... more) {
+  constexpr int kThreads = kDeformWarps * kWarp;
+  const size_t bytes = kThreads / lanes * deform_group_bytes<Real>();
+  if (in.heads * in.channels * size_of(in.dtype) >> 32) return cudaErrorInvalidValue;
+  if (bytes > 48 << 10) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+    if (error != cudaSuccess) return error;
+  }
+  const dim3 blocks(unsigned(blocks_for(in.queries, kThreads / lanes)), unsigned(in.heads));
+  kernel<<<blocks, kThreads, bytes, stream>>>(args, more..., lanes);
+  return cudaGetLastError();
 }
 
 }  // namespace fusion3d

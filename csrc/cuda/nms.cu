@@ -1,13 +1,14 @@
 // Suppression on CUDA, in four launches without a host read:
 //   order   each box counts the boxes before it, by score among all and among those of its label; it moves to the latter place
 //   clash   tiles of 64 x 64 boxes: which earlier boxes of its label are too close to each box, as bits
-//   choose  a block for each label walks its boxes 64 at a time; labels go side by side
+//   choose  a block for each label decides its boxes, 64 at a time; labels go side by side
 //   list    the kept boxes by score among all
 #include "fusion3d/nms.h"
 
 #include <cstdint>
 
 #include "rectangles.cuh"
+#include "scratch.cuh"
 
 namespace fusion3d {
 namespace {
@@ -15,39 +16,40 @@ namespace {
 typedef unsigned long long Bits;  // 64 boxes
 
 constexpr int kTile = 64;
-constexpr int kOrderParts = 8;       // warps that share the counting for one warp of boxes
+constexpr int kOrderParts = 32;      // warps that share the counting for one warp of boxes
 constexpr int kOrderThreads = kWarp * kOrderParts;
 constexpr int kClashThreads = 128;
-constexpr int kChooseThreads = 512;  // 4 boxes of a tile for each warp
+constexpr int kChooseThreads = 512;
+constexpr int kLater = 2;            // boxes behind a tile that each of these threads looks at ahead of time
 constexpr int kListThreads = 1024;
-constexpr unsigned kAll = 0xffffffffu;
 
 // Scratch memory, by place: boxes ordered by label, then by score. `chosen` is by score among all.
 struct Work {
-  int64_t count, words;
+  int64_t count, words, bytes;
   Rectangle* box;
   double* radius;
   double* limit;   // NaN: no box
   int64_t* label;  // the largest of all for what is no box
-  Bits* clash;     // [count, words] earlier boxes that are too close; only words that hold boxes of the label are written
+  Bits* clash;     // [words, count] earlier boxes of a tile that are too close; written where a tile has the box's label
   int32_t* source;  // index in the input
   int32_t* rank;    // by score among all
   int32_t* chosen;  // source of the box of each rank, or -1 where it is not kept
 };
 
 Work work_of(void* scratch, int64_t count) {
+  Arena arena(scratch);
   Work work;
   work.count = count;
   work.words = (count + kTile - 1) / kTile;
-  char* at = static_cast<char*>(scratch);
-  work.box = reinterpret_cast<Rectangle*>(at), at += count * sizeof(Rectangle);
-  work.radius = reinterpret_cast<double*>(at), at += count * sizeof(double);
-  work.limit = reinterpret_cast<double*>(at), at += count * sizeof(double);
-  work.label = reinterpret_cast<int64_t*>(at), at += count * sizeof(int64_t);
-  work.clash = reinterpret_cast<Bits*>(at), at += count * work.words * sizeof(Bits);
-  work.source = reinterpret_cast<int32_t*>(at), at += count * sizeof(int32_t);
-  work.rank = reinterpret_cast<int32_t*>(at), at += count * sizeof(int32_t);
-  work.chosen = reinterpret_cast<int32_t*>(at);
+  work.box = arena.take<Rectangle>(count);
+  work.radius = arena.take<double>(count);
+  work.limit = arena.take<double>(count);
+  work.label = arena.take<int64_t>(count);
+  work.clash = arena.take<Bits>(count * work.words);
+  work.source = arena.take<int32_t>(count);
+  work.rank = arena.take<int32_t>(count);
+  work.chosen = arena.take<int32_t>(count);
+  work.bytes = int64_t(arena.bytes());
   return work;
 }
 
@@ -57,29 +59,37 @@ __device__ int64_t label_of(const Nms& args, int64_t i) {
   return limit == limit ? args.labels[i] : INT64_MAX;
 }
 
+// By what boxes are ordered. Past the last box both are larger than any; NaN, the last score, is not.
+struct Order {
+  uint64_t label, key;
+};
+
+__device__ Order order_of(const Nms& args, int64_t i) {
+  if (i >= args.count) return {~uint64_t(0), ~uint64_t(0)};
+  const uint64_t key = nms_key(load_any<double>(args.score_dtype, args.scores, i));
+  return {uint64_t(label_of(args, i)), key - (key == ~uint64_t(0))};
+}
+
 __global__ void __launch_bounds__(kOrderThreads) order_boxes(const __grid_constant__ Nms args, Work work) {
-  __shared__ uint64_t keys[kOrderThreads];
-  __shared__ int64_t labels[kOrderThreads];
+  __shared__ Order others[kOrderThreads];
   __shared__ int32_t ranks[kOrderThreads], places[kOrderThreads];
   const int lane = threadIdx.x % kWarp, part = threadIdx.x / kWarp;
   const int64_t i = blockIdx.x * int64_t(kWarp) + lane;
   const bool real = i < args.count;
-  const uint64_t key = real ? nms_key(load_real(args.scores, args.score_dtype, i)) : 0;
-  const int64_t label = real ? label_of(args, i) : 0;
+  const Order own = order_of(args, i);
   int32_t rank = 0, place = 0;
+  Order next = order_of(args, threadIdx.x);
   for (int64_t first = 0; first < args.count; first += kOrderThreads) {
-    const int64_t own = first + threadIdx.x;
-    if (own < args.count) {
-      keys[threadIdx.x] = nms_key(load_real(args.scores, args.score_dtype, own));
-      labels[threadIdx.x] = label_of(args, own);
-    }
+    others[threadIdx.x] = next;
     __syncthreads();
-    for (int n = part * kWarp; n < (part + 1) * kWarp; ++n) {  // the same for the whole warp
-      const int64_t j = first + n;
-      if (j >= args.count) break;
-      const bool before = keys[n] < key || (keys[n] == key && j < i);
+    next = order_of(args, first + kOrderThreads + threadIdx.x);  // on its way while these are counted
+    const int64_t from = first + part * kWarp;
+#pragma unroll 8
+    for (int n = 0; n < kWarp; ++n) {  // the same for the whole warp
+      const Order other = others[part * kWarp + n];
+      const bool before = other.key < own.key + (from + n < i);  // of equal scores the lower index
       rank += before;
-      place += labels[n] < label || (labels[n] == label && before);
+      place += other.label < own.label + before;  // of equal labels the better
     }
     __syncthreads();
   }
@@ -94,7 +104,8 @@ __global__ void __launch_bounds__(kOrderThreads) order_boxes(const __grid_consta
   const double limit = nms_threshold(args, args.labels[i]);
   Rectangle box;
   if (args.metric == NmsMetric::kCircle) {
-    box = {load_real(args.boxes, args.dtype, 5 * i), load_real(args.boxes, args.dtype, 5 * i + 1), 0, 0, 1, 0};
+    box.x = load_any<double>(args.dtype, args.boxes, 5 * i), box.y = load_any<double>(args.dtype, args.boxes, 5 * i + 1);
+    box.half_length = box.half_width = box.sin = 0, box.cos = 1;
     if (!(is_finite(box.x) && is_finite(box.y))) box.x = NAN;
   } else {
     box = load_rectangle(args.boxes, args.dtype, i, args.metric == NmsMetric::kAxis);
@@ -102,7 +113,7 @@ __global__ void __launch_bounds__(kOrderThreads) order_boxes(const __grid_consta
   work.box[place] = box;
   work.radius[place] = args.metric == NmsMetric::kCircle ? limit / 2 : radius_of(box);
   work.limit[place] = limit;
-  work.label[place] = label;
+  work.label[place] = int64_t(own.label);
   work.source[place] = int32_t(i);
   work.rank[place] = rank;
 }
@@ -151,7 +162,7 @@ __global__ void __launch_bounds__(kClashThreads) find_clashes(Work work, bool ci
   }
   __syncthreads();
   if (thread < kTile && first_row + thread < work.count)
-    work.clash[(first_row + thread) * work.words + blockIdx.x] = bits[thread];
+    work.clash[blockIdx.x * work.count + first_row + thread] = bits[thread];
 }
 
 // Which of the 64 boxes of a tile are kept, of those in `open`, when `before` has the earlier ones of the tile that clash with
@@ -171,47 +182,71 @@ __device__ Bits resolve(Bits open, Bits before_low, Bits before_high, int lane) 
   return kept;
 }
 
+// What a thread reads of a tile's clashes: those of two boxes of the tile (warp 0), and those of some behind the tile.
+struct Column {
+  Bits low, high, later[kLater];
+};
+
+__device__ Column load_column(const Work& work, int64_t first, int64_t end) {
+  const Bits* __restrict__ bits = work.clash + first / kTile * work.count;
+  const auto load = [&](int64_t i) { return i < end ? bits[i] : 0; };
+  Column column;
+  const bool decides = threadIdx.x < kWarp;
+  column.low = decides ? load(first + threadIdx.x) : 0;
+  column.high = decides ? load(first + threadIdx.x + kWarp) : 0;
+#pragma unroll
+  for (int n = 0; n < kLater; ++n) column.later[n] = load(first + kTile + n * kChooseThreads + threadIdx.x);
+  return column;
+}
+
+// A block for each label, by the tile that it begins in. Tile after tile is decided by one warp, and then all take those
+// out that clash with what is kept. No load waits for a decision, so each tile's are on their way a tile ahead.
 __global__ void __launch_bounds__(kChooseThreads) choose_boxes(Work work) {
-  extern __shared__ Bits kept[];  // [words] of the label at hand
-  __shared__ Bits before[kTile];
-  __shared__ bool open[kTile];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  extern __shared__ unsigned state[];  // 32 boxes each from the block's tile on: not yet out; once decided, kept
+  __shared__ Bits kept;                // of the tile at hand
+  const int thread = threadIdx.x, lane = thread % kWarp;
   const int64_t own = blockIdx.x * int64_t(kTile);
   for (int64_t start = own; start < own + kTile && start < work.count; ++start) {
     const int64_t label = work.label[start];
     if (start > 0 && work.label[start - 1] == label) continue;  // it begins further left: another block's
-    const int64_t first_word = start / kTile;
-    for (int64_t word = first_word; word < work.words; ++word) {
-      const int64_t first = word * kTile;
-      if (first > start && work.label[first] != label) break;
-      for (int row = warp; row < kTile; row += kChooseThreads / kWarp) {
-        const int64_t i = first + row;  // the same for the whole warp
-        const bool member = i >= start && i < work.count && work.label[i] == label;
-        bool hit = false;
-        if (member)
-          for (int64_t w = first_word + lane; w < word; w += kWarp) hit |= (work.clash[i * work.words + w] & kept[w]) != 0;
-        hit = __any_sync(kAll, hit);
-        if (lane == 0) {
-          open[row] = member && !hit && work.limit[i] == work.limit[i];
-          before[row] = member ? work.clash[i * work.words + word] : 0;
-        }
-      }
-      __syncthreads();
-      if (warp == 0) {
-        const Bits undecided =
-            __ballot_sync(kAll, open[lane]) | Bits(__ballot_sync(kAll, open[lane + kWarp])) << kWarp;
-        const Bits result = resolve(undecided, before[lane], before[lane + kWarp], lane);
-        if (lane == 0) kept[word] = result;
-      }
-      __syncthreads();
-      if (threadIdx.x < kTile) {
-        const int64_t i = first + threadIdx.x;
-        if (i >= start && i < work.count && work.label[i] == label)
-          work.chosen[work.rank[i]] = kept[word] >> threadIdx.x & 1 ? work.source[i] : -1;
-      }
-      // The next round writes `open` and `before` only, which nobody reads here, and `kept` of another word.
+    int64_t end = own;
+    for (; end < work.count && (end <= start || work.label[end] == label); end += kChooseThreads) {
+      const int64_t i = end + thread;
+      const bool member = i >= start && i < work.count && work.label[i] == label;
+      const unsigned open = __ballot_sync(kAll, member && work.limit[i] == work.limit[i]);
+      if (lane == 0) state[(i - own) / kWarp] = open;
     }
-    __syncthreads();  // before `kept` serves the next label
+    if (end > work.count) end = work.count;
+    __syncthreads();
+    Column next = load_column(work, own, end);
+    for (int64_t first = own; first < end; first += kTile) {
+      const Column column = next;
+      if (first + kTile < end) next = load_column(work, first + kTile, end);
+      unsigned* const tile = state + (first - own) / kWarp;
+      const Bits open = Bits(tile[1]) << kWarp | tile[0];
+      if (open == 0) continue;  // the same for the whole block
+      if (thread < kWarp) {
+        const Bits result = resolve(open, column.low, column.high, lane);
+        if (lane == 0) kept = result;
+      }
+      __syncthreads();
+      if (thread < 2) tile[thread] = unsigned(kept >> thread * kWarp);
+      const auto take_out = [&](int64_t i, Bits clash) {  // a warp's 32 boxes are of one owner
+        const unsigned out = __ballot_sync(kAll, (clash & kept) != 0);
+        if (lane == 0 && out) state[(i - own) / kWarp] &= ~out;
+      };
+      const int64_t behind = first + kTile + thread;
+#pragma unroll
+      for (int n = 0; n < kLater; ++n)
+        if (behind - lane + n * kChooseThreads < end) take_out(behind + n * kChooseThreads, column.later[n]);
+      for (int64_t i = behind + kLater * kChooseThreads; i - lane < end; i += kChooseThreads)
+        take_out(i, i < end ? work.clash[first / kTile * work.count + i] : 0);
+      __syncthreads();
+    }
+    for (int64_t i = own + thread; i < end; i += kChooseThreads)
+      if (i >= start && work.label[i] == label)
+        work.chosen[work.rank[i]] = state[(i - own) / kWarp] >> i % kWarp & 1 ? work.source[i] : -1;
+    __syncthreads();  // before `state` serves the next label
   }
 }
 
@@ -240,10 +275,7 @@ __global__ void __launch_bounds__(kListThreads) list_kept(Nms args, Work work) {
 
 }  // namespace
 
-int64_t nms_cuda_bytes(int64_t count) {
-  const int64_t words = (count + kTile - 1) / kTile;
-  return count * int64_t(sizeof(Rectangle) + 3 * sizeof(double) + 3 * sizeof(int32_t) + words * sizeof(Bits));
-}
+int64_t nms_cuda_bytes(int64_t count) { return work_of(nullptr, count).bytes; }
 
 int nms_cuda(const Nms& args, void* scratch, cudaStream_t stream) {
   const Work work = work_of(scratch, args.count);
@@ -251,7 +283,8 @@ int nms_cuda(const Nms& args, void* scratch, cudaStream_t stream) {
     const unsigned tiles = unsigned(work.words);
     order_boxes<<<unsigned((args.count + kWarp - 1) / kWarp), kOrderThreads, 0, stream>>>(args, work);
     find_clashes<<<dim3(tiles, tiles), kClashThreads, 0, stream>>>(work, args.metric == NmsMetric::kCircle);
-    choose_boxes<<<tiles, kChooseThreads, size_t(work.words) * sizeof(Bits), stream>>>(work);
+    const size_t state = (work.words * kTile + kChooseThreads) / kWarp * sizeof(unsigned);
+    choose_boxes<<<tiles, kChooseThreads, state, stream>>>(work);
   }
   list_kept<<<1, kListThreads, 0, stream>>>(args, work);
   return cudaGetLastError();

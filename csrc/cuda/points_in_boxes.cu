@@ -17,12 +17,12 @@ __global__ void __launch_bounds__(kThreads) assign_points(PointsInBoxes args) {
   __shared__ float3 circles[kBoxes];  // x, y, squared radius, a little more than exact
   __shared__ int64_t batches[kBoxes];
   __shared__ int counts[kBoxes];
-  for (int64_t chunk = blockIdx.x * int64_t(kThreads); chunk < args.num_points; chunk += int64_t(gridDim.x) * kThreads) {
+  for (int64_t chunk = blockIdx.x * int64_t(kThreads); chunk < args.num_points; chunk += all_threads()) {
     const int64_t p = chunk + threadIdx.x;
     const bool real = p < args.num_points;
     double at[3] = {NAN, NAN, NAN};
     if (real)
-      for (int n = 0; n < 3; ++n) at[n] = load_real(args.points, args.dtype, p * args.stride + n);
+      for (int n = 0; n < 3; ++n) at[n] = load_any<double>(args.dtype, args.points, p * args.stride + n);
     const float x = float(at[0]), y = float(at[1]);
     const int64_t batch = real && args.point_batch ? args.point_batch[p] : 0;
     int64_t found = -1;
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) assign_points(PointsInBoxes args) {
       const int held = args.num_boxes - first < kBoxes ? int(args.num_boxes - first) : kBoxes;
       if (threadIdx.x < held) {
         double v[7];
-        for (int n = 0; n < 7; ++n) v[n] = load_real(args.boxes, args.dtype, 7 * (first + threadIdx.x) + n);
+        for (int n = 0; n < 7; ++n) v[n] = load_any<double>(args.dtype, args.boxes, 7 * (first + threadIdx.x) + n);
         const Cuboid box = cuboid_of(v[0], v[1], v[2], v[3], v[4], v[5], v[6], args.margin);
         const double radius = sqrt(box.half_length * box.half_length + box.half_width * box.half_width);
         const float reach = float(radius + 1e-6 * (fabs(box.x) + fabs(box.y) + radius) + 1e-18);

@@ -10,15 +10,13 @@
 
 namespace fusion3d {
 
-constexpr unsigned kAll = 0xffffffffu;  // lanes of a warp
-
 // How a warp lays out over rows of `packs` packs: lane = slot * width + pack, for packs [first, first + width).
-struct Lanes {
+struct RowLanes {
   int slots, width, slot, pack;
   bool used;
 };
 
-__device__ inline Lanes lanes_for(int64_t packs) {
+__device__ inline RowLanes lanes_for(int64_t packs) {
   const int lane = threadIdx.x % kWarp, width = packs < kWarp ? int(packs) : kWarp;
   const int slots = kWarp / width, slot = lane / width;
   return {slots, width, slot, lane % width, slot < slots};
@@ -26,7 +24,7 @@ __device__ inline Lanes lanes_for(int64_t packs) {
 
 // The sum over slots, in order, in the lanes of slot 0.
 template <typename Real, int N>
-__device__ inline void join_slots(const Lanes& lanes, Real (&sum)[N]) {
+__device__ inline void join_slots(const RowLanes& lanes, Real (&sum)[N]) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     Real total = sum[n];

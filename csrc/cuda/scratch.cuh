@@ -1,8 +1,10 @@
-// Scratch memory handed out piece by piece, and how many bits of a key a sort must look at.
+// Scratch memory handed out piece by piece; how many bits of a key a sort must look at, and where a key is once sorted.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "fusion3d/portable.h"
 
 namespace fusion3d {
 
@@ -30,6 +32,20 @@ inline int key_bits(uint64_t largest) {
   int bits = 1;
   while (bits < 64 && largest >> bits) ++bits;
   return bits;
+}
+
+// How many sorted keys are below this one.
+template <typename Key>
+FUSION3D_SHARED int64_t lower_bound(const Key* sorted, int64_t count, Key key) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (sorted[middle] < key)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
 }
 
 }  // namespace fusion3d

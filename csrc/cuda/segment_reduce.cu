@@ -18,7 +18,7 @@ __global__ void sum_segments(SegmentReduce args, int lanes) {
   Pack<T, N>* __restrict__ out = static_cast<Pack<T, N>*>(args.out);
   const int lane = threadIdx.x % kWarp, group = lane / lanes, groups = kWarp / lanes;
   const int64_t packs = args.channels / N, warps = int64_t(gridDim.x) * (blockDim.x / kWarp);
-  for (int64_t i = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) / kWarp; i < args.segments; i += warps) {
+  for (int64_t i = first_thread() / kWarp; i < args.segments; i += warps) {
     const int32_t begin = args.ptr[i], end = args.ptr[i + 1];
     for (int64_t first = 0; first < packs; first += lanes) {  // the same turns for the whole warp
       const int64_t pack = first + lane % lanes;
@@ -34,10 +34,9 @@ __global__ void sum_segments(SegmentReduce args, int lanes) {
         for (int n = 0; n < N; ++n) sum[n] += __shfl_xor_sync(kAll, sum[n], step);
       if (pack >= packs || group != 0) continue;
       const Real count = args.reduce == Reduce::kMean && end > begin ? Real(end - begin) : Real(1);
-      Pack<T, N> result;
 #pragma unroll
-      for (int n = 0; n < N; ++n) result.value[n] = narrow<T>(sum[n] / count);
-      out[i * packs + pack] = result;
+      for (int n = 0; n < N; ++n) sum[n] /= count;
+      write_row<T, N>(out + i * packs + pack, sum);
     }
   }
 }
@@ -50,7 +49,7 @@ __global__ void max_segments(SegmentReduce args, int lanes) {
   Pack<int32_t, N>* __restrict__ arg = reinterpret_cast<Pack<int32_t, N>*>(args.arg);
   const int lane = threadIdx.x % kWarp, group = lane / lanes, groups = kWarp / lanes;
   const int64_t packs = args.channels / N, warps = int64_t(gridDim.x) * (blockDim.x / kWarp);
-  for (int64_t i = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) / kWarp; i < args.segments; i += warps) {
+  for (int64_t i = first_thread() / kWarp; i < args.segments; i += warps) {
     const int32_t begin = args.ptr[i], end = args.ptr[i + 1];
     for (int64_t first = 0; first < packs; first += lanes) {
       const int64_t pack = first + lane % lanes;
@@ -79,11 +78,10 @@ __global__ void max_segments(SegmentReduce args, int lanes) {
           if (take) best[n] = value, at[n] = index;
         }
       if (pack >= packs || group != 0) continue;
-      Pack<T, N> result;
       Pack<int32_t, N> from;
 #pragma unroll
-      for (int n = 0; n < N; ++n) result.value[n] = narrow<T>(best[n]), from.value[n] = at[n];
-      out[i * packs + pack] = result;
+      for (int n = 0; n < N; ++n) from.value[n] = at[n];
+      write_row<T, N>(out + i * packs + pack, best);
       arg[i * packs + pack] = from;
     }
   }
@@ -96,7 +94,7 @@ __global__ void spread_rows(SegmentReduceBackward args) {
   const Pack<int32_t, N>* __restrict__ arg = reinterpret_cast<const Pack<int32_t, N>*>(args.arg);
   Pack<T, N>* __restrict__ grad_values = static_cast<Pack<T, N>*>(args.grad_values);
   const int64_t packs = args.channels / N, total = args.rows * packs;
-  for (int64_t t = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; t < total; t += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t t = first_thread(); t < total; t += all_threads()) {
     const int64_t row = t / packs, pack = t % packs, i = args.segment[row];
     Pack<T, N> grad;
     if (i < 0) {

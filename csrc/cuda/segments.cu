@@ -56,7 +56,7 @@ cudaError_t for_types(const SegmentKeys& input, const Run& run) {
 
 template <typename SortKey, typename Key>
 __global__ void make_keys(const Key* keys, int64_t rows, int64_t num_keys, SortKey* key, int32_t* row) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < rows; i += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t i = first_thread(); i < rows; i += all_threads()) {
     key[i] = SortKey(sort_key(keys[i], num_keys));
     row[i] = int32_t(i);
   }
@@ -65,22 +65,8 @@ __global__ void make_keys(const Key* keys, int64_t rows, int64_t num_keys, SortK
 // 1 where a segment begins
 template <typename SortKey>
 __global__ void mark_heads(const SortKey* sorted, int64_t rows, SortKey none, int32_t* number) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < rows; i += int64_t(gridDim.x) * blockDim.x)
+  for (int64_t i = first_thread(); i < rows; i += all_threads())
     number[i] = sorted[i] != none && (i == 0 || sorted[i] != sorted[i - 1]);
-}
-
-// How many sorted rows have a key below this one.
-template <typename SortKey>
-__device__ int64_t lower_bound(const SortKey* sorted, int64_t rows, SortKey key) {
-  int64_t low = 0, high = rows;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (sorted[middle] < key)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
 }
 
 template <typename SortKey>
@@ -92,8 +78,7 @@ __global__ void count(const SortKey* sorted, int64_t rows, SortKey none, const i
 // The pointers and keys, when every key has a segment.
 template <typename SortKey, typename Key>
 __global__ void write_segments(const SortKey* sorted, int64_t rows, int64_t num_keys, int32_t* ptr, Key* key) {
-  for (int64_t k = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; k <= num_keys;
-       k += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t k = first_thread(); k <= num_keys; k += all_threads()) {
     ptr[k] = int32_t(lower_bound(sorted, rows, SortKey(k)));
     if (k < num_keys) key[k] = Key(k);
   }
@@ -103,7 +88,7 @@ template <typename SortKey, typename Key, bool kKeepEmpty>
 __global__ void write_rows(
     const SortKey* sorted, const int32_t* order, const int32_t* number, int64_t rows, SortKey none,
     SegmentOutputs out) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < rows; i += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t i = first_thread(); i < rows; i += all_threads()) {
     const SortKey key = sorted[i];
     const int32_t row = order[i];
     if (kKeepEmpty) {

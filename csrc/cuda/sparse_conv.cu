@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "numbers.cuh"
+#include "rows.cuh"
 
 namespace fusion3d {
 namespace {
@@ -28,7 +28,7 @@ __device__ unsigned load_neighbours(
     for (int k = 0; k < count; ++k) {
       const int32_t n = m < args.num_out ? args.table[(tap + k) * args.num_out + m] : -1;
       neighbour[k][thread] = n;
-      own |= unsigned(__any_sync(0xffffffffu, n >= 0)) << k;
+      own |= unsigned(__any_sync(kAll, n >= 0)) << k;
     }
     if (thread % kWarp == 0) warps[thread / kWarp] = own;
   }
@@ -242,8 +242,6 @@ __global__ void __launch_bounds__(kRowsMma) convolve_mma(SparseConv args) {
     }
 }
 
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 template <typename T, int kPanel>
 void launch_fma(const SparseConv& args, cudaStream_t stream) {
   const dim3 grid(
@@ -265,8 +263,7 @@ template <typename T>
 cudaError_t convolve(const SparseConv& args, cudaStream_t stream) {
   if (args.num_out == 0 || args.out_channels == 0) return cudaSuccess;
   if constexpr (sizeof(T) == 2) {
-    if (args.in_channels % kPack == 0 && args.out_channels % kPack == 0 && is_aligned(args.in) &&
-        is_aligned(args.weight) && is_aligned(args.out)) {
+    if (in_packs<kPack, T>(args.in_channels, {args.in, args.weight}) && in_packs<kPack, T>(args.out_channels, {args.out})) {
       if (args.out_channels <= 16)
         launch_mma<T, 16>(args, stream);
       else if (args.out_channels <= 32)

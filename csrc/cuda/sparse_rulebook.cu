@@ -8,6 +8,7 @@
 #include <cub/device/device_scan.cuh>
 
 #include "numbers.cuh"
+#include "scratch.cuh"
 
 namespace fusion3d {
 namespace {
@@ -40,20 +41,16 @@ Index lay_out(const SparseRulebook& args, void* scratch, bool submanifold) {
   Index index = {};
   index.tops = num_tops(cells);
   index.words = std::min(num_words(cells), args.num_in * (submanifold ? 1 : most_outputs(g)));
-  char* base = static_cast<char*>(scratch);
-  const auto take = [&](int64_t bytes) {
-    char* at = base + index.bytes;
-    index.bytes += (bytes + 255) / 256 * 256;
-    return at;
-  };
-  index.view.top = reinterpret_cast<uint64_t*>(take(8 * (index.tops + 1)));
-  index.view.words = reinterpret_cast<uint64_t*>(take(8 * (index.words + 1)));
-  index.view.top_rank = reinterpret_cast<int32_t*>(take(4 * (index.tops + 1)));
-  index.view.word_rank = reinterpret_cast<int32_t*>(take(4 * (index.words + 1)));
-  if (submanifold) index.row = reinterpret_cast<int32_t*>(take(4 * args.num_in));
+  Arena arena(scratch);
+  index.view.top = arena.take<uint64_t>(index.tops + 1);
+  index.view.words = arena.take<uint64_t>(index.words + 1);
+  index.view.top_rank = arena.take<int32_t>(index.tops + 1);
+  index.view.word_rank = arena.take<int32_t>(index.words + 1);
+  if (submanifold) index.row = arena.take<int32_t>(args.num_in);
   const int64_t most = std::max(index.tops, index.words) + 1;
   sum_ranks(index.view.words, index.view.word_rank, most, nullptr, index.sums_bytes, nullptr);
-  index.sums = take(int64_t(index.sums_bytes));
+  index.sums = arena.take<unsigned char>(int64_t(index.sums_bytes));
+  index.bytes = int64_t(arena.bytes());
   return index;
 }
 
@@ -89,8 +86,7 @@ __global__ void mark(SparseRulebook args, VoxelIndex index) {
     const uint64_t bit = kWords ? bit_of(cell) : bit_of(cell >> 6);
     if (!(*at & bit)) atomicOr(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(bit));
   };
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t n = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; n < args.num_in; n += step) {
+  for (int64_t n = first_thread(); n < args.num_in; n += all_threads()) {
     const int4 at = load_coords(args, n);
     if (!is_in_grid(g, at)) continue;
     if (kSubmanifold) {
@@ -102,8 +98,7 @@ __global__ void mark(SparseRulebook args, VoxelIndex index) {
 }
 
 __global__ void rank_rows(SparseRulebook args, VoxelIndex index, int32_t* row) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t n = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; n < args.num_in; n += step) {
+  for (int64_t n = first_thread(); n < args.num_in; n += all_threads()) {
     const int4 at = load_coords(args, n);
     if (!is_in_grid(args.geometry, at)) continue;
     atomicMin(row + find_voxel(index, cell_at(args.geometry.in_shape, at.x, at.y, at.z, at.w)), int32_t(n));
@@ -112,8 +107,7 @@ __global__ void rank_rows(SparseRulebook args, VoxelIndex index, int32_t* row) {
 
 __global__ void search_rows(SparseRulebook args, VoxelIndex index, const int32_t* __restrict__ row) {
   const SparseGeometry& g = args.geometry;
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t m = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; m < args.num_out; m += step) {
+  for (int64_t m = first_thread(); m < args.num_out; m += all_threads()) {
     const int4 at = load_coords(args, m);
     const bool valid = is_in_grid(g, at);
     for (int32_t line = blockIdx.y; line < g.kernel[0] * g.kernel[1]; line += gridDim.y) {
@@ -139,8 +133,7 @@ __global__ void search_rows(SparseRulebook args, VoxelIndex index, const int32_t
 __global__ void link_rows(SparseRulebook args, VoxelIndex index) {
   const SparseGeometry& g = args.geometry;
   int4* out_coords = reinterpret_cast<int4*>(args.out_coords);
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t n = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; n < args.num_in; n += step) {
+  for (int64_t n = first_thread(); n < args.num_in; n += all_threads()) {
     const int4 at = load_coords(args, n);
     if (!is_in_grid(g, at)) continue;
     for (int32_t line = blockIdx.y; line < g.kernel[0] * g.kernel[1]; line += gridDim.y) {

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "fusion3d/sparse_conv.h"
-#include "numbers.cuh"
+#include "rows.cuh"
 
 namespace fusion3d {
 namespace {
@@ -40,7 +40,7 @@ __device__ int list_pairs(const int32_t* table, int64_t first, int64_t last, Pai
   for (int packet = 0; packet < kWindow; packet += kThreads) {
     const int64_t m = first + packet + threadIdx.x;
     const int32_t n = m < last ? table[m] : -1;
-    const unsigned found = __ballot_sync(0xffffffffu, n >= 0);
+    const unsigned found = __ballot_sync(kAll, n >= 0);
     __syncthreads();  // counts of the packet before, and pairs of the window before, have been read
     if (lane == 0) pairs.counts[warp] = __popc(found);
     __syncthreads();
@@ -197,9 +197,9 @@ __global__ void __launch_bounds__(kThreads) add_mma(SparseWeightGrad args, float
 
 template <typename T>
 __global__ void add_parts(SparseWeightGrad args, const typename Compute<T>::Real* __restrict__ partial, int64_t parts) {
-  const int64_t size = args.taps * args.out_channels * args.in_channels, step = int64_t(gridDim.x) * blockDim.x;
+  const int64_t size = args.taps * args.out_channels * args.in_channels;
   T* __restrict__ out = static_cast<T*>(args.out);
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < size; i += step) {
+  for (int64_t i = first_thread(); i < size; i += all_threads()) {
     typename Compute<T>::Real sum = 0;
     for (int64_t part = 0; part < parts; ++part) sum += partial[part * size + i];
     const int64_t c = i % args.in_channels, rest = i / args.in_channels;
@@ -207,8 +207,6 @@ __global__ void add_parts(SparseWeightGrad args, const typename Compute<T>::Real
     out[(o * args.taps + tap) * args.in_channels + c] = narrow<T>(sum);
   }
 }
-
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 dim3 grid_of(const SparseWeightGrad& args, int64_t parts, int64_t tile) {
   const int64_t tiles = (args.out_channels + tile - 1) / tile * ((args.in_channels + tile - 1) / tile);
@@ -223,8 +221,7 @@ cudaError_t add(const SparseWeightGrad& args, void* scratch, cudaStream_t stream
   Real* partial = static_cast<Real*>(scratch);
   bool done = false;
   if constexpr (sizeof(T) == 2) {
-    if (args.in_channels % kPack == 0 && args.out_channels % kPack == 0 && is_aligned(args.in) &&
-        is_aligned(args.grad)) {
+    if (in_packs<kPack, T>(args.in_channels, {args.in}) && in_packs<kPack, T>(args.out_channels, {args.grad})) {
       if (std::max(args.in_channels, args.out_channels) <= 32)
         add_mma<T, 32><<<grid_of(args, parts, 32), kThreads, 0, stream>>>(args, partial);
       else

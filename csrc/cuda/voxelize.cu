@@ -20,11 +20,11 @@ template <typename SortKey>
 struct Workspace {
   SortKey *key, *sorted;
   int32_t *row, *order;
-  int32_t* segment;   // [P] number of voxels that begin up to each sorted point, outside ones not counted
-  int32_t* met;       // [P + 1] number of voxels whose first point comes before each point
-  int32_t* start;     // [P] where each voxel's sorted points begin
+  uint32_t* segment;  // [P] number of voxels that begin up to each sorted point, outside ones not counted
+  uint32_t* met;      // [P + 1] behind it, by one prefix sum: voxels whose first point comes before each point, and all
+  int32_t* start;     // [voxels + 1] where each voxel's sorted points begin; at the end, where the last one's end
   int32_t* number;    // [P] of each voxel in the outputs, by its number in the sorted order; -1 where it is not kept
-  int32_t* kept;      // [P] voxels that are kept up to each, by key
+  uint32_t* kept;     // [P] voxels that are kept up to each, by key
   int32_t* offset;    // [B + 1] voxels that are kept of the samples before
   void* cub;
   size_t cub_bytes, bytes;
@@ -44,27 +44,24 @@ cudaError_t lay_out(const Voxelize& args, void* scratch, Workspace<SortKey>& w) 
       static_cast<int32_t*>(nullptr), static_cast<int32_t*>(nullptr), rows, 0, w.bits);
   if (error != cudaSuccess) return error;
   error = cub::DeviceScan::InclusiveSum(
-      nullptr, scan_bytes, static_cast<int32_t*>(nullptr), static_cast<int32_t*>(nullptr), rows + 1);
+      nullptr, scan_bytes, static_cast<uint32_t*>(nullptr), static_cast<uint32_t*>(nullptr), 2 * rows + 1);
   if (error != cudaSuccess) return error;
   Arena arena(scratch);
   w.key = arena.take<SortKey>(rows);
   w.sorted = arena.take<SortKey>(rows);
   w.row = arena.take<int32_t>(rows);
   w.order = arena.take<int32_t>(rows);
-  w.segment = arena.take<int32_t>(rows);
-  w.met = arena.take<int32_t>(rows + 1);
-  w.start = arena.take<int32_t>(rows);
+  w.segment = arena.take<uint32_t>(2 * rows + 1);
+  w.met = scratch ? w.segment + rows : nullptr;
+  w.start = arena.take<int32_t>(rows + 1);
   w.number = arena.take<int32_t>(rows);
-  w.kept = arena.take<int32_t>(rows);
+  w.kept = arena.take<uint32_t>(rows);
   w.offset = arena.take<int32_t>(args.samples + 1);
   w.cub_bytes = sort_bytes > scan_bytes ? sort_bytes : scan_bytes;
   w.cub = arena.take<unsigned char>(int64_t(w.cub_bytes));
   w.bytes = arena.bytes();
   return cudaSuccess;
 }
-
-__device__ int64_t first_thread() { return blockIdx.x * int64_t(blockDim.x) + threadIdx.x; }
-__device__ int64_t all_threads() { return int64_t(gridDim.x) * blockDim.x; }
 
 template <typename T, typename SortKey>
 __global__ void make_keys(Voxelize args, Workspace<SortKey> w) {
@@ -105,7 +102,7 @@ __device__ int64_t bound_of(const Voxelize& args, int64_t b) {
 }
 
 // By one block: where each sample's voxels begin in the outputs.
-__global__ void place_samples(Voxelize args, const int32_t* met, int32_t* offset) {
+__global__ void place_samples(Voxelize args, const uint32_t* met, int32_t* offset) {
   typedef cub::BlockScan<int32_t, kThreads> Scan;
   __shared__ typename Scan::TempStorage storage;
   int32_t before = 0;
@@ -113,7 +110,7 @@ __global__ void place_samples(Voxelize args, const int32_t* met, int32_t* offset
     const int64_t b = first + threadIdx.x;
     int32_t count = 0, place, total;
     if (b < args.samples) {
-      const int64_t found = met[bound_of(args, b + 1)] - met[bound_of(args, b)];
+      const int64_t found = int32_t(met[bound_of(args, b + 1)] - met[bound_of(args, b)]);
       count = int32_t(found < 0 ? 0 : found < args.max_voxels ? found : args.max_voxels);
     }
     Scan(storage).ExclusiveSum(count, place, total);
@@ -123,11 +120,11 @@ __global__ void place_samples(Voxelize args, const int32_t* met, int32_t* offset
   }
   if (threadIdx.x == 0) {
     offset[args.samples] = before;
-    args.num_voxels[0] = before;
+    args.num_voxels[0] = int32_t(min(int64_t(before), args.capacity));
   }
 }
 
-// Start and number of each voxel, by its first sorted point.
+// Start and number of each voxel, by its first sorted point; where the last one ends, by its last.
 template <typename SortKey>
 __global__ void number_voxels(Voxelize args, Workspace<SortKey> w) {
   const SortKey cells = SortKey(num_cells(args.grid));
@@ -137,10 +134,13 @@ __global__ void number_voxels(Voxelize args, Workspace<SortKey> w) {
     if (head) {
       const int64_t sample = int64_t(w.sorted[i] / cells);
       const int64_t met = w.met[w.order[i]] - w.met[bound_of(args, sample)];
-      keep = met < args.max_voxels;
+      const int64_t number = w.offset[sample] + met;
+      keep = met < args.max_voxels && number < args.capacity;  // samples of a wrong batch pointer may overlap
       w.start[w.segment[i] - 1] = int32_t(i);
-      w.number[w.segment[i] - 1] = keep ? int32_t(w.offset[sample] + met) : -1;
+      w.number[w.segment[i] - 1] = keep ? int32_t(number) : -1;
     }
+    const bool inside = w.sorted[i] != w.outside;
+    if (inside && (i + 1 == args.rows || w.sorted[i + 1] == w.outside)) w.start[w.segment[i]] = int32_t(i + 1);
     if (args.by_key) w.kept[i] = keep;
   }
 }
@@ -149,10 +149,16 @@ __global__ void number_voxels(Voxelize args, Workspace<SortKey> w) {
 template <typename SortKey>
 __global__ void renumber(Voxelize args, Workspace<SortKey> w) {
   for (int64_t i = first_thread(); i < args.rows; i += all_threads())
-    if (begins(w, i) && w.number[w.segment[i] - 1] >= 0) w.number[w.segment[i] - 1] = w.kept[i] - 1;
+    if (begins(w, i) && w.number[w.segment[i] - 1] >= 0) w.number[w.segment[i] - 1] = int32_t(w.kept[i]) - 1;
 }
 
-// Each point's voxel and rank, and what is written once for each voxel.
+// How many points a voxel keeps, by its number in the sorted order.
+template <typename SortKey>
+__device__ int32_t kept_points(const Voxelize& args, const Workspace<SortKey>& w, int64_t v) {
+  return int32_t(min(int64_t(w.start[v + 1] - w.start[v]), args.max_points));
+}
+
+// Each point's voxel and rank, what is written once for each voxel, and the padding.
 template <typename SortKey>
 __global__ void write_points(Voxelize args, Workspace<SortKey> w) {
   const SortKey cells = SortKey(num_cells(args.grid));
@@ -162,24 +168,20 @@ __global__ void write_points(Voxelize args, Workspace<SortKey> w) {
     int32_t number = -1;
     int64_t rank = -1;
     if (key != w.outside) {
-      number = w.number[w.segment[i] - 1];
-      rank = i - w.start[w.segment[i] - 1];
+      const int64_t v = int64_t(w.segment[i]) - 1;
+      number = w.number[v];
+      rank = i - w.start[v];
       if (rank == 0 && number >= 0) {
         const SortKey sample = key / cells;
         write_coords(args.grid, int64_t(sample), uint32_t(key - sample * cells), args.coords + int64_t(number) * 4);
+        args.counts[number] = kept_points(args, w, v);
       }
-      if (number >= 0 && rank < args.max_points && (rank + 1 == args.max_points || i + 1 == args.rows || w.sorted[i + 1] != key))
-        args.counts[number] = int32_t(rank + 1);
       if (rank >= args.max_points) number = -1;
     }
     args.voxel[row] = number;
     args.rank[row] = number < 0 ? -1 : int32_t(rank);
   }
-}
-
-__global__ void fill_padding(Voxelize args) {
-  const int64_t total = args.num_voxels[0];
-  for (int64_t v = total + first_thread(); v < args.capacity; v += all_threads()) {
+  for (int64_t v = args.num_voxels[0] + first_thread(); v < args.capacity; v += all_threads()) {
     args.counts[v] = 0;
     for (int k = 0; k < 4; ++k) args.coords[v * 4 + k] = -1;
   }
@@ -196,7 +198,7 @@ __global__ void write_means(Voxelize args, Workspace<SortKey> w) {
     const int64_t v = t / channels, c = t % channels, number = w.number[v];
     if (number < 0) continue;
     const int64_t start = w.start[v];
-    const int32_t count = args.counts[number];
+    const int32_t count = kept_points(args, w, v);
     Real sum = 0;
     for (int32_t k = 0; k < count; ++k) sum += widen(features[int64_t(w.order[start + k]) * channels + c]);
     means[number * channels + c] = narrow<T>(sum / Real(count));
@@ -234,9 +236,7 @@ cudaError_t run(const Voxelize& args, void* scratch, size_t* bytes, cudaStream_t
       w.cub, w.cub_bytes, w.key, w.sorted, w.row, w.order, args.rows, 0, w.bits, stream);
   if (error != cudaSuccess) return error;
   mark_first<<<blocks, kThreads, 0, stream>>>(args, w);
-  error = cub::DeviceScan::InclusiveSum(w.cub, w.cub_bytes, w.segment, w.segment, args.rows, stream);
-  if (error != cudaSuccess) return error;
-  error = cub::DeviceScan::InclusiveSum(w.cub, w.cub_bytes, w.met, w.met, args.rows + 1, stream);
+  error = cub::DeviceScan::InclusiveSum(w.cub, w.cub_bytes, w.segment, w.segment, 2 * args.rows + 1, stream);
   if (error != cudaSuccess) return error;
   place_samples<<<1, kThreads, 0, stream>>>(args, w.met, w.offset);
   number_voxels<<<blocks, kThreads, 0, stream>>>(args, w);
@@ -246,7 +246,6 @@ cudaError_t run(const Voxelize& args, void* scratch, size_t* bytes, cudaStream_t
     renumber<<<blocks, kThreads, 0, stream>>>(args, w);
   }
   write_points<<<blocks, kThreads, 0, stream>>>(args, w);
-  if (args.capacity) fill_padding<<<unsigned(blocks_for(args.capacity, kThreads)), kThreads, 0, stream>>>(args);
   if (args.features && args.channels)
     return for_dtype(args.feature_dtype, [&](auto zero) {
       const unsigned many = unsigned(blocks_for(args.rows * args.channels, kThreads));

@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(kThreads) attend_mma(WindowForward args) {
           s = n * 8 + t * 2 + e < keys ? s * factor : -INFINITY;
           largest = fmaxf(largest, s);  // a NaN shows up in the sum
         }
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+      largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, 2));
       const float shrink = exp2f(peak[half] - largest);
       float sum = 0;
 #pragma unroll
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kThreads) attend_mma(WindowForward args) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float sum = total[half];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    sum += __shfl_xor_sync(kAll, sum, 1);
+    sum += __shfl_xor_sync(kAll, sum, 2);
     const int i = warp * 16 + half * 8 + g;
     if (i >= owned) continue;
     const int64_t row = row_of(in, tile.first + i);
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) attend_plain(WindowForward args) {
       const Real old = peak[i];
       const Real largest = warp_max(s > old ? s : old);
       s = lane < keys ? power(s - largest) : Real(0);
-      const Real sum = warp_sum(s);
+      const Real sum = group_sum(s, kWarp);
       if (lane < kRows) p[i * (kRows + 1) + lane] = s;
       __syncwarp();
       if (lane == 0) {

@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kThreads) row_delta(WindowBackward args) {
   for (int64_t i = blockIdx.x * int64_t(warps) + threadIdx.x / kWarp; i < items; i += int64_t(gridDim.x) * warps) {
     Real sum = 0;
     for (int64_t c = lane; c < dim; c += kWarp) sum += widen(out[i * dim + c]) * widen(grad[i * dim + c]);
-    sum = warp_sum(sum);
+    sum = group_sum(sum, kWarp);
     if (lane == 0) static_cast<Real*>(args.delta)[i] = sum;
   }
 }

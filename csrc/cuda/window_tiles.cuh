@@ -8,6 +8,7 @@
 
 #include "fusion3d/window_attention.h"
 #include "numbers.cuh"
+#include "tensor_cores.cuh"
 
 namespace fusion3d {
 
@@ -28,19 +29,6 @@ __device__ inline double power(double x) { return exp2(x); }
 
 // ---- 16-bit numbers, tensor cores. In a product of 16 x 8, lane 4 g + t holds rows g and g + 8, columns 2 t and 2 t +
 // 1.
-
-__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __half) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 template <typename T>
 __device__ inline uint32_t pair_at(const T* p) {
@@ -149,16 +137,9 @@ template <typename Real>
 __device__ inline Real warp_max(Real v) {
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) {
-    const Real other = __shfl_xor_sync(0xffffffffu, v, step);
+    const Real other = __shfl_xor_sync(kAll, v, step);
     v = other > v ? other : v;
   }
-  return v;
-}
-
-template <typename Real>
-__device__ inline Real warp_sum(Real v) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
 

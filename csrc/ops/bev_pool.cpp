@@ -11,22 +11,25 @@ namespace {
 
 constexpr int64_t kSampleGrain = 1 << 14;  // fewest samples worth a thread, for their pixels
 
+void check_frustum(const Tensor& depth, const Tensor& feat, const Tensor& cell) {
+  check(depth, "depth", 4, depth.scalar_type(), depth);
+  check(feat, "feat", 4, depth.scalar_type(), depth);
+  check(cell, "cell", 4, ScalarType::Int, depth);
+  STD_TORCH_CHECK(
+      feat.size(0) == depth.size(0) && feat.size(1) == depth.size(2) && feat.size(2) == depth.size(3),
+      "fusion3d: feat must be [M, H, W, C] for depth [M, D, H, W]");
+  STD_TORCH_CHECK(cell.numel() == depth.numel(), "fusion3d: cell must have the shape of depth");
+}
+
 BevPoolForward forward_args(
     const Tensor& depth, const Tensor& feat, const Tensor& cell, const Tensor& sample, const Tensor& pixel,
     const Tensor& cell_ptr, const Tensor& order, const Tensor& part, Tensor& out) {
-  const ScalarType dtype = depth.scalar_type();
-  check(depth, "depth", 4, dtype, depth);
-  check(feat, "feat", 4, dtype, depth);
-  check(cell, "cell", 4, ScalarType::Int, depth);
+  check_frustum(depth, feat, cell);
   check(sample, "sample", 1, ScalarType::Int, depth);
   check(pixel, "pixel", 1, ScalarType::Int, depth);
   check(cell_ptr, "cell_ptr", 1, ScalarType::Int, depth);
   check(order, "order", 1, ScalarType::Int, depth);
   check(part, "part", 1, ScalarType::Int, depth);
-  STD_TORCH_CHECK(
-      feat.size(0) == depth.size(0) && feat.size(1) == depth.size(2) && feat.size(2) == depth.size(3),
-      "fusion3d: feat must be [M, H, W, C] for depth [M, D, H, W]");
-  STD_TORCH_CHECK(cell.numel() == depth.numel(), "fusion3d: cell must have the shape of depth");
   STD_TORCH_CHECK(sample.size(0) == pixel.size(0), "fusion3d: sample and pixel must be equally long");
   STD_TORCH_CHECK(cell_ptr.size(0) >= 1, "fusion3d: cell_ptr must have one entry more than there are cells");
   const int64_t num_cells = cell_ptr.size(0) - 1;
@@ -52,15 +55,8 @@ BevPoolForward forward_args(
 BevPoolBackward backward_args(
     const Tensor& grad, const Tensor& depth, const Tensor& feat, const Tensor& cell, Tensor& grad_depth,
     Tensor& grad_feat) {
-  const ScalarType dtype = depth.scalar_type();
-  check(depth, "depth", 4, dtype, depth);
-  check(feat, "feat", 4, dtype, depth);
-  check(grad, "grad", 2, dtype, depth);
-  check(cell, "cell", 4, ScalarType::Int, depth);
-  STD_TORCH_CHECK(
-      feat.size(0) == depth.size(0) && feat.size(1) == depth.size(2) && feat.size(2) == depth.size(3),
-      "fusion3d: feat must be [M, H, W, C] for depth [M, D, H, W]");
-  STD_TORCH_CHECK(cell.numel() == depth.numel(), "fusion3d: cell must have the shape of depth");
+  check_frustum(depth, feat, cell);
+  check(grad, "grad", 2, depth.scalar_type(), depth);
   STD_TORCH_CHECK(grad.size(1) == feat.size(3), "fusion3d: grad must have as many channels as feat");
   grad_depth = torch::stable::empty_like(depth);
   grad_feat = torch::stable::empty_like(feat);

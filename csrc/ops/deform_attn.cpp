@@ -66,10 +66,6 @@ DeformAttn inputs(
   return in;
 }
 
-Tensor scratch_for(const Tensor& like, int64_t bytes) {
-  return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
-}
-
 DeformAttnForward forward_args(
     const Tensor& value, const std::vector<int64_t>& spatial_shapes, const Tensor& reference, const Tensor& offsets,
     const Tensor& logits, const std::optional<Tensor>& map_of_query, Tensor& out) {
@@ -106,7 +102,7 @@ Tensor ms_deform_attn_cpu(
     const Tensor& logits, const std::optional<Tensor>& map_of_query) {
   Tensor out;
   const DeformAttnForward args = forward_args(value, spatial_shapes, reference, offsets, logits, map_of_query, out);
-  Tensor scratch = scratch_for(value, deform_attn_scratch_cpu(args.in, false));
+  Tensor scratch = new_scratch(value, deform_attn_scratch_cpu(args.in, false));
   deform_attn_forward_cpu(args, scratch.mutable_data_ptr(), parallel_for);
   return out;
 }
@@ -117,7 +113,7 @@ Grads ms_deform_attn_backward_cpu(
   Grads grads;
   const DeformAttnBackward args =
       backward_args(grad, value, spatial_shapes, reference, offsets, logits, map_of_query, grads);
-  Tensor scratch = scratch_for(value, deform_attn_scratch_cpu(args.in, true));
+  Tensor scratch = new_scratch(value, deform_attn_scratch_cpu(args.in, true));
   deform_attn_backward_cpu(args, scratch.mutable_data_ptr(), parallel_for);
   return grads;
 }
@@ -144,12 +140,10 @@ Grads ms_deform_attn_backward_cuda(
   STD_TORCH_CHECK(
       logits.numel() < kLargest && in.maps * in.heads * deform_cells(in) < kLargest,
       "fusion3d: ms_deform_attn's gradient on CUDA takes less than 2^31 points, and less than 2^31 pixels of heads");
-  size_t bytes = 0;
-  check_launch(deform_attn_backward_cuda(args, nullptr, &bytes, current_stream(value)), "ms_deform_attn_backward");
-  Tensor scratch = scratch_for(value, int64_t(bytes));
-  check_launch(
-      deform_attn_backward_cuda(args, scratch.mutable_data_ptr(), &bytes, current_stream(value)),
-      "ms_deform_attn_backward");
+  const cudaStream_t stream = current_stream(value);
+  launch_with_scratch(value, "ms_deform_attn_backward", [&](void* scratch, size_t* bytes) {
+    return deform_attn_backward_cuda(args, scratch, bytes, stream);
+  });
   return grads;
 }
 #endif

@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor> nms_bev_cuda(
   STD_TORCH_CHECK(boxes.size(0) <= kNmsCudaBoxes, "fusion3d: nms_bev takes at most 2^18 boxes on CUDA");
   Tensor keep, num_keep;
   const Nms args = nms_args(boxes, scores, labels, thresholds, max_out, metric, keep, num_keep);
-  Tensor scratch = torch::stable::new_empty(labels, {(nms_cuda_bytes(args.count) + 7) / 8});
+  Tensor scratch = new_scratch(labels, nms_cuda_bytes(args.count));
   check_launch(nms_cuda(args, scratch.mutable_data_ptr(), current_stream(boxes)), "nms_bev");
   return {keep, num_keep};
 }

@@ -103,7 +103,7 @@ SegmentReduceBackward backward_args(
 
 Plan segment_plan_cpu(const Tensor& keys, int64_t num_keys, bool keep_empty) {
   const SegmentKeys input = keys_of(keys, num_keys, keep_empty);
-  const Tensor scratch = torch::stable::new_empty(keys, {segment_scratch_bytes(input)}, ScalarType::Byte);
+  const Tensor scratch = new_scratch(keys, segment_scratch_bytes(input));
   const SegmentSort sort = segment_sort_cpu(input, parallel_for, scratch.mutable_data_ptr());
   Plan plan;
   segment_write_cpu(
@@ -137,10 +137,9 @@ Plan segment_plan_cuda(const Tensor& keys, int64_t num_keys, bool keep_empty) {
   const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
   const SegmentKeys input = keys_of(keys, num_keys, keep_empty);
   const cudaStream_t stream = current_stream(keys);
-  size_t bytes = 0;
-  check_launch(segment_sort_cuda(input, nullptr, &bytes, stream), "segment_plan");
-  const Tensor scratch = torch::stable::new_empty(keys, {int64_t(bytes)}, ScalarType::Byte);
-  check_launch(segment_sort_cuda(input, scratch.mutable_data_ptr(), &bytes, stream), "segment_plan");
+  const Tensor scratch = launch_with_scratch(keys, "segment_plan", [&](void* memory, size_t* bytes) {
+    return segment_sort_cuda(input, memory, bytes, stream);
+  });
   int32_t counts[2] = {int32_t(input.rows), int32_t(num_keys)};
   if (!keep_empty) check_launch(segment_counts_cuda(input, scratch.const_data_ptr(), counts, stream), "segment_plan");
   Plan plan;

@@ -91,7 +91,7 @@ Tensor sparse_weight_grad_cuda_op(const Tensor& grad, const Tensor& features, co
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   Tensor out;
   const SparseWeightGrad args = weight_args(grad, features, table, out);
-  Tensor scratch = torch::stable::new_empty(features, {sparse_weight_grad_scratch_cuda(args)}, ScalarType::Byte);
+  Tensor scratch = new_scratch(features, sparse_weight_grad_scratch_cuda(args));
   check_launch(
       sparse_weight_grad_cuda(args, scratch.mutable_data_ptr(), current_stream(features)), "sparse_weight_grad");
   return out;

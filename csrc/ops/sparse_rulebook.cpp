@@ -126,7 +126,7 @@ Tensor make_scratch(const Tensor& coords, const SparseRulebook& args, bool subma
   // Ranks are counted in 32 bits, and how many voxels there will be is not known before.
   STD_TORCH_CHECK(
       args.num_in <= kRows / most_outputs(args.geometry), "fusion3d: the convolution may have 2^31 output rows or more");
-  return torch::stable::new_empty(coords, {sparse_scratch_cuda(args, submanifold)}, ScalarType::Byte);
+  return new_scratch(coords, sparse_scratch_cuda(args, submanifold));
 }
 
 Tensor sparse_submanifold_cuda_op(

@@ -21,13 +21,21 @@ Dtype dtype_of(const Tensor& tensor, const char* name) {
   return Dtype::kFloat32;
 }
 
-void check(const Tensor& tensor, const char* name, int64_t dims, ScalarType dtype, const Tensor& like) {
+void check_kind(const Tensor& tensor, const char* name, int64_t dims, ScalarType dtype, const Tensor& like) {
   STD_TORCH_CHECK(tensor.dim() == dims, "fusion3d: ", name, " has ", tensor.dim(), " dimensions, expected ", dims);
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, "fusion3d: ", name, " has the wrong dtype");
-  STD_TORCH_CHECK(tensor.is_contiguous(), "fusion3d: ", name, " must be contiguous");
   STD_TORCH_CHECK(
       tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(),
       "fusion3d: ", name, " must be on the device of the other tensors");
+}
+
+void check(const Tensor& tensor, const char* name, int64_t dims, ScalarType dtype, const Tensor& like) {
+  check_kind(tensor, name, dims, dtype, like);
+  STD_TORCH_CHECK(tensor.is_contiguous(), "fusion3d: ", name, " must be contiguous");
+}
+
+Tensor new_scratch(const Tensor& like, int64_t bytes) {
+  return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
 }
 
 #ifndef __SANITIZE_THREAD__

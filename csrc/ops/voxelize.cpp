@@ -155,10 +155,9 @@ Tensor voxel_gather_cuda_op(
 
 void run_cuda(const Voxelize& args, const Tensor& points) {
   const cudaStream_t stream = current_stream(points);
-  size_t bytes = 0;
-  check_launch(voxelize_cuda(args, nullptr, &bytes, stream), "voxelize");
-  const Tensor scratch = torch::stable::new_empty(points, {int64_t(bytes)}, ScalarType::Byte);
-  check_launch(voxelize_cuda(args, scratch.mutable_data_ptr(), &bytes, stream), "voxelize");
+  launch_with_scratch(points, "voxelize", [&](void* scratch, size_t* bytes) {
+    return voxelize_cuda(args, scratch, bytes, stream);
+  });
 }
 
 Voxels voxelize_cuda_op(

@@ -17,11 +17,7 @@ ScalarType exact(const Tensor& q) {
 
 // Rows may be a stride apart, as slices of one projection are; what is in a row lies side by side.
 int64_t row_stride(const Tensor& tensor, const char* name, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.dim() == 3, "fusion3d: ", name, " has ", tensor.dim(), " dimensions, expected 3");
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "fusion3d: ", name, " has the wrong dtype");
-  STD_TORCH_CHECK(
-      tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(),
-      "fusion3d: ", name, " must be on the device of the other tensors");
+  check_kind(tensor, name, 3, like.scalar_type(), like);
   for (int64_t i = 0; i < 3; ++i)
     STD_TORCH_CHECK(tensor.size(i) == like.size(i), "fusion3d: ", name, " must have the shape of q");
   STD_TORCH_CHECK(

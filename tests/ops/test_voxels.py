@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, opcheck
+from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, opcheck, reads_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +98,16 @@ def test_many_points_equal_twin(device, order, samples, max_voxels):
     torch.testing.assert_close(means, twin[0], rtol=1e-5, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(lists_of(voxels), twin[1:], strict=True))
     assert (int(voxels.num_voxels) == samples * max_voxels) == (max_voxels != 100_000)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cells", [(1, 1, 1), (2, 1, 1), (1, 3, 85), (1, 1, 257), (2**23, 3, 1), (2**24 - 1, 1, 255)])
+def test_grids_of_any_size_equal_twin(device, cells):
+    points = (cloud(20_000, spread=1.01).double() * 50).round().float().to(device) / 50  # many in each voxel
+    size = [2 / n for n in cells]
+    voxels = ops.voxelize(points, size, (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0), 3, 9000)
+    twin = reference.voxelize(points, None, size, [-1.0] * 3, list(cells), 3, 9000, False)
+    assert all(torch.equal(a, b) for a, b in zip(lists_of(voxels), twin, strict=True))
 
 
 def test_order_by_key_ascends_and_keeps_the_same():
@@ -311,11 +321,20 @@ def test_wrong_input_says_what_was_expected():
 
 
 @compiled
+@reads_values
+def test_batches_that_do_not_ascend_are_rejected():
+    with pytest.raises(RuntimeError, match="ascend"):
+        torch.ops.fusion3d.voxelize(
+            cloud(10), torch.tensor([0, 99]), list(SIZE), list(RANGE[:3]), [8, 10, 4], 2, 9, False
+        )
+
+
+@compiled
 def test_the_operation_itself_rejects_what_it_cannot_read():
     points, tail = cloud(10), (list(SIZE), list(RANGE[:3]), [8, 10, 4], 2, 9, False)
     op = torch.ops.fusion3d.voxelize
     for args, message in [
-        ((points.T, None, *tail), "contiguous"), ((points, torch.tensor([0, 99]), *tail), "ascend"),
+        ((points.T, None, *tail), "contiguous"),
         ((points, None, [0.5, 0.5], *tail[1:]), "three sizes"),
         ((points, None, *tail[:2], [2**16, 2**16, 1], *tail[3:]), "fewer than"),
         ((points[:, :2].contiguous(), None, *tail), "at least x, y, z"),

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from harness import DEVICES, assert_same_bits, compiled, needs_kernel, opcheck, spread
+from harness import DEVICES, assert_same_bits, compiled, needs_kernel, opcheck, reads_values, spread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -259,6 +259,7 @@ def test_wrong_input_says_what_was_expected():
 
 
 @compiled
+@reads_values
 def test_wrong_lists_are_errors_not_reads_of_foreign_memory():
     (q, k, v), _ = make([3, 4])
     for cu in ([0, 3, 6], [0, 3, 8], [1, 7], [0, 5, 3, 7], [0]):

@@ -65,7 +65,7 @@ void nms_cpu(const Nms& args);
 constexpr int64_t kNmsCudaBoxes = 1 << 18;  // most boxes on CUDA: clashes take a bit for each pair, one label's survivors fit on chip
 
 // CUDA, on device pointers and the given stream, without synchronisation. Returns a cudaError_t.
-int64_t nms_cuda_bytes(int64_t count);  // of scratch memory, 8-byte aligned
+int64_t nms_cuda_bytes(int64_t count);  // of scratch memory
 int nms_cuda(const Nms& args, void* scratch, cudaStream_t stream);
 
 }  // namespace fusion3d

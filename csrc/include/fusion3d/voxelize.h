@@ -96,7 +96,7 @@ struct VoxelGather {
 // The row of `out` that point i goes to, -1 where it goes to none. No two points go to one.
 FUSION3D_SHARED int64_t slot_of(const VoxelGather& args, int64_t i) {
   const int64_t voxel = args.voxel[i], rank = args.rank[i];
-  const bool kept = voxel >= 0 && voxel < args.voxels && rank >= 0 && rank < args.max_points;
+  const bool kept = (voxel >= 0) & (voxel < args.voxels) & (rank >= 0) & (rank < args.max_points);
   return kept ? voxel * args.max_points + rank : -1;
 }
 
