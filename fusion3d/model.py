@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d.bev.fuse import ConcatFusion, WeightedFusion, make_fusion
-from fusion3d.bev.lift import DepthBins, DepthOutput, LiftSplat, depth_loss
+from fusion3d.bev.lift import DepthOutput, depth_loss
 from fusion3d.bev.temporal import Memory, Temporal, make_temporal
 from fusion3d.bev.trunk import Trunk
+from fusion3d.bev.views import View, make_view
 from fusion3d.config import Config
-from fusion3d.encoders.camera import CameraEncoder
+from fusion3d.encoders.camera import CameraEncoder, make_camera_encoder
 from fusion3d.encoders.lidar import LidarEncoder
 from fusion3d.encoders.radar import RadarEncoder
-from fusion3d.encoders.resnet import load_weights
 from fusion3d.errors import ConfigError
 from fusion3d.heads.detection import DetectionHead
 from fusion3d.heads.image import ImageClasses
@@ -36,31 +36,36 @@ class CameraBranch(nn.Module):
     """Images to a bird's-eye map, and what can be asked of the images themselves."""
 
     def __init__(
-        self, encoder: CameraEncoder, lift: LiftSplat, depth_weight: float, classes: ImageClasses | None = None
+        self, encoder: CameraEncoder, view: View, depth_weight: float, classes: ImageClasses | None = None
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.lift = lift
-        self.channels = lift.channels
+        self.view = view
+        self.channels = view.channels
         self.depth_weight = depth_weight
         self.classes = classes
 
     def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Any]]:
-        """[B, C, Y, X], and "depth" (DepthOutput) and, in training, "image" (ImageOutput); nothing without images."""
+        """[B, C, Y, X], and what there is of "depth" (DepthOutput) and, in training, "image" (ImageOutput).
+
+        Nothing without images. LiDAR and radar are looked at where depth or view are helped by them.
+        """
         cameras = batch.cameras
         if cameras is None or not len(cameras.images):
             return None, {}
-        features = self.encoder(cameras)
-        outputs: dict[str, Any] = {"depth": DepthOutput(features.depth, cameras)}
+        features = self.encoder(cameras, batch.lidar)
+        outputs: dict[str, Any] = {}
+        if features.depth is not None:
+            outputs["depth"] = DepthOutput(features.depth, cameras)
         if self.training and self.classes is not None:
             outputs["image"] = self.classes(features.context, cameras)
-        return self.lift(features, cameras, len(batch)), outputs
+        return self.view(features, cameras, len(batch), batch.radar), outputs
 
     def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         """Weighted terms of the outputs that are there."""
         terms: dict[str, Tensor] = {}
-        if "depth" in outputs:
-            depth = depth_loss(outputs["depth"], batch.lidar, self.lift.bins, self.lift.stride)
+        if "depth" in outputs and self.view.bins is not None:
+            depth = depth_loss(outputs["depth"], batch.lidar, self.view.bins, self.view.stride)
             terms["depth"] = self.depth_weight * depth
         if self.classes is not None and "image" in outputs:
             terms |= self.classes.losses(outputs["image"], batch)
@@ -176,13 +181,27 @@ class Fusion3D(nn.Module):
         )
 
 
+def make_camera(config: Config, pretrained: bool = True) -> CameraBranch:
+    """The camera branch; arguments and errors as in ``build_model``."""
+    camera = config.camera
+    assert camera is not None
+    if min(config.data.image_size) < 64:
+        raise ConfigError(f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}")
+    view = make_view(config)
+    encoder = make_camera_encoder(camera, 0 if view.bins is None else len(view.bins), pretrained)
+    classes = None
+    if camera.image_loss > 0:
+        classes = ImageClasses(camera.channels, camera.stride, camera.image_loss)
+    return CameraBranch(encoder, view, camera.depth_loss, classes)
+
+
 def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
     """The model that ``config`` describes, on the CPU, with random weights.
 
     Args:
         config: every part of it.
-        pretrained: read the backbone's weights from ``camera.backbone.weights``, where that names a file. Not needed
-            where a checkpoint fills the model.
+        pretrained: read the backbone's weights that ``camera.backbone.weights`` names, if any. Not needed where a
+            checkpoint fills the model.
 
     Raises:
         ConfigError: parts that do not fit each other, or none at all.
@@ -190,20 +209,7 @@ def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
     """
     grid, camera, lidar, radar = config.grid, None, None, None
     if config.camera is not None:
-        if min(config.data.image_size) < 64:
-            raise ConfigError(f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}")
-        bins = DepthBins(*config.camera.depth)
-        classes = None
-        if config.camera.image_loss > 0:
-            classes = ImageClasses(config.camera.channels, config.camera.stride, config.camera.image_loss)
-        camera = CameraBranch(
-            CameraEncoder(config.camera, len(bins)),
-            LiftSplat(bins, grid, config.camera.stride, config.camera.channels),
-            config.camera.depth_loss,
-            classes,
-        )
-        if pretrained and config.camera.backbone.weights:
-            load_weights(camera.encoder.backbone, config.camera.backbone.weights)
+        camera = make_camera(config, pretrained)
     if config.lidar is not None:
         lidar = LidarEncoder(config.lidar, grid)
     if config.radar is not None:

@@ -7,13 +7,13 @@ applies ``--a.b value`` overrides; ``differences`` prints what is not default. R
 from fusion3d.config.data import AugmentConfig, DataConfig
 from fusion3d.config.load import check, differences, from_dict, load_config, override, to_dict
 from fusion3d.config.model import (
+    BackboneConfig,
     CameraConfig,
     DetectionConfig,
     FusionConfig,
     LidarConfig,
     PlanningConfig,
     RadarConfig,
-    ResNetConfig,
     TemporalConfig,
     TrunkConfig,
 )
@@ -22,6 +22,7 @@ from fusion3d.config.train import TrainConfig
 
 __all__ = [
     "AugmentConfig",
+    "BackboneConfig",
     "CameraConfig",
     "Config",
     "DataConfig",
@@ -30,7 +31,6 @@ __all__ = [
     "LidarConfig",
     "PlanningConfig",
     "RadarConfig",
-    "ResNetConfig",
     "TemporalConfig",
     "TrainConfig",
     "TrunkConfig",

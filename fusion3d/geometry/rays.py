@@ -1,4 +1,4 @@
-"""Rays through pixels: where a camera's feature cells look. Letters: M images, H W feature rows and columns."""
+"""Rays through pixels, and points in images. Letters: M images, H W feature rows and columns."""
 
 from __future__ import annotations
 
@@ -31,3 +31,28 @@ def pixel_rays(
     axis_u, axis_v, axis_1 = ego_from_image[:, None, None, :3, :3].unbind(-1)
     direction = axis_u * u[:, None] + axis_v * v[:, None, None] + axis_1
     return ego_from_image[:, :3, 3].float(), direction.float()
+
+
+def image_from_ego(image_from_cam: Tensor, ego_from_cam: Tensor) -> Tensor:
+    """[M, 3, 4] float32: a point in ego to (u depth, v depth, depth) of each camera; depth is in the camera's metres.
+
+    A BEV augmentation may scale and mirror, so this is a true inverse.
+    """
+    return (image_from_cam.double() @ torch.linalg.inv(ego_from_cam.double()))[:, :3].float()
+
+
+def project(image_from_ego: Tensor, xyz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Points in images. Sums are written out to stay clear of the accelerator's reduced precision.
+
+    Args:
+        image_from_ego: [..., 3, 4] of ``image_from_ego``.
+        xyz: [..., 3] in ego [m]; leading dimensions are broadcast.
+
+    Returns:
+        u, v [px] and depth [m], each [...]. Pixels of points that are not in front of the camera mean nothing.
+    """
+    x, y, z = xyz.unbind(-1)
+    u, v, depth = (
+        row[..., 0] * x + row[..., 1] * y + row[..., 2] * z + row[..., 3] for row in image_from_ego.unbind(-2)
+    )
+    return u / depth, v / depth, depth
