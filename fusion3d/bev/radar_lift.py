@@ -68,7 +68,7 @@ class FrustumOccupancy(nn.Module):
         self.bins = bins
         self.stride = stride
         num_features = describe(torch.zeros(0, len(RADAR_FIELDS))).shape[1]
-        self.point = nn.Sequential(nn.Linear(num_features + 5, _WIDTH), nn.LayerNorm(_WIDTH), nn.ReLU())
+        self.point = nn.Sequential(nn.Linear(num_features + 3, _WIDTH), nn.LayerNorm(_WIDTH), nn.ReLU())
         self.spread = nn.Sequential(
             ResidualBlock(_WIDTH, _WIDTH, norm="group"), ResidualBlock(_WIDTH, _WIDTH, norm="group")
         )
@@ -94,25 +94,24 @@ def frustum_returns(
 ) -> tuple[Tensor, Tensor]:
     """Radar returns in the columns and depth bins of every image that may see them, whatever their height.
 
+    Velocities are turned into the camera's own axes, right and forward, so that a turned or mirrored rig sees the same.
+
     Returns:
         Cell (image * D + bin) * W + column of each return in each image, [R] int64, -1 where it is in none; and [R, F]
-        what ``radar.describe`` says of it, its depth / 10 m, its place inside of the bin and of the column [cells] and
-        its velocity / 10 m/s along the camera's axes, right and forward, so that a turned rig sees the same.
+        what ``radar.describe`` says of it, its depth / 10 m and its place inside of the bin and of the column [cells].
     """
-    field = {name: radar.points[:, column] for column, name in enumerate(RADAR_FIELDS)}
-    described_PF = describe(radar.points)
-    across_M3, along_M3 = cameras.ego_from_cam[:, :3, 0], cameras.ego_from_cam[:, :3, 2]
+    right_and_forward = cameras.ego_from_cam[:, :2][:, :, [0, 2]]
+    axes_M22 = right_and_forward / cameras.ego_from_cam[:, :3, :3].norm(dim=1)[:, None, [0, 2]]
+    speed = [RADAR_FIELDS.index("vx"), RADAR_FIELDS.index("vy")]
     cells, features = [], []
     for image_P, u_P, _, depth_P in seen_points(cameras, radar):
-        steps_P = (depth_P - bins.first) / bins.step
-        place_P = (u_P + 0.5) / stride
+        place_P, steps_P = (u_P + 0.5) / stride, (depth_P - bins.first) / bins.step
         bin_P, col_P = bins.index_of(depth_P), torch.floor(place_P)
         inside_P = (bin_P >= 0) & (col_P >= 0) & (col_P < num_cols)
         cell_P = (image_P * len(bins) + bin_P) * num_cols + col_P.nan_to_num(0).clamp(0, num_cols - 1).long()
         cells.append(torch.where(inside_P, cell_P, -1))
-        axis_P3 = torch.stack([across_M3, along_M3], dim=1)[image_P.clamp(min=0)]
-        axis_P2 = axis_P3 / axis_P3.norm(dim=-1, keepdim=True)
-        speed_P2 = (axis_P2[..., 0] * field["vx"][:, None] + axis_P2[..., 1] * field["vy"][:, None]) / 10
+        turned_PF = radar.points.clone()
+        turned_PF[:, speed] = (axes_M22[image_P.clamp(min=0)] * radar.points[:, speed, None]).sum(1)
         numbers_P3 = torch.stack([depth_P / 10, steps_P % 1 - 0.5, place_P % 1 - 0.5], dim=1)
-        features.append(torch.cat([described_PF, numbers_P3, speed_P2], dim=1))
+        features.append(torch.cat([describe(turned_PF), numbers_P3], dim=1))
     return torch.cat(cells), torch.cat(features)

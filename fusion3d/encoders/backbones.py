@@ -24,7 +24,7 @@ from fusion3d.errors import CheckpointError, ConfigError
 
 _PRETRAINED = "pretrained"
 _PROBE = 224  # [px] side of the image that shows a network's strides: a multiple of 14, 16 and 32
-_MOST = 0.9  # a module with more than this share of the parameters is a container of stages
+_MOST, _FEW = 0.9, 4  # a module with more than this share of the parameters, or one of fewer, is no stage yet
 
 
 class Backbone(Protocol):
@@ -122,7 +122,7 @@ def _chain(network: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
         sizes = [sum(p.numel() for p in part.parameters()) for part in chain]
         largest = max(range(len(chain)), key=sizes.__getitem__)
         children = [*chain[largest].children()]
-        if sizes[largest] <= _MOST * total or not children:
+        if not children or (sizes[largest] <= _MOST * total and len(chain) >= _FEW):
             return chain, own
         own += chain[largest].parameters(recurse=False)
         chain[largest : largest + 1] = children
@@ -140,7 +140,9 @@ def _strides_of(network: nn.Module, channels: tuple[int, ...], name: str) -> tup
         with torch.no_grad():
             maps = _maps_of(network.eval(), torch.zeros(1, 3, _PROBE, _PROBE))
     except Exception as error:  # other people's code: whatever it raises, this network cannot be used
-        raise ConfigError(f"camera.backbone.name: {name} fails on an image of {_PROBE} px: {error}") from error
+        raise ConfigError(
+            f"camera.backbone.name: {name} fails on an image of {_PROBE} px: {_first_line(error)}"
+        ) from error
     network.train(training)
     shapes = [tuple(x.shape) for x in maps]
     strides = [_PROBE // shape[-1] for shape in shapes if shape[-1]]
@@ -161,22 +163,20 @@ def _from_transformers(name: str, weights: str, pretrained: bool) -> tuple[nn.Mo
         raise ConfigError(f"camera.backbone.weights: found {weights!r} with camera.backbone.name hf:{name}; expected "
                           f"{_PRETRAINED!r} (the weights of that name or folder) or nothing")  # fmt: skip
     transformers: Any = _import("transformers")
-    local = Path(name).is_dir()
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local or weights != _PRETRAINED}
+    offline = weights != _PRETRAINED or Path(name).is_dir()
     try:
-        settings = transformers.AutoConfig.from_pretrained(name, **options)
+        settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
         count = len(settings.stage_names) - 1  # after the stem
         settings.out_indices = sorted({math.ceil(count * quarter / 4) for quarter in (1, 2, 3, 4)})
-        if pretrained and weights:
-            network = transformers.AutoBackbone.from_pretrained(
-                name, config=settings, use_safetensors=True, dtype=torch.float32, **options
+        network = transformers.AutoBackbone.from_config(settings, trust_remote_code=False)
+        if pretrained and weights:  # by the class itself: AutoBackbone would ask the hub about a local folder, too
+            network = type(network).from_pretrained(
+                name, config=settings, use_safetensors=True, local_files_only=offline, dtype=torch.float32
             )
-        else:
-            network = transformers.AutoBackbone.from_config(settings, trust_remote_code=False)
     except Exception as error:  # of many kinds: no such name, no network, no backbone, no safetensors
         raise ConfigError(
-            f"camera.backbone.name: hf:{name} cannot be made ({error}); expected a folder or a name on the hub that is "
-            f"a backbone, is in the cache or has camera.backbone.weights: {_PRETRAINED}, and has safetensors"
+            f"camera.backbone.name: hf:{name} cannot be made ({_first_line(error)}); expected a folder or a name on the "
+            f"hub that is a backbone with safetensors and is in the cache, or has camera.backbone.weights {_PRETRAINED}"
         ) from error
     return network, list(network.channels)
 
@@ -195,7 +195,7 @@ def _from_timm(name: str, weights: str, pretrained: bool) -> tuple[nn.Module, li
             name, features_only=True, pretrained=pretrained and bool(weights), pretrained_cfg_overlay=overlay
         )
     except Exception as error:  # of many kinds: no such name, no network, no map of features
-        raise ConfigError(f"camera.backbone.name: timm:{name} cannot be made ({error})") from error
+        raise ConfigError(f"camera.backbone.name: timm:{name} cannot be made ({_first_line(error)})") from error
     return network, list(network.feature_info.channels())
 
 
@@ -205,6 +205,10 @@ def _import(package: str) -> Any:
     except Exception as error:  # a torchvision that does not fit torch raises a RuntimeError
         prefix = {"transformers": "hf", "timm": "timm"}[package]
         raise ConfigError(
-            f"camera.backbone.name: {prefix}:NAME needs {package}, which cannot be imported ({error}); "
+            f"camera.backbone.name: {prefix}:NAME needs {package}, which cannot be imported ({_first_line(error)}); "
             f"pip install 'fusion3d[{prefix}]', or take a ResNet"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

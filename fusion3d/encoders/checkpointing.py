@@ -42,12 +42,16 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[Any], AbstractC
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Running statistics are not moved in here: the same images would count twice."""
+    """Running statistics stay what they are in here: the same images would count twice.
+
+    They are still handed to the normalisation, which must keep the same tensors for the backward pass as it did before.
+    """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
