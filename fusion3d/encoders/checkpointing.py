@@ -21,7 +21,8 @@ def checkpoint_activations(module: nn.Module) -> None:
     """
     kind = type(module)
     if not issubclass(kind, _Checkpointed):
-        module.__class__ = type(kind.__name__, (_Checkpointed, kind), {})
+        named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}  # some look classes up by name
+        module.__class__ = type(kind.__name__, (_Checkpointed, kind), named)
 
 
 class _Checkpointed(nn.Module):
