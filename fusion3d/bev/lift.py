@@ -137,7 +137,8 @@ def depth_targets(cameras: Cameras, lidar: PointCloud, bins: DepthBins, shape: t
         [M, H, W] int64, -1 where no point falls or the nearest one is outside of the bins.
     """
     key_P = lidar.points[:, LIDAR_FIELDS.index("time")].abs() < KEY_SWEEP
-    return bins.index_of(nearest_depth(cameras, lidar, key_P, shape, stride))
+    key = PointCloud(lidar.points[key_P], lidar.batch_index[key_P], lidar.present)
+    return bins.index_of(nearest_depth(cameras, key, torch.zeros_like(key.batch_index), 1, shape, stride)[:, 0])
 
 
 def depth_loss(output: DepthOutput, lidar: PointCloud | None, bins: DepthBins, stride: int) -> Tensor:

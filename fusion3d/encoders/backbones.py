@@ -175,8 +175,8 @@ def _from_transformers(name: str, weights: str, pretrained: bool) -> tuple[nn.Mo
             )
     except Exception as error:  # of many kinds: no such name, no network, no backbone, no safetensors
         raise ConfigError(
-            f"camera.backbone.name: hf:{name} cannot be made ({_first_line(error)}); expected a folder or a name on the "
-            f"hub that is a backbone with safetensors and is in the cache, or has camera.backbone.weights {_PRETRAINED}"
+            f"camera.backbone.name: hf:{name} cannot be made ({_first_line(error)}); expected a folder or a "
+            f"name on the hub, a backbone with safetensors, in the cache or with camera.backbone.weights {_PRETRAINED}"
         ) from error
     return network, list(network.channels)
 

@@ -167,12 +167,11 @@ def sparse_depth(
     if lidar is None:
         sparse_M5HW[:, 4] = 1
         return sparse_M5HW
-    key_P = lidar.points[:, LIDAR_FIELDS.index("time")].abs() < KEY_SWEEP
-    for channel, keep_P in ((0, key_P), (2, ~key_P)):
-        depth_MHW = nearest_depth(cameras, lidar, keep_P, shape, cell)
-        seen_MHW = depth_MHW <= max_depth
-        sparse_M5HW[:, channel] = torch.where(seen_MHW, depth_MHW / max_depth, 0)
-        sparse_M5HW[:, channel + 1] = seen_MHW.float()
+    older_P = (lidar.points[:, LIDAR_FIELDS.index("time")].abs() >= KEY_SWEEP).long()
+    depth_M2HW = nearest_depth(cameras, lidar, older_P, 2, shape, cell)
+    seen_M2HW = depth_M2HW <= max_depth
+    sparse_M5HW[:, 0:4:2] = torch.where(seen_M2HW, depth_M2HW / max_depth, 0)
+    sparse_M5HW[:, 1:4:2] = seen_M2HW.float()
     sparse_M5HW[:, 4] = (~lidar.present[cameras.batch_index]).float()[:, None, None]
     return sparse_M5HW
 

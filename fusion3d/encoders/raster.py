@@ -1,6 +1,7 @@
 """Points of a cloud in the images of their sample, and the depth that they give to image cells.
 
-Letters: B samples, M images (packed), P points, K images of a sample at most, H W rows and columns of cells.
+Letters: B samples, M images (packed), P points, G groups of them, K images of a sample at most, H W rows and columns of
+cells.
 """
 
 from __future__ import annotations
@@ -36,27 +37,32 @@ def seen_points(cameras: Cameras, cloud: PointCloud) -> Iterator[tuple[Tensor, T
 
 
 @torch.no_grad()
-def nearest_depth(cameras: Cameras, cloud: PointCloud, keep_P: Tensor, shape: tuple[int, int], cell: float) -> Tensor:
-    """The depth of the nearest point in every cell of every image.
+def nearest_depth(
+    cameras: Cameras, cloud: PointCloud, group_P: Tensor, num_groups: int, shape: tuple[int, int], cell: float
+) -> Tensor:
+    """The depth of the nearest point of each group in every cell of every image.
 
     Args:
         cameras: M images.
         cloud: points of the same batch; they are not changed.
-        keep_P: [P] bool, the points that count.
+        group_P: [P] int64 in [0, num_groups).
+        num_groups: G.
         shape: rows and columns of cells.
         cell: side of a cell [px].
 
     Returns:
-        [M, H, W] float32 [m], infinity where no point falls.
+        [M, G, H, W] float32 [m], infinity where no point falls.
     """
     rows, cols = shape
-    size = len(cameras.batch_index) * rows * cols
+    size = len(cameras.batch_index) * num_groups * rows * cols
     nearest = torch.full((size,), torch.inf, device=cloud.points.device)
     spot_P = torch.arange(len(cloud.points), device=nearest.device) % size
     for image_P, u_P, v_P, depth_P in seen_points(cameras, cloud):
         col, row = torch.floor((u_P + 0.5) / cell), torch.floor((v_P + 0.5) / cell)
-        inside = keep_P & (depth_P > 0) & (col >= 0) & (col < cols) & (row >= 0) & (row < rows)
-        # A point that is not seen changes nothing; its infinite depth goes anywhere.
-        index = torch.where(inside, (image_P * rows + row.nan_to_num(0)) * cols + col.nan_to_num(0), spot_P)
-        nearest.scatter_reduce_(0, index.long(), torch.where(inside, depth_P, torch.inf), "amin")
-    return nearest.view(-1, rows, cols)
+        inside = (depth_P > 0) & (col >= 0) & (col < cols) & (row >= 0) & (row < rows)
+        # In whole numbers, since floats end at 2^24. A point that is not seen changes nothing; it may go anywhere.
+        layer_P = image_P * num_groups + group_P
+        index = (layer_P * rows + row.nan_to_num(0).long()) * cols + col.nan_to_num(0).long()
+        index = torch.where(inside, index, spot_P)
+        nearest.scatter_reduce_(0, index, torch.where(inside, depth_P, torch.inf), "amin")
+    return nearest.view(-1, num_groups, rows, cols)

@@ -18,7 +18,7 @@ from fusion3d.encoders.backbones import make_backbone
 from fusion3d.encoders.camera import StackedTopDown, make_camera_encoder
 from fusion3d.encoders.checkpointing import checkpoint_activations
 from fusion3d.errors import CheckpointError, ConfigError
-from tests.test_model import TINY
+from tests.test_model import TINY, make_batch, make_model, run
 
 CHANNELS = (4, 6, 8, 10)
 
@@ -320,9 +320,18 @@ def test_a_real_backbone_of_transformers(tmp_path, kind):
     sum((m.sum() for m in maps), torch.zeros(())).backward()
 
 
-def test_the_whole_encoder_takes_any_backbone(fake_timm):
+@pytest.mark.parametrize(
+    "backbone",
+    [BackboneConfig("resnet18", width=4, checkpointing=True), BackboneConfig("timm:plain", checkpointing=True)],
+    ids=lambda backbone: backbone.name,
+)
+def test_the_whole_model_trains_with_any_backbone_and_neck(fake_timm, backbone):
     assert TINY.camera is not None
-    for neck in ("fpn", "lss_fpn"):
-        config = dataclasses.replace(TINY.camera, backbone=BackboneConfig("timm:plain", checkpointing=True), neck=neck)
-        encoder = make_camera_encoder(config, 5)
-        assert encoder.neck([torch.rand(1, 4, 8, 12)] * 4).shape == (1, config.fpn_channels, 8, 12)
+    camera = dataclasses.replace(TINY.camera, backbone=backbone, neck="lss_fpn")
+    model, batch = make_model(dataclasses.replace(TINY, camera=camera)), make_batch(1)
+    assert model.camera is not None
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(2):
+        run(model, batch, batch)
+        assert all(p.grad is not None and p.grad.any() for p in model.camera.encoder.parameters())
+        optimizer.step()
