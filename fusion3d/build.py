@@ -6,15 +6,14 @@ import dataclasses
 
 from fusion3d.bev.align import make_align
 from fusion3d.bev.fusion import make_fusion
-from fusion3d.bev.lift import DepthBins, LiftSplat
 from fusion3d.bev.represent import make_representation
 from fusion3d.bev.temporal import make_temporal
 from fusion3d.bev.trunk import Trunk
+from fusion3d.bev.views import make_view
 from fusion3d.config import Config
-from fusion3d.encoders.camera import CameraEncoder
+from fusion3d.encoders.camera import make_camera_encoder
 from fusion3d.encoders.lidar import make_lidar
 from fusion3d.encoders.radar import make_radar
-from fusion3d.encoders.resnet import load_weights
 from fusion3d.errors import ConfigError
 from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
@@ -30,8 +29,8 @@ def build_model(config: Config, pretrained: bool = True) -> Model:
 
     Args:
         config: every part of it.
-        pretrained: read the backbone's weights from ``camera.backbone.weights``, where that names a file. Not needed
-            where a checkpoint fills the model.
+        pretrained: read the backbone's weights that ``camera.backbone.weights`` names, if any. Not needed where a
+            checkpoint fills the model.
 
     Raises:
         ConfigError: parts that do not fit each other, or none at all.
@@ -69,24 +68,24 @@ def _alone(config: Config, sensor: str) -> Config:
     return dataclasses.replace(config, detection=detection, fusion=fusion, **others)  # type: ignore[arg-type]
 
 
+def _make_camera(config: Config, pretrained: bool) -> CameraBranch:
+    camera = config.camera
+    assert camera is not None
+    if min(config.data.image_size) < 64:
+        raise ConfigError(f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}")
+    view = make_view(config)
+    encoder = make_camera_encoder(camera, 0 if view.bins is None else len(view.bins), pretrained)
+    classes = None
+    if camera.image_loss > 0:
+        classes = ImageClasses(camera.channels, camera.stride, camera.image_loss)
+    return CameraBranch(encoder, view, camera.depth_loss, classes)
+
+
 def _build_one(config: Config, pretrained: bool) -> Fusion3D:
     """The model whose sensors meet in one map."""
     grid, camera, lidar, radar = config.grid, None, None, None
     if config.camera is not None:
-        if min(config.data.image_size) < 64:
-            raise ConfigError(f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}")
-        bins = DepthBins(*config.camera.depth)
-        classes = None
-        if config.camera.image_loss > 0:
-            classes = ImageClasses(config.camera.channels, config.camera.stride, config.camera.image_loss)
-        camera = CameraBranch(
-            CameraEncoder(config.camera, len(bins)),
-            LiftSplat(bins, grid, config.camera.stride, config.camera.channels),
-            config.camera.depth_loss,
-            classes,
-        )
-        if pretrained and config.camera.backbone.weights:
-            load_weights(camera.encoder.backbone, config.camera.backbone.weights)
+        camera = _make_camera(config, pretrained)
     if config.lidar is not None:
         lidar = make_lidar(config.lidar, grid)
     if config.radar is not None:

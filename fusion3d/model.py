@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from fusion3d.bev.align import DeformableAlign
 from fusion3d.bev.auxiliary import auxiliary_losses
-from fusion3d.bev.lift import DepthOutput, LiftSplat, depth_loss
+from fusion3d.bev.lift import DepthOutput, depth_loss
 from fusion3d.bev.represent import Coordinated, Factorised
 from fusion3d.bev.temporal import Memory, Temporal
 from fusion3d.bev.trunk import Trunk
+from fusion3d.bev.views import View
 from fusion3d.encoders.camera import CameraEncoder
 from fusion3d.encoders.clouds import CloudEncoder
 from fusion3d.heads.center import CenterHead
@@ -35,31 +36,36 @@ class CameraBranch(nn.Module):
     """Images to a bird's-eye map, and what can be asked of the images themselves."""
 
     def __init__(
-        self, encoder: CameraEncoder, lift: LiftSplat, depth_weight: float, classes: ImageClasses | None = None
+        self, encoder: CameraEncoder, view: View, depth_weight: float, classes: ImageClasses | None = None
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.lift = lift
-        self.channels = lift.channels
+        self.view = view
+        self.channels = view.channels
         self.depth_weight = depth_weight
         self.classes = classes
 
     def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Any]]:
-        """[B, C, Y, X], and "depth" (DepthOutput) and, in training, "image" (ImageOutput); nothing without images."""
+        """[B, C, Y, X], and what there is of "depth" (DepthOutput) and, in training, "image" (ImageOutput).
+
+        Nothing without images. LiDAR and radar are looked at where depth or view are helped by them.
+        """
         cameras = batch.cameras
         if cameras is None or not len(cameras.images):
             return None, {}
-        features = self.encoder(cameras)
-        outputs: dict[str, Any] = {"depth": DepthOutput(features.depth, cameras)}
+        features = self.encoder(cameras, batch.lidar)
+        outputs: dict[str, Any] = {}
+        if features.depth is not None:
+            outputs["depth"] = DepthOutput(features.depth, cameras)
         if self.training and self.classes is not None:
             outputs["image"] = self.classes(features.context, cameras)
-        return self.lift(features, cameras, len(batch)), outputs
+        return self.view(features, cameras, len(batch), batch.radar), outputs
 
     def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         """Weighted terms of the outputs that are there."""
         terms: dict[str, Tensor] = {}
-        if "depth" in outputs:
-            depth = depth_loss(outputs["depth"], batch.lidar, self.lift.bins, self.lift.stride)
+        if "depth" in outputs and self.view.bins is not None:
+            depth = depth_loss(outputs["depth"], batch.lidar, self.view.bins, self.view.stride)
             terms["depth"] = self.depth_weight * depth
         if self.classes is not None and "image" in outputs:
             terms |= self.classes.losses(outputs["image"], batch)

@@ -12,13 +12,13 @@ import torch
 
 from fusion3d.build import build_model
 from fusion3d.config import (
+    BackboneConfig,
     CameraConfig,
     Config,
     FusionConfig,
     LidarConfig,
     PlanningConfig,
     RadarConfig,
-    ResNetConfig,
     TrunkConfig,
     load_config,
 )
@@ -33,7 +33,9 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 TINY = Config(
     data=dataclasses.replace(Config().data, image_size=(64, 96)),
     grid=BEVGrid(x=(-16.0, 16.0), y=(-12.8, 12.8), resolution=0.8),
-    camera=CameraConfig(ResNetConfig(18, width=8), fpn_channels=16, stride=8, channels=8, depth=(1.0, 20.0, 1.0)),
+    camera=CameraConfig(
+        BackboneConfig("resnet18", width=8), fpn_channels=16, stride=8, channels=8, depth=(1.0, 20.0, 1.0)
+    ),
     lidar=LidarConfig(channels=8, pillar=0.4),
     radar=RadarConfig(channels=8),
     fusion=FusionConfig(channels=16),
@@ -325,7 +327,7 @@ def test_full_size_configurations_build_as_the_issue_says():
         assert config.data.image_size == (256, 704) and config.grid.x == config.grid.y == (-54.0, 54.0)
         assert path.stem == "_".join(name for name in SENSORS if getattr(config, name) is not None)
         assert config.camera is None or "lidar" in config.data.sensors, "depth is supervised by LiDAR"
-        assert config.camera is None or config.camera.backbone.depth == 50
+        assert config.camera is None or config.camera.backbone.name == "resnet50"
         build_model(config)
 
 

@@ -51,10 +51,10 @@ def test_the_walk(synthetic_root):
     assert config.camera is not None and config.lidar is not None and config.radar is not None
     features = model.camera.encoder(batch.cameras)
     assert features.context.shape == (12, config.camera.channels, 8, 12)
-    assert features.depth.shape == (12, len(model.camera.lift.bins), 8, 12)
+    assert features.depth.shape == (12, len(model.camera.view.bins), 8, 12)
 
     # 4 each sensor in the shared grid
-    camera_bev = model.camera.lift(features, batch.cameras, B)
+    camera_bev = model.camera.view(features, batch.cameras, B)
     lidar_bev, radar_bev = model.lidar(batch.lidar), model.radar(batch.radar)
     assert camera_bev.shape == (B, config.camera.channels, Y, X)
     assert lidar_bev.shape == (B, config.lidar.channels, Y, X)

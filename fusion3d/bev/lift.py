@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from fusion3d import ops
 from fusion3d.bev.plans import PlanCache
 from fusion3d.encoders.blocks import conv_block
-from fusion3d.encoders.camera import CameraFeatures
 from fusion3d.encoders.clouds import spread_rows
+from fusion3d.encoders.depth import CameraFeatures
+from fusion3d.encoders.raster import nearest_depth
 from fusion3d.errors import ConfigError
 from fusion3d.geometry.rays import pixel_rays
 from fusion3d.types import KEY_SWEEP, LIDAR_FIELDS, BEVGrid, Cameras, PointCloud
-
-_NEAREST = 0.1  # [m] what is closer to the lens than this is not seen
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,11 @@ class LiftSplat(nn.Module):
         self.smooth = conv_block(channels, channels)
         self.plans = PlanCache()
 
-    def forward(self, features: CameraFeatures, cameras: Cameras, num_samples: int) -> Tensor:
-        """Features of M images to [B, C, Y, X], zero for the samples without a camera."""
+    def forward(
+        self, features: CameraFeatures, cameras: Cameras, num_samples: int, radar: PointCloud | None = None
+    ) -> Tensor:
+        """Features of M images to [B, C, Y, X], zero for the samples without a camera; radar is not looked at."""
+        assert features.depth is not None, "the encoder was made without depth bins"
         rows, sample_M = torch.unique(cameras.batch_index, return_inverse=True)
         with torch.autocast(features.depth.device.type, enabled=False):
             depth_MDHW = features.depth.float().softmax(1)
@@ -134,28 +136,9 @@ def depth_targets(cameras: Cameras, lidar: PointCloud, bins: DepthBins, shape: t
     Returns:
         [M, H, W] int64, -1 where no point falls or the nearest one is outside of the bins.
     """
-    rows, cols = shape
-    # A BEV augmentation may scale, so this is a true inverse; depth stays that of the camera's own metres.
-    cam_from_ego = torch.linalg.inv(cameras.ego_from_cam.double())
-    image_from_ego = (cameras.image_from_cam.double() @ cam_from_ego).float()
     key_P = lidar.points[:, LIDAR_FIELDS.index("time")].abs() < KEY_SWEEP
-    points_P3, sample_P = lidar.points[key_P, :3].float(), lidar.batch_index[key_P]
-    nearest = torch.full((len(cameras.channels) * rows * cols,), torch.inf, device=points_P3.device)
-    for sample in range(len(lidar.present)):
-        images = (cameras.batch_index == sample).nonzero()[:, 0]
-        xyz_P3 = points_P3[sample_P == sample]
-        x, y, z = xyz_P3.T[:, None]  # each [1, P]; sums are written out to stay clear of reduced-precision products
-        u, v, depth = (
-            row[:, :1] * x + row[:, 1:2] * y + row[:, 2:3] * z + row[:, 3:4]
-            for row in image_from_ego[images, :3].unbind(1)
-        )
-        seen = depth > _NEAREST
-        col = torch.floor((u / depth + 0.5) / stride)
-        row = torch.floor((v / depth + 0.5) / stride)
-        seen &= (col >= 0) & (col < cols) & (row >= 0) & (row < rows)
-        cell = (images[:, None] * rows + row.nan_to_num()) * cols + col.nan_to_num()
-        nearest = nearest.scatter_reduce(0, cell[seen].long(), depth[seen], "amin")
-    return bins.index_of(nearest).view(-1, rows, cols)
+    key = PointCloud(lidar.points[key_P], lidar.batch_index[key_P], lidar.present)
+    return bins.index_of(nearest_depth(cameras, key, torch.zeros_like(key.batch_index), 1, shape, stride)[:, 0])
 
 
 def depth_loss(output: DepthOutput, lidar: PointCloud | None, bins: DepthBins, stride: int) -> Tensor:

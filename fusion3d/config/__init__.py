@@ -7,6 +7,7 @@ applies ``--a.b value`` overrides; ``differences`` prints what is not default. R
 from fusion3d.config.data import AugmentConfig, DataConfig, PasteConfig, PasteCounts, PastePoints
 from fusion3d.config.load import check, differences, from_dict, load_config, override, to_dict
 from fusion3d.config.model import (
+    BackboneConfig,
     CameraConfig,
     DenseConfig,
     DetectionConfig,
@@ -16,7 +17,6 @@ from fusion3d.config.model import (
     PlanningConfig,
     QueryConfig,
     RadarConfig,
-    ResNetConfig,
     TemporalConfig,
     TrunkConfig,
     VoxelConfig,
@@ -27,6 +27,7 @@ from fusion3d.config.train import EvaluationConfig, TrainConfig
 
 __all__ = [
     "AugmentConfig",
+    "BackboneConfig",
     "CameraConfig",
     "Config",
     "DataConfig",
@@ -42,7 +43,6 @@ __all__ = [
     "PlanningConfig",
     "QueryConfig",
     "RadarConfig",
-    "ResNetConfig",
     "TemporalConfig",
     "TrainConfig",
     "TrunkConfig",

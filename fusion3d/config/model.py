@@ -23,35 +23,60 @@ from fusion3d.config.ranges import (
     Widths4,
 )
 
+BackboneName = Annotated[
+    str,
+    Range(
+        "resnet18, resnet34, resnet50, resnet101, hf:NAME (transformers) or timm:NAME",
+        lambda value: (
+            value in ("resnet18", "resnet34", "resnet50", "resnet101")
+            or (value.startswith(("hf:", "timm:")) and bool(value.partition(":")[2].strip()))
+        ),
+    ),
+]
+
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class BackboneConfig:
     """The image backbone."""
 
-    depth: Literal[18, 34, 50, 101] = 50
-    """Layers, as in the ResNet paper."""
+    name: BackboneName = "resnet50"
+    """resnet18, resnet34, resnet50 or resnet101; hf:NAME, a backbone of transformers by its local folder or its name on
+    the hub; timm:NAME, a network of timm."""
     width: Count = 64
-    """Channels of the stem; 64 is the standard network."""
+    """Channels of a ResNet's stem; 64 is the standard network."""
     weights: str = ""
-    """Local file of weights with torchvision names (.pt, .pth or .safetensors); empty: random start."""
+    """Local file of weights: for a ResNet with torchvision names (.pt, .pth or .safetensors), for timm .safetensors.
+    pretrained: those that a hf or timm name stands for, downloaded where they are not in the cache. Empty: random."""
+    checkpointing: bool = False
+    """Keep only what goes in and out of each stage, and compute the rest again in the backward pass: less memory."""
 
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """Camera branch: ResNet + FPN, then lift-splat."""
+    """Camera branch: backbone and neck, then the view transform."""
 
-    backbone: ResNetConfig = field(default_factory=ResNetConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The image network."""
+    neck: Literal["fpn", "lss_fpn"] = "fpn"
+    """fpn: maps of all scales are added up; lss_fpn: the deeper is stacked onto the shallower and convolved."""
     fpn_channels: Count = 256
     """Channels of the image feature map."""
     stride: Literal[8, 16] = 16
     """Pixels per cell of the image feature map; 8 for small images."""
+    view: Literal["lift", "aware_lift", "lidar_lift", "radar_lift", "deformable", "unproject"] = "lift"
+    """How image features come into the grid. lift: out along a depth distribution; aware_lift: the same with a depth
+    network that knows the camera; lidar_lift: depth helped by LiDAR; radar_lift: by radar; deformable: cells look into
+    the images by attention; unproject: cells read the images where they are seen, without depth."""
     channels: Count = 80
     """Channels of the camera BEV map."""
     depth: tuple[float, float, float] = (1.0, 60.0, 0.5)
     """First edge, last edge and step of the depth bins [m]."""
+    heights: Count = 8
+    """Points above each other in a cell that deformable and unproject look at, evenly spread over the grid's z."""
+    layers: Annotated[int, Range("1 to 3", lambda value: 1 <= value <= 3)] = 2
+    """Layers of attention of deformable."""
     depth_loss: Amount = 1.0
-    """Weight of the depth loss (supervised by LiDAR where a sample has it)."""
+    """Weight of the depth loss (supervised by LiDAR where a sample has it); 0 for views without depth."""
     image_loss: Amount = 0.0
     """Weight of a loss on the class that each image cell shows, which teaches the features directly; 0: none."""
 

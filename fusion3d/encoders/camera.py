@@ -1,81 +1,89 @@
 """Camera branch up to the image plane: what each feature cell shows, and how far away it is.
 
-Letters: M images (packed), C channels, D depth bins, H W feature rows and columns.
+Letters: M images (packed), C channels, H W feature rows and columns.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion3d.config import CameraConfig
+from fusion3d.encoders.backbones import Backbone, make_backbone
 from fusion3d.encoders.blocks import TopDown, conv_block
-from fusion3d.encoders.resnet import ResNet
-from fusion3d.geometry.rays import pixel_rays
-from fusion3d.types import Cameras
+from fusion3d.encoders.depth import AwareDepthNet, CameraFeatures, DepthNet, LidarDepthNet
+from fusion3d.errors import ConfigError
+from fusion3d.types import Cameras, PointCloud
 
-_NUM_RAY = 4  # channels that tell the network where each cell looks
-_NUM_LENS = 6  # numbers that describe a camera
-
-
-@dataclass(frozen=True)
-class CameraFeatures:
-    """What the camera encoder knows of M images."""
-
-    context: Tensor  # [M, C, H, W] what is there
-    depth: Tensor  # [M, D, H, W] logits over the depth bins
+__all__ = ["CameraEncoder", "CameraFeatures", "StackedTopDown", "make_camera_encoder"]
 
 
 class CameraEncoder(nn.Module):
-    """Images to context features and a depth distribution per feature cell.
+    """Images to context features and, where there are bins, a depth distribution per feature cell."""
 
-    Depth from one image needs the lens and the mounting: the network gets the intrinsics as a channel gate (as in
-    BEVDepth, Li et al., 2022) and, per cell, its ray in ego and the depth at which that ray meets the ground z = 0.
-    """
-
-    def __init__(self, config: CameraConfig, num_bins: int) -> None:
+    def __init__(self, backbone: Backbone, neck: nn.Module, depth_net: nn.Module, finest: int) -> None:
+        """The neck gets the backbone's maps from number ``finest`` on."""
         super().__init__()
         self.mean: Tensor
         self.std: Tensor
-        self.stride = config.stride
-        self.channels = config.channels
-        self.max_depth = config.depth[1]
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
-        self.backbone = ResNet(config.backbone.depth, config.backbone.width)
-        self.first = {8: 1, 16: 2}[config.stride]
-        self.neck = TopDown(self.backbone.channels[self.first :], config.fpn_channels)
-        self.lens = nn.Sequential(
-            nn.Linear(_NUM_LENS, config.fpn_channels),
-            nn.ReLU(),
-            nn.Linear(config.fpn_channels, config.fpn_channels),
-        )
-        self.mix = conv_block(config.fpn_channels + _NUM_RAY, config.fpn_channels)
-        self.out = nn.Conv2d(config.fpn_channels, num_bins + config.channels, 1)
+        self.backbone = backbone
+        self.neck = neck
+        self.depth_net = depth_net
+        self.finest = finest
 
-    def forward(self, cameras: Cameras) -> CameraFeatures:
-        """Features of every image; rows as in ``cameras``."""
+    def forward(self, cameras: Cameras, lidar: PointCloud | None = None) -> CameraFeatures:
+        """Features of every image; rows as in ``cameras``. ``lidar`` is for depth that it helps, and may be absent."""
         images_M3HW = (cameras.images - self.mean) / self.std
         images_M3HW = images_M3HW.contiguous(memory_format=torch.channels_last)
-        x_MCHW = self.neck(self.backbone(images_M3HW)[self.first :])
-        x_MCHW = x_MCHW * (2 * torch.sigmoid(self.lens(self._lens_of(cameras))))[..., None, None]
-        x_MCHW = self.mix(torch.cat([x_MCHW, self._rays_of(cameras, x_MCHW.shape[-2:]).to(x_MCHW.dtype)], dim=1))
-        depth_MDHW, context_MCHW = self.out(x_MCHW).tensor_split([self.out.out_channels - self.channels], dim=1)
-        return CameraFeatures(context_MCHW, depth_MDHW)
+        x_MCHW = self.neck(self.backbone(images_M3HW)[self.finest :])
+        return self.depth_net(x_MCHW, cameras, lidar)
 
-    def _lens_of(self, cameras: Cameras) -> Tensor:
-        """[M, 6] intrinsics as fractions of the image size, so that they are of order one."""
-        rows, cols = cameras.images.shape[-2:]
-        matrix = cameras.image_from_cam[:, :2, :3]
-        return (matrix / matrix.new_tensor([[cols], [rows]])).flatten(1)
 
-    def _rays_of(self, cameras: Cameras, shape: torch.Size) -> Tensor:
-        """[M, 4, H, W] ray direction in ego and the depth of the ground as a fraction of the farthest bin."""
-        origin_M3, ray_MHW3 = pixel_rays(
-            cameras.image_from_cam, cameras.ego_from_cam, (shape[0], shape[1]), self.stride
+class StackedTopDown(nn.Module):
+    """The neck of lift-splat networks: the deeper map is stacked onto the shallower one and convolved.
+
+    LSS-FPN of BEVDet (Huang et al., 2021) and BEVFusion (Liu et al., 2023), of any number of maps, of which only the
+    finest is made. The deeper map is brought to the other's size by repetition instead of interpolation, whose gradient
+    on CUDA is not the same in every run.
+    """
+
+    def __init__(self, inputs: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.joins = nn.ModuleList()  # from coarse to fine
+        below = inputs[-1]
+        for count in reversed(inputs[:-1]):
+            self.joins.append(conv_block(count + below, channels, kernel=1))
+            below = channels
+        self.out = conv_block(below, channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps from fine to coarse to one [M, channels, H, W] of the finest one's size."""
+        x_MCHW = maps[-1]
+        for join, finer in zip(self.joins, reversed(maps[:-1]), strict=True):
+            x_MCHW = F.interpolate(x_MCHW, size=finer.shape[-2:], mode="nearest")
+            x_MCHW = join(torch.cat([finer, x_MCHW], dim=1))
+        return self.out(x_MCHW)
+
+
+def make_camera_encoder(config: CameraConfig, num_bins: int, pretrained: bool = True) -> CameraEncoder:
+    """The encoder that the configuration names, for ``num_bins`` depth bins or none.
+
+    Raises:
+        ConfigError: a backbone without a map of the stride that is asked for; as in ``make_backbone``.
+        CheckpointError: as in ``make_backbone``.
+    """
+    backbone = make_backbone(config.backbone, config.stride, pretrained)
+    if config.stride not in backbone.strides:
+        raise ConfigError(
+            f"camera.stride: found {config.stride}, and camera.backbone.name {config.backbone.name} has maps of stride "
+            f"{', '.join(map(str, backbone.strides))}; expected one of these"
         )
-        down_MHW = (-ray_MHW3[..., 2]).clamp(min=1e-6)
-        ground_MHW = (origin_M3[:, None, None, 2] / down_MHW / self.max_depth).clamp(0, 1)
-        return torch.cat([ray_MHW3, ground_MHW[..., None]], dim=-1).permute(0, 3, 1, 2)
+    finest = backbone.strides.index(config.stride)
+    neck = {"fpn": TopDown, "lss_fpn": StackedTopDown}[config.neck](backbone.channels[finest:], config.fpn_channels)
+    nets = {"aware_lift": AwareDepthNet, "radar_lift": AwareDepthNet, "lidar_lift": LidarDepthNet}
+    return CameraEncoder(backbone, neck, nets.get(config.view, DepthNet)(config, num_bins), finest)

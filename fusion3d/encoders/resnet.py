@@ -88,6 +88,7 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.channels = tuple(width * 2**index * block.expansion for index in range(4))
+        self.strides = (4, 8, 16, 32)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -100,6 +101,11 @@ class ResNet(nn.Module):
             x_MCHW = stage(x_MCHW)
             maps.append(x_MCHW)
         return maps
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Every parameter once, in groups from early to late: the stem and the four stages."""
+        stem = [*self.conv1.parameters(), *self.bn1.parameters()]
+        return [stem, *([*stage.parameters()] for stage in (self.layer1, self.layer2, self.layer3, self.layer4))]
 
 
 def load_weights(network: ResNet, path: str | Path) -> None:
@@ -121,13 +127,13 @@ def load_weights(network: ResNet, path: str | Path) -> None:
     if missing or extra:
         raise CheckpointError(
             f"backbone weights {path}: not the weights of this ResNet; missing {missing[:3]} ({len(missing)} in all), "
-            f"unknown {extra[:3]} ({len(extra)} in all); set camera.backbone.depth to the network of the file"
+            f"unknown {extra[:3]} ({len(extra)} in all); set camera.backbone.name to the network of the file"
         )
     for name, value in found.items():
         if value.shape != wanted[name].shape:
             raise CheckpointError(
                 f"backbone weights {path}: {name} has shape {list(value.shape)}, expected {list(wanted[name].shape)}; "
-                "camera.backbone.depth and .width must be those of the file (width 64 is the standard network)"
+                "camera.backbone.name and .width must be those of the file (width 64 is the standard network)"
             )
     network.load_state_dict(found, strict=False)
 

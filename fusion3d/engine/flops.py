@@ -16,7 +16,7 @@ _CORNERS = 4  # pixels of a bilinear reading
 
 
 def count_flops(run: Callable[[], Any]) -> dict[str, int]:
-    """Operations while ``run`` runs, by the dotted name of the module that did them ("Fusion3D.camera.lift").
+    """Operations while ``run`` runs, by the dotted name of the module that did them ("Fusion3D.camera.view").
 
     A module's count holds that of its parts; "Global" is all. With gradients on, a backward pass counts too.
     """

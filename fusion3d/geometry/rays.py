@@ -1,4 +1,4 @@
-"""Rays through pixels: where a camera's feature cells look, and which boxes they meet.
+"""Rays through pixels, and points in images: where cells look, which boxes they meet, where points are seen.
 
 Letters: M images, K boxes, H W feature rows and columns.
 """
@@ -66,3 +66,28 @@ def enter_boxes(
         enter = torch.maximum(enter, torch.minimum(near, far))
         leave = torch.minimum(leave, torch.maximum(near, far))
     return torch.where((enter > nearest) & (enter < leave), enter, torch.inf)
+
+
+def image_from_ego(image_from_cam: Tensor, ego_from_cam: Tensor) -> Tensor:
+    """[M, 3, 4] float32: a point in ego to (u depth, v depth, depth) of each camera; depth is in the camera's metres.
+
+    A BEV augmentation may scale and mirror, so this is a true inverse.
+    """
+    return (image_from_cam.double() @ torch.linalg.inv(ego_from_cam.double()))[:, :3].float()
+
+
+def project(image_from_ego: Tensor, xyz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Points in images. Sums are written out to stay clear of the accelerator's reduced precision.
+
+    Args:
+        image_from_ego: [..., 3, 4] of ``image_from_ego``.
+        xyz: [..., 3] in ego [m]; leading dimensions are broadcast.
+
+    Returns:
+        u, v [px] and depth [m], each [...]. Pixels of points that are not in front of the camera mean nothing.
+    """
+    x, y, z = xyz.unbind(-1)
+    u, v, depth = (
+        row[..., 0] * x + row[..., 1] * y + row[..., 2] * z + row[..., 3] for row in image_from_ego.unbind(-2)
+    )
+    return u / depth, v / depth, depth

@@ -119,7 +119,7 @@ def test_a_checkpoint_does_not_need_the_backbones_file(tmp_path):
             "data": {"image_size": [64, 64]},
             "grid": {"x": [-6.4, 6.4], "y": [-6.4, 6.4], "resolution": 0.8},
             "camera": {
-                "backbone": {"depth": 18, "width": 4, "weights": str(backbone)},
+                "backbone": {"name": "resnet18", "width": 4, "weights": str(backbone)},
                 "fpn_channels": 8, "channels": 8, "depth": [1, 9, 1],
             },
             "lidar": None, "radar": None, "planning": None,

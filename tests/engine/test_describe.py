@@ -82,7 +82,7 @@ def test_shapes_of_outputs():
 @pytest.mark.parametrize("train", [False, True])
 def test_the_walk_has_every_stage(train):
     rows = {row.name: row for row in describe(TINY, random_batch(TINY, 1, 300, 20), 1, train)}
-    stages = {"camera.encoder", "camera.lift", "lidar", "radar", "fuse", "trunk", "detection", "planning"}
+    stages = {"camera.encoder", "camera.view", "lidar", "radar", "fuse", "trunk", "detection", "planning"}
     assert stages | {"whole"} | ({"losses", "backward"} if train else {"decode"}) == set(rows)
     assert all(row.milliseconds > 0 and row.peak > 0 for row in rows.values())
     assert all(rows[name].parameters > 0 and rows[name].flops > 0 and rows[name].output for name in stages)

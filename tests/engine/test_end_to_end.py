@@ -38,7 +38,7 @@ SMALL = """
 data: {{root: {root}, version: v1.0-synthetic, train_split: synthetic_train, split: synthetic_val,
   image_size: [64, 128], lidar_sweeps: 2, radar_sweeps: 2, workers: {workers}}}
 grid: {{x: [-51.2, 51.2], y: [-51.2, 51.2], resolution: 1.6}}
-camera: {{backbone: {{depth: 18, width: 8}}, fpn_channels: 16, channels: 8, depth: [1.0, 51.0, 5.0]}}
+camera: {{backbone: {{name: resnet18, width: 8}}, fpn_channels: 16, channels: 8, depth: [1.0, 51.0, 5.0]}}
 lidar: {{channels: 16, pillar: 0.8}}
 radar: {{channels: 8}}
 fusion: {{channels: 16}}

@@ -30,7 +30,12 @@ def config(synthetic_root) -> Config:
             "lidar_sweeps": 2, "radar_sweeps": 2, "workers": 0,
         },
         "grid": {"x": [-51.2, 51.2], "y": [-51.2, 51.2], "resolution": 1.6},
-        "camera": {"backbone": {"depth": 18, "width": 8}, "fpn_channels": 16, "channels": 8, "depth": [1.0, 51.0, 5.0]},
+        "camera": {
+            "backbone": {"name": "resnet18", "width": 8},
+            "fpn_channels": 16,
+            "channels": 8,
+            "depth": [1.0, 51.0, 5.0],
+        },
         "lidar": {"channels": 16, "pillar": 0.8},
         "radar": {"channels": 8},
         "fusion": {"channels": 16},
