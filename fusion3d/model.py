@@ -27,6 +27,7 @@ from fusion3d.encoders.resnet import load_weights
 from fusion3d.errors import ConfigError
 from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
+from fusion3d.heads.map import MapHead
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
@@ -86,6 +87,7 @@ class Fusion3D(nn.Module):
         planning: PlanningHead | None,
         sensors: SensorHeatmaps | None = None,
         temporal: Temporal | None = None,
+        map: MapHead | None = None,
     ) -> None:
         super().__init__()
         self.camera = camera
@@ -97,6 +99,7 @@ class Fusion3D(nn.Module):
         self.planning = planning
         self.sensors = sensors
         self.temporal = temporal
+        self.map = map
 
     def forward(self, batch: Batch, memory: Memory | None = None) -> dict[str, Any]:
         """Raw outputs, those there are.
@@ -107,8 +110,8 @@ class Fusion3D(nn.Module):
                 needs no ``history``, and has each scene once at most.
 
         Returns:
-            "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "depth" (DepthOutput), "memory" (Memory);
-            "sensors" and "image" in training.
+            "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "map" ([B, N, Y, X] logits), "depth"
+            (DepthOutput), "memory" (Memory); "sensors" and "image" in training.
         """
         maps, outputs = self.see(batch)
         if self.training and self.sensors is not None:
@@ -122,6 +125,8 @@ class Fusion3D(nn.Module):
             outputs["detection"] = self.detection(bev_BCYX, batch)
         if self.planning is not None:
             outputs["planning"] = self.planning(bev_BCYX, batch)
+        if self.map is not None:
+            outputs["map"] = self.map(bev_BCYX)
         return outputs
 
     def see(self, batch: Batch) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
@@ -163,6 +168,8 @@ class Fusion3D(nn.Module):
             terms |= self.detection.losses(outputs["detection"], batch, targets)
         if self.planning is not None:
             terms |= self.planning.losses(outputs["planning"], batch)
+        if self.map is not None:
+            terms |= self.map.losses(outputs["map"], batch)
         if self.sensors is not None and "sensors" in outputs:
             terms |= self.sensors.losses(outputs["sensors"], batch, targets)
         if self.camera is not None:
@@ -170,11 +177,12 @@ class Fusion3D(nn.Module):
         return terms
 
     def decode(self, outputs: dict[str, Any], batch: Batch) -> Predictions:
-        """Boxes and plan in the frame of the batch (ego, where the batch is not augmented)."""
+        """Boxes, plan and map in the frame of the batch (ego, where the batch is not augmented)."""
         return Predictions(
             tokens=batch.tokens,
             boxes=None if self.detection is None else self.detection.decode(outputs["detection"]),
             plan=None if self.planning is None else self.planning.decode(outputs["planning"], batch),
+            map=None if self.map is None else self.map.decode(outputs["map"]),
         )
 
 
@@ -214,8 +222,8 @@ def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
     channels = {name: branch.channels for name, branch in branches.items() if branch is not None}
     if not channels:
         raise ConfigError("camera, lidar and radar are all null; expected at least one sensor's branch")
-    if config.detection is None and config.planning is None:
-        raise ConfigError("detection and planning are both null; expected at least one head")
+    if config.detection is None and config.planning is None and config.map is None:
+        raise ConfigError("detection, planning and map are all null; expected at least one head")
     inputs = config.trunk.out_channels
     detection = planning = sensors = None
     if config.detection is not None:
@@ -235,5 +243,6 @@ def build_model(config: Config, pretrained: bool = True) -> Fusion3D:
         planning,
         sensors,
         config.temporal and make_temporal(config.temporal, config.fusion.channels, grid),
+        config.map and MapHead(config.map, inputs, grid),
     )
     return model
