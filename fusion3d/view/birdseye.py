@@ -126,9 +126,8 @@ def _name_ground(axes: Axes, mask: Tensor) -> None:
     there = [name for name, layer in zip(MAP_CLASSES, mask, strict=True) if bool(layer.any())]
     for row, name in enumerate(reversed(there)):
         axes.text(
-            0.012, 0.012 + 0.022 * row, f"\u25a0 {name.replace('_', ' ')}", color=colors.MAP_COLORS[name], fontsize=7,
-            transform=axes.transAxes, zorder=10,
-            bbox={"facecolor": colors.MUTED, "edgecolor": "none", "pad": 1.2, "alpha": 0.8},
+            0.014, 0.014 + 0.022 * row, name.replace("_", " "), color=colors.TEXT, fontsize=7, transform=axes.transAxes,
+            zorder=10, bbox={"facecolor": colors.MAP_COLORS[name], "edgecolor": colors.LINE, "pad": 2.0},
         )  # fmt: skip
 
 

@@ -21,7 +21,9 @@ RADAR = "#ff4fd0"
 DRIVABLE = "#1e2733"
 
 # The ground, dark under everything else; later classes are painted over earlier ones.
-MAP_COLORS = dict(zip(MAP_CLASSES, (DRIVABLE, "#4a4a30", "#2c2740", "#5a2f38", "#1c3a3a", "#59616e"), strict=True))
+MAP_COLORS: dict[str, str] = dict(
+    zip(MAP_CLASSES, (DRIVABLE, "#4a4a30", "#2c2740", "#5a2f38", "#1c3a3a", "#59616e"), strict=True)
+)
 MAP_ORDER = ("drivable_area", "walkway", "carpark_area", "ped_crossing", "stop_line", "divider")
 
 CLASS_COLORS = dict(

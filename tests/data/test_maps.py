@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +125,7 @@ def expansion(offset: tuple[float, float] = (76.0, 38.0)) -> dict:
     content["drivable_area"] = [{"token": "d", "polygon_tokens": [square(0, 0, 30, hole=8), square(20, 3, 12)]}]
     content["ped_crossing"] = [{"token": "p", "polygon_token": square(6, 4, 5), "road_segment_token": ""}]
     content["walkway"] = [{"token": "w", "polygon_token": square(-18, 0, 6)}]
-    content["stop_line"] = [{"token": "s", "polygon_token": square(3, -9, 3)}]
+    content["stop_line"] = [{"token": "s", "polygon_token": square(3, -9, 3), "stop_line_type": "YIELD"}]
     content["carpark_area"] = [{"token": "c", "polygon_token": square(-9, 14, 7)}]
     content["road_divider"] = [{"token": "r", "line_token": line([(-15, -6), (0, -6), (12, 2)])}]
     content["lane_divider"] = [
@@ -314,3 +316,23 @@ def test_other_angles_than_right_ones_keep_areas(expanded_root):
     sums = [crop_map(tables, 3, grid, bev_matrix(angle))[0].sum((1, 2)) for angle in (0.0, 0.4, math.pi / 2)]
     for turned in sums[1:]:
         np.testing.assert_allclose(turned, sums[0], rtol=0.02)
+
+
+def test_the_devkit_draws_the_same_shapes(tmp_path, monkeypatch):
+    """Its masks, from which BEVFusion takes its labels, round corners to pixels: alike, but for a rim."""
+    monkeypatch.setitem(sys.modules, "descartes", types.ModuleType("descartes"))  # for plots alone
+    from nuscenes.map_expansion.map_api import NuScenesMap
+
+    unused = ("road_segment", "road_block", "lane", "traffic_light", "lane_connector")
+    content = expansion() | {layer: [] for layer in unused} | {"arcline_path_3": {}, "connectivity": {}}
+    path = tmp_path / "maps" / "expansion" / "boston-seaport.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content | {"canvas_edge": [200.0, 200.0]}))
+    grid = BEVGrid(x=(-30.0, 30.0), y=(-25.0, 25.0), resolution=0.5)
+    ours = open_map(path).rasterise(grid, np.array([[1.0, 0, -76], [0, 1, -38], [0, 0, 1]]))
+    layers = [*MAP_CLASSES[:-1], "road_divider", "lane_divider"]
+    devkit = NuScenesMap(str(tmp_path), "boston-seaport")
+    drawn = devkit.get_map_mask((76.0, 38.0, 50.0, 60.0), 0.0, layers, grid.shape).astype(bool)
+    theirs = np.stack([*drawn[:5], drawn[5] | drawn[6]])
+    iou = (ours & theirs).sum((1, 2)) / (ours | theirs).sum((1, 2))
+    assert (iou > [0.9, 0.7, 0.7, 0.6, 0.7, 0.5]).all(), iou
