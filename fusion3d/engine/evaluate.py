@@ -159,7 +159,7 @@ def format_table(metrics: dict[str, Any]) -> str:
         for at in ("0.5", "best"):
             lines += ["", _row(f"map IoU@{at}", ["mean", *MAP_CLASSES])]
             lines += [_row(k, [row[f"mIoU@{at}"], *row[f"IoU@{at}"].values()]) for k, row in maps.items()]
-    return "\n".join(lines)
+    return "\n".join(lines).lstrip()  # without detection the first table has no line above it
 
 
 def _row(name: str, values: Sequence[str | float]) -> str:
