@@ -17,6 +17,7 @@ from fusion3d.encoders.radar import make_radar
 from fusion3d.errors import ConfigError
 from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
+from fusion3d.heads.map import MapHead
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
@@ -39,8 +40,8 @@ def build_model(config: Config, pretrained: bool = True) -> Model:
     stage, sensors = config.fusion.stage, config.branches
     if not sensors:
         raise ConfigError("camera, lidar and radar are all null; expected at least one sensor's branch")
-    if config.detection is None and config.planning is None:
-        raise ConfigError("detection and planning are both null; expected at least one head")
+    if config.detection is None and config.planning is None and config.map is None:
+        raise ConfigError("detection, planning and map are all null; expected at least one head")
     if stage not in ("late", "hybrid"):
         return _build_one(config, pretrained)
     if len(sensors) < 2:
@@ -115,4 +116,5 @@ def _build_one(config: Config, pretrained: bool) -> Fusion3D:
         align,
         represent,
         config.temporal and make_temporal(config.temporal, config.fusion.channels, grid),
+        config.map and MapHead(config.map, inputs, grid),
     )

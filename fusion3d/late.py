@@ -52,20 +52,22 @@ class LateFusion(nn.Module):
         return {name: present.get(name, some) for name in self.models}
 
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> Predictions:
-        """Merged boxes and the mean of the plans, of the models that have a say; of all, where none has."""
+        """Merged boxes and the means of plans and maps, of the models that have a say; of all, where none has."""
         answers = {name: model.decode(outputs[name], batch) for name, model in self.models.items()}  # type: ignore[operator]
         say_SB = torch.stack(list(self.has_say(batch).values())).cpu()
         say_SB |= ~say_SB.any(0)
         chosen = [[a for a, has in zip(answers.values(), say, strict=True) if has] for say in say_SB.T.tolist()]
         device = batch.command.device
-        boxes = plan = None
+        boxes = plan = ground = None
         if all(answer.boxes is not None for answer in answers.values()):
             boxes = tuple(self._merge([a.boxes[i] for a in of_sample], device) for i, of_sample in enumerate(chosen))
         if all(answer.plan is not None for answer in answers.values()):
             paths = [mean_path([_path(a.plan, i) for a in of_sample]) for i, of_sample in enumerate(chosen)]
             position, yaw, mask = (torch.stack([getattr(p, k) for p in paths]) for k in ("position", "yaw", "mask"))
             plan = Trajectory(position, yaw, mask)
-        return Predictions(tokens=batch.tokens, boxes=boxes, plan=plan)
+        if all(answer.map is not None for answer in answers.values()):
+            ground = torch.stack([torch.stack([a.map[i] for a in of_s]).mean(0) for i, of_s in enumerate(chosen)])
+        return Predictions(tokens=batch.tokens, boxes=boxes, plan=plan, map=ground)
 
     def _merge(self, boxes: Sequence[Boxes], device: torch.device) -> Boxes:
         return to_device(merge_boxes([to_device(one, "cpu") for one in boxes], self.merge), device)
@@ -86,4 +88,5 @@ def _only(batch: Batch, there: Tensor) -> Batch:
         boxes = tuple(one if known else none for one, known in zip(boxes, there.tolist(), strict=True))
     if future is not None:
         future = dataclasses.replace(future, mask=future.mask & there[:, None])
-    return dataclasses.replace(batch, annotated=batch.annotated & there, boxes=boxes, future=future)
+    known = None if batch.map_known is None else batch.map_known & there[:, None]
+    return dataclasses.replace(batch, annotated=batch.annotated & there, boxes=boxes, future=future, map_known=known)

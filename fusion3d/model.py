@@ -26,6 +26,7 @@ from fusion3d.encoders.camera import CameraEncoder
 from fusion3d.encoders.clouds import CloudEncoder
 from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
+from fusion3d.heads.map import MapHead
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
@@ -92,6 +93,7 @@ class Fusion3D(nn.Module):
         align: DeformableAlign | None = None,
         represent: Coordinated | Factorised | None = None,
         temporal: Temporal | None = None,
+        map: MapHead | None = None,
     ) -> None:
         super().__init__()
         self.camera = camera
@@ -105,6 +107,7 @@ class Fusion3D(nn.Module):
         self.planning = planning
         self.sensors = sensors
         self.temporal = temporal
+        self.map = map
 
     def forward(self, batch: Batch, memory: Memory | None = None) -> dict[str, Any]:
         """Raw outputs, those there are.
@@ -115,8 +118,8 @@ class Fusion3D(nn.Module):
                 needs no ``history``, and has each scene once at most.
 
         Returns:
-            "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "depth" (DepthOutput), "memory" (Memory);
-            "sensors", "image" and "representation" in training.
+            "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "map" ([B, N, Y, X] logits), "depth"
+            (DepthOutput), "memory" (Memory); "sensors", "image" and "representation" in training.
         """
         fused_BCYX, outputs = self.see(batch)
         if self.temporal is not None:
@@ -127,6 +130,8 @@ class Fusion3D(nn.Module):
             outputs["detection"] = self.detection(bev_BCYX, batch)
         if self.planning is not None:
             outputs["planning"] = self.planning(bev_BCYX, batch)
+        if self.map is not None:
+            outputs["map"] = self.map(bev_BCYX)
         return outputs
 
     def see(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -176,6 +181,8 @@ class Fusion3D(nn.Module):
             terms |= self.detection.losses(outputs["detection"], batch, targets)
         if self.planning is not None:
             terms |= self.planning.losses(outputs["planning"], batch)
+        if self.map is not None:
+            terms |= self.map.losses(outputs["map"], batch)
         if self.sensors is not None and "sensors" in outputs:
             terms |= self.sensors.losses(outputs["sensors"], batch, targets)
         if self.camera is not None:
@@ -183,9 +190,10 @@ class Fusion3D(nn.Module):
         return terms | auxiliary_losses(self, outputs, batch)
 
     def decode(self, outputs: dict[str, Any], batch: Batch) -> Predictions:
-        """Boxes and plan in the frame of the batch (ego, where the batch is not augmented)."""
+        """Boxes, plan and map in the frame of the batch (ego, where the batch is not augmented)."""
         return Predictions(
             tokens=batch.tokens,
             boxes=None if self.detection is None else self.detection.decode(outputs["detection"]),
             plan=None if self.planning is None else self.planning.decode(outputs["planning"], batch),
+            map=None if self.map is None else self.map.decode(outputs["map"]),
         )

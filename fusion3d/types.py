@@ -37,6 +37,7 @@ ATTRIBUTES = (
 )  # fmt: skip
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 RADARS = ("RADAR_FRONT", "RADAR_FRONT_RIGHT", "RADAR_BACK_RIGHT", "RADAR_BACK_LEFT", "RADAR_FRONT_LEFT")
+MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
 SENSORS = ("camera", "lidar", "radar")
 COMMANDS = ("left", "right", "straight")  # a planning command; -1 is unknown
 LIDAR_FIELDS = ("x", "y", "z", "intensity", "time")  # time: t_ref - t_point's sweep, >= 0 for the past
@@ -259,7 +260,8 @@ class Sample:
     past: Trajectory | None = None  # [T], from -TIME_STEP backwards
     status: EgoStatus | None = None
     command: int = -1  # index in COMMANDS
-    map_mask: Tensor | None = None  # [1, Y, X] bool, drivable area in the grid
+    map_mask: Tensor | None = None  # [6, Y, X] bool, MAP_CLASSES in the grid; False where a class is not known
+    map_known: Tensor | None = None  # [6] bool: what a map says of its place; None as map_mask is
     history: tuple[Sample, ...] = ()  # the keyframes before, newest first, each in its own ego: sensors without targets
 
 
@@ -288,8 +290,9 @@ class Batch:
     past: Trajectory | None  # [B, T]
     status: EgoStatus | None  # [B]
     command: Tensor  # [B] int64
-    map_mask: Tensor | None  # [B, 1, Y, X] bool
+    map_mask: Tensor | None  # [B, 6, Y, X] bool
     annotated: Tensor  # [B] bool: has ground-truth boxes
+    map_known: Tensor | None = None  # [B, 6] bool; all False for a sample without a map
     history: tuple[History, ...] = ()  # newest first
 
     def __len__(self) -> int:
@@ -316,8 +319,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says about a batch, decoded: boxes in ego and the planned path."""
+    """What the model says about a batch, decoded: boxes in ego, the planned path and the map."""
 
     tokens: tuple[str, ...]
     boxes: tuple[Boxes, ...] | None = None  # B
     plan: Trajectory | None = None  # [B, T]
+    map: Tensor | None = None  # [B, 6, Y, X] float32 probabilities of MAP_CLASSES, in the map head's grid

@@ -17,6 +17,7 @@ from fusion3d.config import (
     Config,
     FusionConfig,
     LidarConfig,
+    MapConfig,
     PlanningConfig,
     RadarConfig,
     TrunkConfig,
@@ -289,6 +290,36 @@ def test_it_overfits_two_samples():
         assert distance.amin(0).amax() < 0.5
 
 
+@pytest.mark.parametrize("grid", [None, BEVGrid(x=(-10.0, 10.0), y=(-10.0, 10.0), resolution=0.5)], ids=["own", "fine"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_map_head_trains_with_any_sensors(grid, alone):
+    """Alone or beside the others; a sample says the same map whatever the others have."""
+    config = dataclasses.replace(TINY, map=MapConfig(grid, channels=8))
+    config = dataclasses.replace(config, detection=None, planning=None) if alone else config
+    model, full = make_model(config), random_batch(config, 3, 400, 40, 6)
+    seen = mixed_sensors(full)
+    known = torch.ones(3, 6, dtype=torch.bool)
+    known[1], known[2, 3] = False, False
+    full = dataclasses.replace(full, map_known=known)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses = model.losses(model(seen), full)
+        assert ({"map", "depth"} == set(losses)) == alone and losses["map"] > 0
+        torch.stack(list(losses.values())).sum().backward()
+        assert all(p.grad is not None and p.grad.any() for p in model.map.parameters())  # type: ignore[union-attr]
+        optimizer.step()
+    model.eval()
+    together = model.decode(model(seen), seen)
+    assert (together.boxes is None) == (together.plan is None) == alone
+    assert together.map is not None and together.map.shape == (3, 6, *config.map_grid.shape)
+    alone_batch = dataclasses.replace(random_batch(config, 1), cameras=seen.cameras, lidar=None, radar=None)
+    one = model.decode(model(alone_batch), alone_batch).map
+    torch.testing.assert_close(one, together.map[:1], atol=1e-5, rtol=1e-5)
+    without = dataclasses.replace(full, map_mask=None, map_known=None)
+    assert model.losses(model(seen), without)["map"] == 0
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_trains_for_two_steps(path):
     """As shipped but for sizes: a small grid, small images, a thin backbone."""
@@ -334,7 +365,10 @@ def test_full_size_configurations_build_as_the_issue_says():
 def test_parts_that_do_not_fit_are_refused():
     cases = {
         "at least one sensor": {"camera": None, "lidar": None, "radar": None},
-        "at least one head": {"detection": None, "planning": None},
+        "detection, planning and map are all null": {"detection": None, "planning": None},
+        r"map\.grid\.x: expected to lie in grid\.x": {
+            "map": MapConfig(dataclasses.replace(TINY.grid, x=(-20.0, 16.0)))
+        },
         "image_size": {"data": dataclasses.replace(TINY.data, image_size=(48, 96))},
         "power of two": {"lidar": LidarConfig(pillar=0.3)},
         "fusion.align": {"camera": None, "radar": None, "fusion": FusionConfig(align="deformable")},

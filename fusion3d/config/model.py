@@ -22,6 +22,7 @@ from fusion3d.config.ranges import (
     Sides,
     Widths4,
 )
+from fusion3d.types import BEVGrid
 
 BackboneName = Annotated[
     str,
@@ -319,3 +320,15 @@ class PlanningConfig:
     """Probability that a training sample's command is made unknown."""
     loss_weight: Amount = 0.5
     """Weight of the planning loss."""
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """Map head: drivable area, crossings, walkways, stop lines, car parks and dividers, cell by cell."""
+
+    grid: BEVGrid | None = None
+    """Its own grid, within the model's; null: the model's. BEVFusion: {x: [-50, 50], y: [-50, 50], resolution: 0.5}."""
+    channels: Count = 256
+    """Hidden channels."""
+    loss_weight: Amount = 1.0
+    """Weight of the map loss."""

@@ -10,6 +10,7 @@ from fusion3d.config.model import (
     DetectionConfig,
     FusionConfig,
     LidarConfig,
+    MapConfig,
     PlanningConfig,
     RadarConfig,
     TemporalConfig,
@@ -35,6 +36,7 @@ class Config:
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     detection: DetectionConfig | None = field(default_factory=DetectionConfig)
     planning: PlanningConfig | None = field(default_factory=PlanningConfig)
+    map: MapConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: Whole = 0
@@ -46,3 +48,8 @@ class Config:
     def branches(self) -> tuple[str, ...]:
         """The kinds of sensor that the model has a branch for, in the order of ``SENSORS``."""
         return tuple(sensor for sensor in SENSORS if getattr(self, sensor) is not None)
+
+    @property
+    def map_grid(self) -> BEVGrid:
+        """The grid that maps are cut in: the map head's, where it has its own."""
+        return self.grid if self.map is None or self.map.grid is None else self.map.grid

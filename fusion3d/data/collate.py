@@ -14,8 +14,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """A batch of samples, each with the sensors and targets that it happens to have.
 
     What no sample has is ``None``. Where only some have it: boxes are empty (and ``annotated`` False),
-    trajectories have mask False, the status is NaN. The map mask is there only if every sample has one,
-    because a mask cannot say "unknown".
+    trajectories have mask False, the status is NaN, no class of the map is known.
 
     Raises:
         ValueError: no sample at all, or images or targets of different sizes.
@@ -36,7 +35,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         past=_stack_trajectories([sample.past for sample in samples]),
         status=_stack_status([sample.status for sample in samples]),
         command=torch.tensor([sample.command for sample in samples], dtype=torch.int64),
-        map_mask=_stack_if_all([sample.map_mask for sample in samples]),
+        map_mask=_stack_masks([sample.map_mask for sample in samples]),
+        map_known=_stack_masks([sample.map_known for sample in samples]),
         annotated=torch.tensor([sample.boxes is not None for sample in samples]),
         history=_pack_history(samples),
     )
@@ -114,6 +114,12 @@ def _stack_status(items: list[EgoStatus | None]) -> EgoStatus | None:
     )
 
 
-def _stack_if_all(items: list[Tensor | None]) -> Tensor | None:
+def _stack_masks(items: list[Tensor | None]) -> Tensor | None:
+    """Bool tensors, False for a sample without one."""
     there = [item for item in items if item is not None]
-    return torch.stack(there) if len(there) == len(items) else None
+    if not there:
+        return None
+    shapes = {tuple(item.shape) for item in there}
+    if len(shapes) > 1:
+        raise ValueError(f"maps of different shapes in one batch: {sorted(shapes)}; cut them with one grid")
+    return torch.stack([torch.zeros_like(there[0]) if item is None else item for item in items])

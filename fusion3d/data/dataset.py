@@ -44,7 +44,7 @@ class NuScenesDataset(Dataset[Sample]):
         training: leave out boxes with fewer than ``config.min_points`` points; by default where there is
             augmentation. Evaluation wants them all, because the official rule has its own filter.
         steps: number of future and past ego positions.
-        with_map: cut the map mask (which pictures show; no model reads it).
+        with_map: cut the map mask, which the map head learns from and pictures show.
         keyframes: of each sample, with the present one: those before are its ``history``, as far as the scene has them.
         epochs: how many there will be, from which the fade at the end is counted; None: there is no end.
 
@@ -126,8 +126,9 @@ class NuScenesDataset(Dataset[Sample]):
         if draws.aug_from_ego is not None:
             sample = transform_sample(sample, draws.aug_from_ego)
         if self.with_map:
-            mask = self._guard(lambda: crop_map(tables, row, self.grid, draws.aug_from_ego))
-            sample = dataclasses.replace(sample, map_mask=mask)
+            found = self._guard(lambda: crop_map(tables, row, self.grid, draws.aug_from_ego))
+            if found is not None:
+                sample = dataclasses.replace(sample, map_mask=found[0], map_known=found[1])
         return sample
 
     def _rows_before(self, row: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The drivable area of a nuScenes map mask, cut into the BEV grid.
+"""What a data set's maps say, cut into the BEV grid: vectors where there are any, the drivable area's mask where not.
 
 A mask has up to 20 000 x 16 000 pixels of 0.1 m. It is decoded once per machine, packed to one bit a pixel
 in the cache folder and mapped from there, so that workers share 40 MB instead of holding 320 MB each.
@@ -15,36 +15,78 @@ import torch
 from torch import Tensor
 
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.vector_map import open_map
 from fusion3d.errors import DataError
 from fusion3d.files import cache_folder, write_cache
-from fusion3d.types import BEVGrid
+from fusion3d.types import MAP_CLASSES, BEVGrid
 
 METRES_PER_PIXEL = 0.1
+_DRIVABLE = MAP_CLASSES.index("drivable_area")
 
 
-def crop_map(tables: Tables, sample: int, grid: BEVGrid, aug_from_ego: np.ndarray | None = None) -> Tensor | None:
-    """[1, Y, X] bool: is the centre of each grid cell drivable? ``None`` where the data set has no mask of
-    the place.
+def crop_map(
+    tables: Tables, sample: int, grid: BEVGrid, aug_from_ego: np.ndarray | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """What lies at the centre of each grid cell, as far as the data set's maps say it.
+
+    A map of polygons and lines is that of the sample's location, ``maps/expansion/<location>.json`` (nuScenes map
+    expansion), or the one beside the mask under the same name (synthetic scenes). Where there is the mask alone, the
+    drivable area alone is known.
 
     Args:
         tables: the data set.
         sample: sample row.
         grid: in the augmented frame.
         aug_from_ego: [4, 4] BEV augmentation.
+
+    Returns:
+        [6, Y, X] bool mask of MAP_CLASSES and [6] bool, which of them are known; None without any map of the place.
+
+    Raises:
+        DataError: a map cannot be read.
     """
-    map_row = tables.scene_map[tables.sample_scene[sample]]
-    if map_row < 0:
+    mask = np.zeros((len(MAP_CLASSES), *grid.shape), dtype=bool)
+    known = np.zeros(len(MAP_CLASSES), dtype=bool)
+    path = _vector_file(tables, sample)
+    if path is not None:
+        shapes = open_map(path)
+        mask = shapes.rasterise(grid, np.linalg.inv(_global_from_grid(tables, sample, aug_from_ego)))
+        known = shapes.known.copy()
+    if not known[_DRIVABLE] and (drivable := crop_mask(tables, sample, grid, aug_from_ego)) is not None:
+        mask[_DRIVABLE], known[_DRIVABLE] = drivable, True
+    return (torch.from_numpy(mask), torch.from_numpy(known)) if known.any() else None
+
+
+def crop_mask(tables: Tables, sample: int, grid: BEVGrid, aug_from_ego: np.ndarray | None = None) -> np.ndarray | None:
+    """[Y, X] bool: is the centre of each cell drivable in the mask? None without one; arguments as ``crop_map``'s."""
+    path = _mask_file(tables, sample)
+    if path is None or not path.is_file():
         return None
-    path = tables.inside(bytes(tables.map_file[map_row]).decode(), "map.json")
-    if not path.is_file():
-        return None
+    global_from_grid = _global_from_grid(tables, sample, aug_from_ego)
     centers = grid.centers().double().numpy()  # [Y, X, 2]
+    return on_mask(path, centers @ global_from_grid[:2, :2].T + global_from_grid[:2, 2])
+
+
+def _global_from_grid(tables: Tables, sample: int, aug_from_ego: np.ndarray | None) -> np.ndarray:
+    """[3, 3] of positions seen from above (x, y, 1): the grid lies in the vehicle's plane z = 0, tilted as it is."""
     aug_from_ego = np.eye(4) if aug_from_ego is None else np.asarray(aug_from_ego, dtype=np.float64)
     global_from_aug = tables.global_from_ego(sample) @ np.linalg.inv(aug_from_ego)
     # The ground is where ego has z = 0, to which a shift may have given another height.
-    ground = global_from_aug[:2, 2] * aug_from_ego[2, 3] + global_from_aug[:2, 3]
-    position = centers @ global_from_aug[:2, :2].T + ground
-    return torch.from_numpy(on_mask(path, position))[None]
+    global_from_aug[:, 3] += global_from_aug[:, 2] * aug_from_ego[2, 3]
+    return global_from_aug[np.ix_([0, 1, 3], [0, 1, 3])]
+
+
+def _mask_file(tables: Tables, sample: int) -> Path | None:
+    row = tables.scene_map[tables.sample_scene[sample]]
+    return None if row < 0 else tables.inside(bytes(tables.map_file[row]).decode(), "map.json")
+
+
+def _vector_file(tables: Tables, sample: int) -> Path | None:
+    location = bytes(tables.scene_location[tables.sample_scene[sample]]).decode()
+    mask = _mask_file(tables, sample)
+    beside = [] if mask is None else [mask.with_suffix(".json")]
+    files = [*beside, tables.inside(f"maps/expansion/{location}.json", "log.json")]
+    return next((file for file in files if file.is_file()), None)
 
 
 def on_mask(path: Path, position: np.ndarray) -> np.ndarray:

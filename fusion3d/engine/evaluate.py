@@ -23,7 +23,10 @@ from fusion3d.engine.views import views_of
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
 from fusion3d.metrics.detection import Truth, score_detections
+from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
+from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import PROTOCOL, score_planners
+from fusion3d.types import MAP_CLASSES
 
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "collision@3s")
@@ -48,9 +51,12 @@ def evaluate(
         ema: use the averaged weights.
 
     Returns:
-        ``subsets.<name>``: numbers of ``score_detections``, and ``planning`` with that subset's plan;
+        ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, and ``map`` with its
+        numbers of ``score_map``;
         ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
-        the numbers of ``score_plan``; ``planning_protocol``; ``num_samples``; ``seconds``.
+        the numbers of ``score_plan``; ``planning_protocol``;
+        ``map``: for ``everywhere`` and ``average`` the numbers of ``score_map``; ``map_protocol``;
+        ``num_samples``; ``seconds``.
 
     Raises:
         DataError: the data set has no annotations, or cannot be read.
@@ -85,6 +91,11 @@ def evaluate(
             **{k: v for k, v in table.items() if k not in chosen},
         }
         metrics["planning_protocol"] = PROTOCOL
+    if config.map is not None:
+        for name, of_subset in output.subsets.items():
+            metrics["subsets"][name]["map"] = score_map(of_subset.map)
+        metrics["map"] = {name: score_map(overlap) for name, overlap in output.map_truth.baselines().items()}
+        metrics["map_protocol"] = MAP_PROTOCOL
     end = time.perf_counter()
     metrics["seconds"] = {
         "reading": output.reading_seconds,
@@ -145,7 +156,12 @@ def format_table(metrics: dict[str, Any]) -> str:
         plans = metrics["planning"]
         lines += ["", _row("planning", PLAN_COLUMNS)]
         lines += [_row(name, [row[c] for c in PLAN_COLUMNS]) for name, row in plans.items()]
-    return "\n".join(lines)
+    if "map" in metrics:
+        maps = {name: row["map"] for name, row in metrics["subsets"].items()} | metrics["map"]
+        for at in ("0.5", "best"):
+            lines += ["", _row(f"map IoU@{at}", ["mean", *MAP_CLASSES])]
+            lines += [_row(k, [row[f"mIoU@{at}"], *row[f"IoU@{at}"].values()]) for k, row in maps.items()]
+    return "\n".join(lines).lstrip()  # without detection the first table has no line above it
 
 
 def _row(name: str, values: Sequence[str | float]) -> str:

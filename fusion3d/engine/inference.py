@@ -17,6 +17,7 @@ from fusion3d.data.subset import select_sensors
 from fusion3d.engine.submission import to_records
 from fusion3d.engine.views import predict_views
 from fusion3d.errors import ConfigError
+from fusion3d.metrics.map import MapOverlap, MapTruth
 from fusion3d.types import SENSORS, Batch, Boxes, Trajectory
 
 
@@ -28,6 +29,7 @@ class SubsetOutput:
     used: set[str] = field(default_factory=set)  # sensors that really were there
     boxes: dict[str, Boxes] = field(default_factory=dict)  # by sample token, in ego
     plans: dict[str, Trajectory] = field(default_factory=dict)  # by sample token, [T], in ego
+    map: MapOverlap = field(default_factory=MapOverlap)
     seconds: float = 0.0  # forward and decode
 
     def records(self, poses: dict[str, np.ndarray]) -> dict[str, list[dict[str, Any]]]:
@@ -37,12 +39,13 @@ class SubsetOutput:
 
 @dataclass
 class SplitOutput:
-    """All subsets of one split, and what the data set says about its samples' paths."""
+    """All subsets of one split, and what the data set says about its samples' paths and maps."""
 
     subsets: dict[str, SubsetOutput]
     poses: dict[str, np.ndarray] = field(default_factory=dict)  # by token, global_from_ego [4, 4] float64
     futures: dict[str, Trajectory] = field(default_factory=dict)  # by token, [T]
     pasts: dict[str, Trajectory] = field(default_factory=dict)
+    map_truth: MapTruth = field(default_factory=MapTruth)
     reading_seconds: float = 0.0  # waiting for the loader
 
 
@@ -106,6 +109,8 @@ def run_split(
     for batch in loader:
         output.reading_seconds += time.perf_counter() - tick
         _note_paths(output, batch)
+        if batch.map_mask is not None and batch.map_known is not None:
+            output.map_truth.add(batch.map_mask.numpy(), batch.map_known.numpy())
         batch = batch.to(device)
         for of_subset in output.subsets.values():
             _predict(model, batch, of_subset, views)
@@ -127,6 +132,8 @@ def _predict(model: Any, batch: Batch, of_subset: SubsetOutput, views: Sequence[
         of_subset.boxes |= dict(zip(predictions.tokens, predictions.boxes, strict=True))
     if predictions.plan is not None:
         of_subset.plans |= _split(predictions.tokens, predictions.plan)
+    if predictions.map is not None and batch.map_mask is not None and batch.map_known is not None:
+        of_subset.map.add(predictions.map.numpy(), batch.map_mask.cpu().numpy(), batch.map_known.cpu().numpy())
 
 
 def _note_paths(output: SplitOutput, batch: Batch) -> None:

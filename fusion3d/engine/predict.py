@@ -51,6 +51,10 @@ def predict(
     possible = sensor_subsets(config)
     if not possible:
         raise ConfigError(f"the checkpoint has no branch for any of data.sensors = {config.data.sensors}")
+    if config.detection is None and config.planning is None:
+        raise ConfigError(
+            "detection and planning are null: predict writes boxes and plans; look at maps with visualize"
+        )
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
     dataset = open_split(config, config.data.split, training=False)

@@ -15,6 +15,7 @@ from fusion3d.heads.targets import allowed_attributes, usual_sizes
 from fusion3d.types import (
     CAMERAS,
     DETECTION_CLASSES,
+    MAP_CLASSES,
     RADAR_FIELDS,
     RADARS,
     Batch,
@@ -69,7 +70,8 @@ def random_batch(
         past=Trajectory(-along, torch.full((size, steps), math.atan(0.1)), mask),
         status=EgoStatus(2 * along[:, 0], torch.zeros(size, 2), torch.full((size,), torch.nan)),
         command=torch.randint(-1, 3, (size,), generator=generator),
-        map_mask=None,
+        map_mask=_random_map(config, size, generator),
+        map_known=torch.ones(size, len(MAP_CLASSES), dtype=torch.bool),
         annotated=present,
     )
 
@@ -124,6 +126,14 @@ def _random_boxes(config: Config, count: int, generator: torch.Generator) -> Box
         visibility=torch.full((count,), 4),
         num_points=torch.full((count, 2), 5),
     )
+
+
+def _random_map(config: Config, size: int, generator: torch.Generator) -> Tensor:
+    """[B, 6, Y, X] in the map's grid: a road straight ahead of random width, and a band across it for each class."""
+    x, y = config.map_grid.centers().unbind(-1)
+    half = 4 + 6 * torch.rand(size, 1, 1, 1, generator=generator)
+    at = (torch.rand(size, len(MAP_CLASSES) - 1, 1, 1, generator=generator) - 0.5) * config.map_grid.x[1]
+    return torch.cat([(y.abs() < half), ((x - at).abs() < 1.5) & (y.abs() < 2 * half)], dim=1)
 
 
 def _random_points(config: Config, boxes: Boxes, count: int, generator: torch.Generator) -> Tensor:

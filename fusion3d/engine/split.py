@@ -21,12 +21,12 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
     return NuScenesDataset(
         config.data,
         split,
-        config.grid,
+        config.map_grid,
         augment,
         config.seed,
         training=training,
         steps=6 if config.planning is None else config.planning.steps,
-        with_map=False,
+        with_map=config.map is not None,
         keyframes=1 if config.temporal is None else config.temporal.keyframes,
         epochs=config.train.epochs,
     )

@@ -20,6 +20,7 @@ from fusion3d.types import CAMERAS, RADARS, SENSORS, Boxes, Sample, Trajectory, 
 from fusion3d.view import pictures, scene
 
 IMAGE_SIZE = (450, 800)  # of what is drawn [px]: half a nuScenes image, whatever the network reads
+_MAP_THRESHOLD = 0.5  # of the map's probabilities that are drawn
 
 
 def restrict(data: DataConfig, sensors: Sequence[str] | None) -> DataConfig:
@@ -81,7 +82,8 @@ def look(
 ) -> Iterator[tuple[Sample, Boxes | None, Trajectory | None]]:
     """Samples with what a checkpoint says about them: (sample, boxes, plan), the latter two None without one.
 
-    The images of the samples are larger than the network's and not cropped: they are there to be looked at.
+    The images of the samples are larger than the network's and not cropped: they are there to be looked at. The map of
+    a sample is the model's, where it has a map head.
 
     Args:
         dataset: without augmentation, with the network's image size.
@@ -101,7 +103,7 @@ def look(
         model = load_model(checkpoint, ema, config)[0].to(where)
     data = dataset.config
     large = dataclasses.replace(data, image_size=IMAGE_SIZE, sensors=("camera",) if "camera" in data.sensors else ())
-    to_show = NuScenesDataset(large, dataset.split, dataset.grid)
+    to_show = NuScenesDataset(large, dataset.split, dataset.grid, with_map=False)
     for index in indices:
         sample, boxes, plan = dataset[index], None, None
         if model is not None:
@@ -111,6 +113,8 @@ def look(
             boxes = None if found.boxes is None else found.boxes[0]
             if found.plan is not None:
                 plan = Trajectory(found.plan.position[0], found.plan.yaw[0], found.plan.mask[0])
+            if found.map is not None:
+                sample = dataclasses.replace(sample, map_mask=found.map[0] >= _MAP_THRESHOLD, map_known=None)
         yield dataclasses.replace(sample, cameras=to_show[index].cameras), boxes, plan
 
 
@@ -144,7 +148,7 @@ def visualize(
     Raises:
         Fusion3DError: data, checkpoint or renderer cannot be used, or a file cannot be written.
     """
-    dataset = NuScenesDataset(config.data, config.data.split, config.grid)
+    dataset = NuScenesDataset(config.data, config.data.split, config.map_grid)
     caption = _caption(config, checkpoint) if caption is None else caption
     written = []
     for index, seen in zip(indices, look(dataset, indices, checkpoint, config, device, ema), strict=True):
@@ -168,13 +172,15 @@ def _write(
 ) -> Path:
     if view == "scene":
         return scene.save(scene.build_scene(*seen, min_score=min_score), path)
-    return pictures.draw_sample(*seen, path, grid=config.grid, min_score=min_score, caption=caption)
+    return pictures.draw_sample(*seen, path, grid=config.map_grid, min_score=min_score, caption=caption)
 
 
 def _caption(config: Config, checkpoint: str | Path | None) -> str:
     names = {"camera": "camera", "lidar": "LiDAR", "radar": "radar"}
     used = [names[s] for s in config.data.sensors if s in config.branches]
-    return "ground truth" if checkpoint is None else f"model given {' + '.join(used)}"
+    if checkpoint is None:
+        return "ground truth"
+    return f"model given {' + '.join(used)}" + ("; the ground is its map" if config.map is not None else "")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -186,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     config = override(base, overrides)
     config = dataclasses.replace(config, data=restrict(config.data, options.sensors))
     set_deterministic(config.deterministic)
-    dataset = NuScenesDataset(config.data, config.data.split, config.grid)
+    dataset = NuScenesDataset(config.data, config.data.split, config.map_grid)
     indices = choose(dataset, options.index, options.token, options.scene)
     if options.save is not None and len(indices) > 1:
         raise Fusion3DError(f"--save names one file, but {len(indices)} samples are chosen: use --out DIR")

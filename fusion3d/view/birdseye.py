@@ -17,6 +17,7 @@ from fusion3d.types import (
     EGO_SIZE,
     KEY_SWEEP,
     LIDAR_FIELDS,
+    MAP_CLASSES,
     RADAR_FIELDS,
     BEVGrid,
     Boxes,
@@ -39,7 +40,7 @@ def to_page(xy: Tensor) -> np.ndarray:
 
 
 def rasterise(sample: Sample, grid: BEVGrid, height: int) -> np.ndarray:
-    """Drivable area and LiDAR points as an image, [height, W, 3] float in [0, 1], first row farthest ahead.
+    """The map and LiDAR points as an image, [height, W, 3] float in [0, 1], first row farthest ahead.
 
     Points are coloured by height, high over low; those of older sweeps are faint and lie under the keyframe's.
     """
@@ -48,10 +49,11 @@ def rasterise(sample: Sample, grid: BEVGrid, height: int) -> np.ndarray:
     image = np.empty((height, width, 3))
     image[:] = colors.rgb(colors.PANEL)
     if sample.map_mask is not None:
-        mask = sample.map_mask[0].cpu().numpy()  # [Y, X]
-        rows = (np.arange(height)[::-1] * mask.shape[1]) // height  # up the page is ego x
-        cols = (np.arange(width)[::-1] * mask.shape[0]) // width  # left on the page is ego y
-        image[mask.T[np.ix_(rows, cols)]] = colors.rgb(colors.DRIVABLE)
+        masks = dict(zip(MAP_CLASSES, sample.map_mask.cpu().numpy(), strict=True))  # [Y, X] each
+        rows = (np.arange(height)[::-1] * sample.map_mask.shape[2]) // height  # up the page is ego x
+        cols = (np.arange(width)[::-1] * sample.map_mask.shape[1]) // width  # left on the page is ego y
+        for name in colors.MAP_ORDER:
+            image[masks[name].T[np.ix_(rows, cols)]] = colors.rgb(colors.MAP_COLORS[name])
     if sample.lidar is None:
         return image
     points = sample.lidar.detach().cpu().numpy()
@@ -91,6 +93,8 @@ def draw_birdseye(
     for spine in axes.spines.values():
         spine.set_color(colors.LINE)
     _draw_rings(axes, grid)
+    if sample.map_mask is not None:
+        _name_ground(axes, sample.map_mask)
     if sample.radar is not None:
         _draw_radar(axes, sample.radar)
     if predictions is not None:
@@ -115,6 +119,16 @@ def _draw_rings(axes: Axes, grid: BEVGrid) -> None:
                 along, along, f"{radius:.0f} m", color=colors.MUTED, fontsize=7, ha="center", va="center", zorder=1.5,
                 bbox={"facecolor": colors.PANEL, "edgecolor": "none", "pad": 1.2, "alpha": 0.8},
             )  # fmt: skip
+
+
+def _name_ground(axes: Axes, mask: Tensor) -> None:
+    """What the colours of the ground mean, in the lower left corner."""
+    there = [name for name, layer in zip(MAP_CLASSES, mask, strict=True) if bool(layer.any())]
+    for row, name in enumerate(reversed(there)):
+        axes.text(
+            0.014, 0.014 + 0.022 * row, name.replace("_", " "), color=colors.TEXT, fontsize=7, transform=axes.transAxes,
+            zorder=10, bbox={"facecolor": colors.MAP_COLORS[name], "edgecolor": colors.LINE, "pad": 2.0},
+        )  # fmt: skip
 
 
 def _draw_radar(axes: Axes, radar: Tensor) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusion3d.types import DETECTION_CLASSES
+from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 
 BACKGROUND = "#0e1116"  # the page
 PANEL = "#151a21"  # a surface on it
@@ -19,6 +19,12 @@ TRUTH = "#f4f6f8"  # outlines of the ground truth and the path that was driven
 PLAN = "#ffd84d"
 RADAR = "#ff4fd0"
 DRIVABLE = "#1e2733"
+
+# The ground, dark under everything else; later classes are painted over earlier ones.
+MAP_COLORS: dict[str, str] = dict(
+    zip(MAP_CLASSES, (DRIVABLE, "#4a4a30", "#2c2740", "#5a2f38", "#1c3a3a", "#59616e"), strict=True)
+)
+MAP_ORDER = ("drivable_area", "walkway", "carpark_area", "ped_crossing", "stop_line", "divider")
 
 CLASS_COLORS = dict(
     zip(

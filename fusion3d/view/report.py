@@ -11,7 +11,7 @@ from typing import Any
 
 from fusion3d.errors import Fusion3DError
 from fusion3d.files import write_whole
-from fusion3d.types import DETECTION_CLASSES, SENSORS
+from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES, SENSORS
 from fusion3d.view.charts import line_chart
 from fusion3d.view.stylesheet import STYLESHEET
 
@@ -27,6 +27,11 @@ DETECTION_COLUMNS = (
 )
 PLANNING_COLUMNS = tuple(
     (f"{what}@{t}s", unit, False) for what, unit in (("L2", "[m]"), ("collision", "[% of samples]")) for t in (1, 2, 3)
+)
+MAP_COLUMNS = (
+    ("mIoU@0.5", "mean", True),
+    ("mIoU@best", "mean, best thresholds", True),
+    *((name, "IoU@0.5", True) for name in MAP_CLASSES),
 )
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
@@ -47,6 +52,7 @@ def write_report(
         path: the ``.html`` file; its folder is made, it appears whole.
         metrics: as ``evaluate`` writes them: ``subsets.<name>.{NDS, mAP, ..., AP.<class>}``,
             ``planning.<planner>.{L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
+            ``subsets.<name>.map`` and ``map.<baseline>`` as ``score_map`` gives them, ``map_protocol``,
             ``seconds.<stage>``; each may be absent, and a number that is absent or not finite is shown as a dash.
         curves: the lines of ``log.jsonl``: ``step``, ``loss`` and ``loss/<part>``.
         pictures: (caption, PNG or JPEG file).
@@ -64,6 +70,7 @@ def write_report(
     sections = [
         ("sensors", "Detection by sensors", _subsets(metrics)),
         ("planning", "Planning", _planning(metrics)),
+        ("map", "Map", _map(metrics)),
         ("classes", "Average precision by class", _classes(metrics)),
         ("pictures", "Pictures", "".join(_picture(*picture) for picture in pictures)),
         ("training", "Training", _curves(curves)),
@@ -198,6 +205,20 @@ def _planning(metrics: Mapping[str, Any]) -> str:
     return (
         _table(planned, PLANNING_COLUMNS, "planner", contest=contest)
         + '<p class="note">Less is better; best planner of each column marked.</p>'
+        + (f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else "")
+    )
+
+
+def _map(metrics: Mapping[str, Any]) -> str:
+    """The ground by sensors, the baselines under it."""
+    subsets = {name: row["map"] for name, row in (metrics.get("subsets") or {}).items() if "map" in row}
+    if not subsets:
+        return ""
+    rows = {name: {**row, **row.get("IoU@0.5", {})} for name, row in (subsets | (metrics.get("map") or {})).items()}
+    protocol = metrics.get("map_protocol") or ""
+    return (
+        _table(rows, MAP_COLUMNS, "sensors", _sensor_label, contest=list(subsets))
+        + '<p class="note">More is better; best of the model in each column marked.</p>'
         + (f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else "")
     )
 

@@ -87,10 +87,22 @@ def test_what_does_not_fit_together():
         collate([])
     with pytest.raises(ValueError, match="different sizes"):
         collate([make_sample(0, cameras=[0]), make_sample(1, cameras=[0], size=(5, 6))])
-    mask = torch.ones(1, 2, 2, dtype=torch.bool)
-    with_map = dataclasses.replace(make_sample(0), map_mask=mask)
-    assert collate([with_map, with_map]).map_mask.shape == (2, 1, 2, 2)
-    assert collate([with_map, make_sample(1)]).map_mask is None
+    maps = [
+        dataclasses.replace(make_sample(0), map_mask=torch.ones(6, *shape).bool(), map_known=torch.ones(6).bool())
+        for shape in ((2, 2), (2, 3))
+    ]
+    with pytest.raises(ValueError, match="different shapes"):
+        collate(maps)
+
+
+def test_a_sample_without_a_map_knows_no_class_of_it():
+    mask, known = torch.ones(6, 2, 3, dtype=torch.bool), torch.tensor([True, False] * 3)
+    with_map = dataclasses.replace(make_sample(0), map_mask=mask, map_known=known)
+    batch = collate([with_map, make_sample(1)])
+    assert batch.map_mask.shape == (2, 6, 2, 3) and not batch.map_mask[1].any()
+    assert torch.equal(batch.map_known, torch.stack([known, torch.zeros(6, dtype=torch.bool)]))
+    nothing = collate([make_sample(1)])
+    assert nothing.map_mask is None and nothing.map_known is None
 
 
 def full_batch(size: int = 3):

@@ -29,6 +29,7 @@ from fusion3d.engine.split import open_split
 from fusion3d.engine.train import main as train_main
 from fusion3d.engine.train import train
 from fusion3d.errors import CheckpointError, ConfigError, DataError
+from fusion3d.types import MAP_CLASSES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import run_ranks
@@ -45,6 +46,7 @@ fusion: {{channels: 16}}
 trunk: {{channels: 16, blocks: [1, 1, 1], out_channels: 16}}
 detection: {{channels: 16, max_boxes: 50, score_threshold: 0.01}}
 planning: {{channels: 32, steps: 4}}
+map: {{channels: 8, grid: {{x: [-40, 40], y: [-40, 40], resolution: 1.0}}}}
 train: {{epochs: 2, batch_size: 2, learning_rate: 0.003, checkpoint_every: 2, log_every: 1, ema: 0.99}}
 """
 SUBSETS = ("camera", "lidar", "radar", "camera+lidar", "camera+radar", "lidar+radar", "camera+lidar+radar")
@@ -175,9 +177,19 @@ def test_every_subset_from_one_checkpoint(whole_run, tmp_path, capsys):
         assert row["L2@1s"] == 0 if name == "driven" else row["L2@1s"] > 0
     assert metrics["planning"]["model"] == metrics["subsets"]["camera+lidar+radar"]["planning"]
     assert "oriented rectangles" in metrics["planning_protocol"]
+    maps = {name: row["map"] for name, row in metrics["subsets"].items()} | metrics["map"]
+    assert tuple(maps) == (*SUBSETS, "everywhere", "average")
+    for row in maps.values():
+        assert row["IoU@0.5"]["carpark_area"] is None, "a synthetic map does not know of car parks"
+        others = [(row["IoU@0.5"][name], row["IoU@best"][name]) for name in MAP_CLASSES if name != "carpark_area"]
+        assert all(0 <= fixed <= best <= 1 for fixed, best in others)
+        assert row["mIoU@best"] == pytest.approx(np.mean([best for _, best in others]))
+    everywhere = metrics["map"]["everywhere"]
+    assert everywhere["IoU@0.5"]["drivable_area"] > 0.1 and everywhere["IoU@0.5"] == everywhere["IoU@best"]
+    assert "BEVFusion" in metrics["map_protocol"]
     assert metrics["seconds"]["total"] > 0
     out = capsys.readouterr().out
-    assert all(f"\n{name} " in out for name in SUBSETS)
+    assert all(out.count(f"\n{name} ") >= 3 for name in SUBSETS) and "\nmap IoU@best " in out
 
 
 def test_the_same_numbers_again_and_by_name(whole_run, tmp_path, monkeypatch):

@@ -87,7 +87,11 @@ def make_sample(channels: tuple[str, ...] | None = CAMERAS, sensors: bool = True
         past=past,
         status=EgoStatus(torch.tensor([8.0, 0.0]), torch.zeros(2), torch.tensor(0.0)),
         command=0 if truth else -1,
-        map_mask=((y.abs() < 8) | (x.abs() < 8))[None] if sensors else None,
+        map_mask=torch.stack(
+            [(y.abs() < 8) | (x.abs() < 8), *(torch.zeros_like(x) > 1 for _ in range(4)), y.abs() < 0.5]
+        )
+        if sensors
+        else None,
     )
 
 

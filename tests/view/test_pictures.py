@@ -111,8 +111,9 @@ def test_opacity_says_score_and_whether_truth_was_seen():
 def test_above_is_forward_up_and_left_left(sample):
     """Points and drivable cells at known places of ego land on the pixels that the axes give them."""
     height = 540  # 0.2 m a pixel
-    mask = torch.zeros(1, *GRID.shape, dtype=torch.bool)
+    mask = torch.zeros(6, *GRID.shape, dtype=torch.bool)
     mask[0, 150, 30] = True  # the cell at y = 36.0 .. 36.6, x = -36.0 .. -35.4
+    mask[:, 10, 10] = True  # of every class: the last one is drawn
     points = torch.tensor([[40.1, 20.1, 5.0, 0, 0], [40.1, 20.1, 0.0, 0, 0.5]])  # high in the key, low in a sweep
     image = rasterise(dataclasses.replace(sample, lidar=points, map_mask=mask), GRID, height)
     assert image.shape == (540, 540, 3)
@@ -121,6 +122,8 @@ def test_above_is_forward_up_and_left_left(sample):
     rows, cols = np.nonzero(near(image, colors.DRIVABLE, 0.01))
     assert (rows.min(), rows.max()) == (447, 449)  # 54 + 35.4 m and 54 + 36 m down the page
     assert (cols.min(), cols.max()) == (87, 89)  # 54 - 36.6 m and 54 - 36 m from the left
+    divider = near(image, colors.MAP_COLORS["divider"], 0.01)
+    assert divider.sum() == 9 and not (divider & near(image, colors.DRIVABLE, 0.01)).any()
     np.testing.assert_allclose(to_page(torch.tensor([[3.0, 2.0]])), [[-2.0, 3.0]])
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fusion3d.errors import Fusion3DError
-from fusion3d.types import DETECTION_CLASSES
+from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart, round_ticks, running_mean
 from fusion3d.view.report import write_report
 
@@ -186,3 +186,19 @@ def test_a_curve_goes_down_the_page_as_the_loss_falls():
     y = [float(p.split(",")[1]) for p in points]
     assert len(points) <= 302 and y == sorted(y) and y[-1] > y[0] + 100
     assert "no values" in line_chart([0], [math.nan], "loss")
+
+
+def test_the_map_has_its_rows_and_baselines(tmp_path):
+    def row(value: float) -> dict:
+        iou = dict.fromkeys(MAP_CLASSES, value) | {"carpark_area": math.nan}
+        return {"mIoU@0.5": value, "mIoU@best": value + 0.1, "IoU@0.5": iou}
+
+    metrics = {
+        "subsets": {"lidar": {"map": row(0.3)}, "camera+lidar": {"map": row(0.4)}},
+        "map": {"everywhere": row(0.7)},
+        "map_protocol": "cells < counted",
+    }
+    page = Page(write_report(tmp_path / "a.html", metrics).read_text())
+    assert [text for _, text in page.row("lidar")[1:]] == ["0.300", "0.400", *["0.300"] * 4, DASH, "0.300"]
+    assert page.row("camera + lidar")[1] == ("best", "0.400 best")
+    assert page.row("everywhere")[1] == ("", "0.700") and "cells < counted" in page.text
