@@ -29,7 +29,7 @@ def config(synthetic_root, tmp_path_factory) -> Config:
             "augment": {"bev_shift": 0.5, "paste": {"database": str(objects), "counts": {"car": 12}}, "fade_epochs": 1},
             "grid": {"x": [-16.0, 16.0], "y": [-12.8, 12.8], "resolution": 0.8},
             "camera": {
-                "backbone": {"depth": 18, "width": 8}, "fpn_channels": 16, "stride": 8, "channels": 8,
+                "backbone": {"name": "resnet18", "width": 8}, "fpn_channels": 16, "stride": 8, "channels": 8,
                 "depth": [1.0, 20.0, 1.0],
             },
             "lidar": {"channels": 8, "pillar": 0.4},
