@@ -40,8 +40,9 @@ class LateFusion(nn.Module):
     def losses(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """The terms of all models, "lidar.heatmap" and so on, each over the samples that it can know."""
         terms: dict[str, Tensor] = {}
+        say = self.has_say(batch)
         for name, model in self.models.items():
-            known = _only(batch, self.has_say(batch)[name])
+            known = _only(batch, say[name])
             terms |= {f"{name}.{key}": value for key, value in model.losses(outputs[name], known).items()}  # type: ignore[operator]
         return terms
 
