@@ -10,9 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fusion3d import ops
 from fusion3d.bev.fusion.entry import only_present
-from fusion3d.bev.tokens import cell_centers, to_map, to_tokens
+from fusion3d.bev.tokens import cell_centers, read_places, to_map
 from fusion3d.config import FusionConfig
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.errors import ConfigError
@@ -84,14 +83,8 @@ class DeformableAlign(nn.Module):
 
     def resample(self, map_BCYX: Tensor, offset_B2YX: Tensor) -> Tensor:
         """The map read bilinearly ``offset`` [cells] away from each cell; what lies outside is zero."""
-        shape = (map_BCYX.shape[2], map_BCYX.shape[3])
-        with torch.autocast(map_BCYX.device.type, enabled=False):
-            # Places are counted in cells from the corner, as offsets from 0: then an offset of 0 is exact.
-            place_BQ2 = self.center_Q2 + offset_B2YX.permute(0, 2, 3, 1).flatten(1, 2)
-            corner_BQ2, one_BQ111 = torch.zeros_like(place_BQ2), place_BQ2.new_zeros(*place_BQ2.shape[:2], 1, 1, 1)
-            value_BQ1C, place_BQ1112 = to_tokens(map_BCYX)[:, :, None], place_BQ2[:, :, None, None, None]
-            read_BQC = ops.ms_deform_attn(value_BQ1C, [shape], corner_BQ2, place_BQ1112, one_BQ111)
-        return to_map(read_BQC, shape)
+        place_BQ2 = self.center_Q2 + offset_B2YX.permute(0, 2, 3, 1).flatten(1, 2)
+        return to_map(read_places(map_BCYX, place_BQ2), (map_BCYX.shape[2], map_BCYX.shape[3]))
 
 
 def _offset_net() -> nn.Sequential:

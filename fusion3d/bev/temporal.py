@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fusion3d import ops
 from fusion3d.bev.fusion.linear import ConcatFusion
+from fusion3d.bev.tokens import read_places, to_map
 from fusion3d.config import TemporalConfig
 from fusion3d.encoders.blocks import make_norm
 from fusion3d.types import Batch, BEVGrid
@@ -168,14 +168,9 @@ def move(frame: Frame, global_from_grid: Tensor, grid: BEVGrid) -> Tensor:
     turn_B22, shift_B2 = past_from_now[:, :2, :2], past_from_now[:, :2, 3]
     xy_BYX2 = (turn_B22[:, None, None] * centers_YX2[:, :, None]).sum(-1) + shift_B2[:, None, None]
     low = xy_BYX2.new_tensor([grid.x[0], grid.y[0]])
-    extent = xy_BYX2.new_tensor([grid.x[1] - grid.x[0], grid.y[1] - grid.y[0]])
-    place_BQ2 = ((xy_BYX2 - low) / extent).flatten(1, 2).float()
-    size, channels, rows, cols = frame.bev.shape
+    place_BQ2 = ((xy_BYX2 - low) / grid.resolution).flatten(1, 2).float()
     whole_BCYX = torch.cat([frame.bev, torch.ones_like(frame.bev[:, :1])], dim=1)
-    value_BS1C = whole_BCYX.flatten(2).transpose(1, 2).unsqueeze(2)
-    still = place_BQ2.new_zeros(size, rows * cols, 1, 1, 1, 2)
-    moved_BQC = ops.ms_deform_attn(value_BS1C, [(rows, cols)], place_BQ2, still, still[..., 0])
-    return moved_BQC.transpose(1, 2).view(size, channels + 1, rows, cols)
+    return to_map(read_places(whole_BCYX, place_BQ2), grid.shape)
 
 
 def make_temporal(config: TemporalConfig, channels: int, grid: BEVGrid) -> Temporal:

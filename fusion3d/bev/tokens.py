@@ -1,10 +1,14 @@
-"""Maps as rows of tokens, and where each of them is. Letters: B samples, K tokens, C channels, Y X grid cells."""
+"""Maps as rows of tokens, where each of them is, and maps read at any place.
+
+Letters: B samples, K tokens, Q places, C channels, Y X grid cells.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from fusion3d import ops
 from fusion3d.types import BEVGrid
 
 _BANDS = 6  # frequencies of a position, each twice the one before
@@ -36,3 +40,20 @@ def cell_centers(grid: BEVGrid) -> Tensor:
     rows, cols = grid.shape
     y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(cols) + 0.5, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
+
+
+def read_places(map_BCYX: Tensor, place_BQ2: Tensor) -> Tensor:
+    """[B, Q, C]: the map read bilinearly at places; what lies outside is zero.
+
+    Never in reduced precision, and deterministic in both directions, on CUDA too.
+
+    Args:
+        map_BCYX: any map.
+        place_BQ2: float32 x, y of each place, counted in cells from the map's corner: a middle is at one half.
+    """
+    shape = (map_BCYX.shape[2], map_BCYX.shape[3])
+    with torch.autocast(map_BCYX.device.type, enabled=False):
+        # Places are given as offsets from 0: then a middle is met exactly.
+        corner_BQ2, one_BQ111 = torch.zeros_like(place_BQ2), place_BQ2.new_zeros(*place_BQ2.shape[:2], 1, 1, 1)
+        value_BK1C, place_BQ1112 = to_tokens(map_BCYX)[:, :, None], place_BQ2[:, :, None, None, None]
+        return ops.ms_deform_attn(value_BK1C, [shape], corner_BQ2, place_BQ1112, one_BQ111)
