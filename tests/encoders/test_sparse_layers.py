@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from fusion3d.encoders.sparse import (
     SubmanifoldConv3d,
 )
 from fusion3d.errors import ConfigError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from encoder_cases import BACKENDS, needs_backend
 
 SHAPE = (7, 11, 13)
 
@@ -66,17 +70,9 @@ def test_layers_equal_masked_dense_convolution():
     torch.testing.assert_close(out.dense(), want.float(), rtol=1e-5, atol=1e-5)
 
 
-BACKENDS = [
-    pytest.param("spconv", "cpu"),
-    pytest.param("spconv", "cuda", marks=pytest.mark.gpu),
-    pytest.param("spconv-triton", "cuda", marks=pytest.mark.gpu),
-]
-
-
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_backends_agree_with_the_same_weights(backend, device):
-    if importlib.util.find_spec(backend.replace("-", "_")) is None:
-        pytest.skip(f"{backend} is not installed")
+    needs_backend(backend)
     ours, theirs = network().to(device), network(backend, seed=1).to(device)
     theirs.load_state_dict(ours.state_dict())
     x, y = voxels(device=device), voxels(device=device)

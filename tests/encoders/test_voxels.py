@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,10 @@ from fusion3d.encoders.lidar import make_lidar
 from fusion3d.encoders.sparse import SparseConv3d, SubmanifoldConv3d
 from fusion3d.encoders.voxels import SparseResidual, VoxelNet, VoxelNorm
 from fusion3d.errors import ConfigError
-from fusion3d.types import BEVGrid, PointCloud
+from fusion3d.types import BEVGrid
+
+sys.path.insert(0, str(Path(__file__).parent))
+from encoder_cases import BACKENDS, cloud, needs_backend, points
 
 GRID = BEVGrid(x=(-8.0, 8.0), y=(-4.0, 4.0), z=(-4.0, 4.0), resolution=1.0)
 CONFIG = LidarConfig(
@@ -25,17 +29,6 @@ CONFIG = LidarConfig(
     voxels=VoxelConfig(side=0.125, height=0.25, channels=(4, 6, 8, 10), blocks=1),
     dense=DenseConfig(channels=(8, 12), blocks=(1, 1)),
 )
-
-
-def points(count: int, seed: int = 0) -> torch.Tensor:
-    random = torch.Generator().manual_seed(seed)
-    size = torch.tensor([18.0, 10.0, 9.0, 1.0, 0.5])
-    return (torch.rand(count, 5, generator=random) - torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0])) * size
-
-
-def cloud(points: torch.Tensor, sample: list[int] | None = None, present: tuple[bool, ...] = (True,)) -> PointCloud:
-    index = torch.tensor(sample or [0] * len(points), dtype=torch.int64)
-    return PointCloud(points, index, torch.tensor(present))
 
 
 def make_net(config: LidarConfig = CONFIG, grid: BEVGrid = GRID) -> VoxelNet:
@@ -120,17 +113,9 @@ def test_published_sizes():
             assert net.sparse(voxels).shape == (2, cells, cells)
 
 
-BACKENDS = [
-    pytest.param("spconv", "cpu"),
-    pytest.param("spconv", "cuda", marks=pytest.mark.gpu),
-    pytest.param("spconv-triton", "cuda", marks=pytest.mark.gpu),
-]
-
-
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_backends_agree_with_the_same_weights(backend, device):
-    if importlib.util.find_spec(backend.replace("-", "_")) is None:
-        pytest.skip(f"{backend} is not installed")
+    needs_backend(backend)
     config = dataclasses.replace(CONFIG, voxels=dataclasses.replace(CONFIG.voxels, backend=backend))
     ours, theirs = make_net().to(device), make_net(config).to(device)
     theirs.load_state_dict(ours.state_dict())

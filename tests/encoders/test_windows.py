@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,10 @@ from fusion3d.config import DenseConfig, LidarConfig, WindowConfig
 from fusion3d.encoders.lidar import make_lidar
 from fusion3d.encoders.windows import WindowLayer, WindowNet
 from fusion3d.errors import ConfigError
-from fusion3d.types import BEVGrid, PointCloud
+from fusion3d.types import BEVGrid
+
+sys.path.insert(0, str(Path(__file__).parent))
+from encoder_cases import cloud, points
 
 GRID = BEVGrid(x=(-8.0, 8.0), y=(-4.0, 4.0), z=(-4.0, 4.0), resolution=1.0)
 CONFIG = LidarConfig(
@@ -22,17 +27,6 @@ CONFIG = LidarConfig(
     windows=WindowConfig(pillar=0.5, channels=16, heads=2, blocks=2, window=(6, 2)),
     dense=DenseConfig(channels=(8, 12), blocks=(1, 1)),
 )
-
-
-def points(count: int, seed: int = 0) -> torch.Tensor:
-    random = torch.Generator().manual_seed(seed)
-    size = torch.tensor([18.0, 10.0, 9.0, 1.0, 0.5])
-    return (torch.rand(count, 5, generator=random) - torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0])) * size
-
-
-def cloud(points: torch.Tensor, sample: list[int] | None = None, present: tuple[bool, ...] = (True,)) -> PointCloud:
-    index = torch.tensor(sample or [0] * len(points), dtype=torch.int64)
-    return PointCloud(points, index, torch.tensor(present))
 
 
 def make_net() -> WindowNet:
