@@ -46,9 +46,12 @@ class CameraBranch(nn.Module):
         self.classes = classes
 
     def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Any]]:
-        """[B, C, Y, X], and "depth" (DepthOutput) and, in training, "image" (ImageOutput); nothing without images."""
+        """[B, C, Y, X], and "depth" (DepthOutput) and, in training, "image" (ImageOutput); nothing without cameras.
+
+        Cameras without an image go through the layers in training, where processes may have to do so together.
+        """
         cameras = batch.cameras
-        if cameras is None or not len(cameras.images):
+        if cameras is None or not (len(cameras.images) or self.training):
             return None, {}
         features = self.encoder(cameras)
         outputs: dict[str, Any] = {"depth": DepthOutput(features.depth, cameras)}

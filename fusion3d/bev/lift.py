@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusion3d import ops
 from fusion3d.bev.plans import PlanCache
+from fusion3d.counts import divisor
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.encoders.camera import CameraFeatures
 from fusion3d.encoders.pillars import spread_rows
@@ -168,4 +169,4 @@ def depth_loss(output: DepthOutput, lidar: PointCloud | None, bins: DepthBins, s
     # Written out, since the built-in loss over images has no deterministic kernel on CUDA.
     log_MDHW, known_MHW = logits_MDHW.log_softmax(1), target_MHW >= 0
     said_MHW = log_MDHW.gather(1, target_MHW.clamp(min=0)[:, None])[:, 0]
-    return -(said_MHW * known_MHW).sum() / known_MHW.sum().clamp(min=1)
+    return -(said_MHW * known_MHW).sum() / divisor("depth", known_MHW.sum())

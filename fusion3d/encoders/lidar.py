@@ -42,9 +42,12 @@ class LidarEncoder(nn.Module):
         )
 
     def forward(self, cloud: PointCloud) -> Tensor | None:
-        """[B, C, Y, X], zero for the samples without LiDAR; None when no sample has it."""
+        """[B, C, Y, X], zero for the samples without LiDAR.
+
+        When no sample has it: None, but for training, where processes may have to go through the layers together.
+        """
         rows, sample_P = rows_of(cloud)
-        if not len(rows):
+        if not len(rows) and not self.training:
             return None
         points = cloud.points
         map_BCYX = self.down(self.pillars(points[:, :3], points[:, 3:5], sample_P, len(rows)))

@@ -31,9 +31,9 @@ class RadarEncoder(nn.Module):
         self.channels = config.channels
 
     def forward(self, cloud: PointCloud) -> Tensor | None:
-        """[B, C, Y, X], zero for the samples without radar; None when no sample has it."""
+        """[B, C, Y, X], zero for the samples without radar; when no sample has it, as in ``LidarEncoder``."""
         rows, sample_R = rows_of(cloud)
-        if not len(rows):
+        if not len(rows) and not self.training:
             return None
         map_BCYX = self.spread(self.pillars(cloud.points[:, :3], describe(cloud.points), sample_R, len(rows)))
         return spread_rows(map_BCYX, rows, len(cloud.present))

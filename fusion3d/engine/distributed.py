@@ -7,22 +7,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The place of this process among those that train together."""
+    """The place of this process among those that work together."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    talk: Any = None  # a group of them all, on CPUs, for what is said beside the tensors; None for one process
 
     @property
     def first(self) -> bool:
         """Does this process write the files and talk?"""
         return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The plain values of all processes, by rank; each must ask."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value, self.talk)
+        return values
 
 
 @contextmanager
@@ -40,11 +52,13 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         if chosen.index is None:
             chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
+    talk = None
     if world > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(minutes=10))
+        talk = torch.distributed.new_group(backend="gloo")
     try:
-        yield Processes(rank, world, chosen)
+        yield Processes(rank, world, chosen, talk)
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()

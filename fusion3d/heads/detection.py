@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fusion3d import ops
 from fusion3d.config import DetectionConfig
+from fusion3d.counts import divisor
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.heads.targets import DetectionTargets, allowed_attributes, encode_boxes, usual_sizes
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, Batch, BEVGrid, Boxes
@@ -140,10 +141,13 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     return torch.where(target == 1, up, down)
 
 
-def heatmap_loss(logits_BNYX: Tensor, targets: DetectionTargets, counts_B: Tensor) -> Tensor:
-    """Focal loss of the N classes' heatmaps, per object. Only the samples that count do, with their objects."""
+def heatmap_loss(logits_BNYX: Tensor, targets: DetectionTargets, counts_B: Tensor, name: str = "heatmap") -> Tensor:
+    """Focal loss of the N classes' heatmaps, per object. Only the samples that count do, with their objects.
+
+    ``name`` is that of the ``divisor``.
+    """
     loss_B = focal_loss(logits_BNYX, targets.heatmap).flatten(1).sum(1)
-    return (loss_B * counts_B).sum() / counts_B[targets.sample].sum().clamp(min=1)
+    return (loss_B * counts_B).sum() / divisor(name, counts_B[targets.sample].sum())
 
 
 def box_losses(maps: DetectionMaps, targets: DetectionTargets) -> dict[str, Tensor]:
@@ -155,18 +159,18 @@ def box_losses(maps: DetectionMaps, targets: DetectionTargets) -> dict[str, Tens
     said = {
         name: getattr(maps, name).flatten(2).transpose(1, 2)[targets.sample, targets.cell] for name in _BOX_CHANNELS
     }
-    count = max(len(targets.cell), 1)
+    count = divisor("boxes", targets.cell.new_full((), len(targets.cell)))
     terms = {name: (said[name] - getattr(targets, name)).abs().sum() / count for name in ("offset", "height", "size")}
     barrier, cone = (targets.label == DETECTION_CLASSES.index(name) for name in ("barrier", "traffic_cone"))
     straight, turned = ((said["yaw"] - sign * targets.yaw).abs().sum(1) for sign in (1, -1))
     yaw = torch.where(barrier, torch.minimum(straight, turned), straight)
-    terms["yaw"] = yaw.masked_fill(cone, 0).sum() / (~cone).sum().clamp(min=1)
+    terms["yaw"] = yaw.masked_fill(cone, 0).sum() / divisor("yaw", (~cone).sum())
     moves = targets.velocity.isfinite().all(1)
     velocity = (said["velocity"] - targets.velocity.nan_to_num()).abs().sum(1)
-    terms["velocity"] = (velocity * moves).sum() / moves.sum().clamp(min=1)
+    terms["velocity"] = (velocity * moves).sum() / divisor("velocity", moves.sum())
     allowed = allowed_attributes(targets.label.device)[targets.label]
     fits = (targets.attribute >= 0) & allowed.gather(1, targets.attribute.clamp(min=0)[:, None])[:, 0]
     logits = said["attribute"].masked_fill(~allowed & fits[:, None], -1e4)
     attribute = F.cross_entropy(logits, targets.attribute.clamp(min=0), reduction="none")
-    terms["attribute"] = (attribute * fits).sum() / fits.sum().clamp(min=1)
+    terms["attribute"] = (attribute * fits).sum() / divisor("attribute", fits.sum())
     return terms

@@ -55,5 +55,8 @@ class SensorHeatmaps(nn.Module):
         if batch.boxes is None:
             return {"sensors": torch.stack([0.0 * one.logits.sum() for one in said.values()]).sum()}
         targets = encode_boxes(batch.boxes, self.grid)
-        terms = [heatmap_loss(one.logits.float(), targets, batch.annotated & one.present) for one in said.values()]
+        terms = [
+            heatmap_loss(one.logits.float(), targets, batch.annotated & one.present, f"sensors.{name}")
+            for name, one in said.items()
+        ]
         return {"sensors": self.weight * torch.stack(terms).sum()}

@@ -18,8 +18,9 @@ from fusion3d.engine.checkpoint import list_checkpoints
 from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.inference import run_split
 from fusion3d.engine.log import Clock, RunLog, read_log
+from fusion3d.engine.optimizer import build_optimizer, one_cycle
 from fusion3d.engine.seed import derive_seed, seed_all
-from fusion3d.engine.train import Trainer, build_optimizer, one_cycle
+from fusion3d.engine.train import Trainer
 from fusion3d.errors import CheckpointError, Fusion3DError, TrainingError
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.types import BEVGrid, Predictions

@@ -1,0 +1,52 @@
+"""Activation checkpointing: the inside of residual blocks is computed again in the backward pass, not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from fusion3d.encoders.blocks import ResidualBlock
+from fusion3d.encoders.resnet import BasicBlock, Bottleneck
+
+BLOCKS = (ResidualBlock, BasicBlock, Bottleneck)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Let every block of a model keep only its input for the backward pass (Chen et al., "Training Deep Nets with
+    Sublinear Memory Cost", 2016), in place. Losses, gradients and buffers stay the same to the bit.
+    """
+    for block in model.modules():
+        if isinstance(block, BLOCKS):
+            _recompute(block)
+
+
+def _recompute(block: nn.Module) -> None:
+    forward = block.forward
+
+    def run(*inputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        # Nothing in a block is random.
+        contexts = {"context_fn": lambda: (nullcontext(), _statistics_stay(block))}
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **contexts)
+
+    block.forward = run
+
+
+@contextmanager
+def _statistics_stay(block: nn.Module) -> Iterator[None]:
+    """Batch normalisation without moving its running statistics: in the first pass they moved already."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
