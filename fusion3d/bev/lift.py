@@ -78,7 +78,8 @@ class LiftSplat(nn.Module):
         """Sum, in every cell, depth probability times context over the frustum points that fall in it."""
         plan = self.plan(cameras, sample_M, num_samples, (depth_MDHW.shape[2], depth_MDHW.shape[3]))
         rows, cols = self.grid.shape
-        return ops.bev_pool(depth_MDHW, context_MCHW, plan).view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
+        map_NC = ops.bev_pool(depth_MDHW, context_MCHW, plan)
+        return map_NC.view(num_samples, rows, cols, map_NC.shape[1]).permute(0, 3, 1, 2)
 
     def plan(self, cameras: Cameras, sample_M: Tensor, num_samples: int, shape: tuple[int, int]) -> ops.BEVPoolPlan:
         """Which frustum points fall in which cell.

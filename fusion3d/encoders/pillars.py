@@ -46,7 +46,7 @@ class PillarNet(nn.Module):
         values_PC = self.net(described_PF).float()
         pillars_QC = torch.cat([ops.segment_reduce(values_PC, plan, how) for how in ("max", "mean")], dim=1)
         map_NC = values_PC.new_zeros(num_cells, pillars_QC.shape[1]).index_copy(0, plan.key, pillars_QC)
-        return map_NC.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
+        return map_NC.view(num_samples, rows, cols, map_NC.shape[1]).permute(0, 3, 1, 2)
 
     def describe(self, xyz_P3: Tensor, features_PF: Tensor, plan: ops.SegmentPlan) -> Tensor:
         """[P, F + 8]: features, position / 10 m, offset from the pillar's mean [m] and from its centre [pillars].
