@@ -31,7 +31,7 @@ class Objective(nn.Module):
         model: with ``forward(batch)`` and ``losses(outputs, batch)``.
         where: this process.
         together: every process must go through the layers that any of them uses.
-        touch: every parameter gets a gradient, of zeros where it was not used.
+        touch: every parameter gets a gradient, of zeros where it was not used (``drop_untouched`` takes it back).
     """
 
     def __init__(self, model: nn.Module, where: Processes, together: bool = False, touch: bool = False) -> None:
@@ -40,6 +40,7 @@ class Objective(nn.Module):
         self.where = where
         self.together = together
         self.touch = touch
+        self.used: set[str] = set()  # names of the parameters that losses came from, by any process
 
     def forward(self, seen: Batch, full: Batch) -> dict[str, Tensor]:
         """Losses of what the model makes of ``seen`` (sensors dropped) against the targets of ``full``.
@@ -66,9 +67,36 @@ class Objective(nn.Module):
         with counting(lambda name, count: divisors[name]):
             losses = self.model.losses(outputs, full)  # type: ignore[operator]
         if self.touch:
+            self.used.update(*self.where.gather(used_parameters(self.model, losses)))
             name, value = next(iter(losses.items()))
             losses[name] = value + 0.0 * torch.stack([p.sum() for p in self.model.parameters()]).sum()
         return losses
+
+
+def used_parameters(model: nn.Module, losses: Mapping[str, Tensor]) -> set[str]:
+    """Names of the parameters of a model that losses depend on."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    nodes = [value.grad_fn for value in losses.values() if value.grad_fn is not None]
+    seen, found = set(nodes), set()
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):  # the leaves of the graph
+            found.add(names[id(node.variable)])
+        nodes += (more := {following for following, _ in node.next_functions if following is not None} - seen)
+        seen |= more
+    return found
+
+
+def drop_untouched(objective: nn.Module) -> None:
+    """After the backward passes of a step: no gradient for what no process used, as DDP leaves it.
+
+    The optimiser then passes over a branch whose sensor was nowhere: its weights do not decay, nor go on by momentum.
+    """
+    if isinstance(objective, Objective) and objective.touch and objective.where.world > 1:
+        for name, parameter in objective.model.named_parameters():
+            if name not in objective.used:
+                parameter.grad = None
+        objective.used.clear()
 
 
 def mean_counts(counts: Mapping[str, Tensor], where: Processes) -> dict[str, Tensor]:

@@ -41,12 +41,17 @@ def _recompute(block: nn.Module) -> None:
 
 @contextmanager
 def _statistics_stay(block: nn.Module) -> Iterator[None]:
-    """Batch normalisation without moving its running statistics: in the first pass they moved already."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """Batch normalisation without moving its running statistics: in the first pass they moved already.
+
+    A momentum of 0 leaves them as they are, to the bit. Without them the operation would keep other tensors for its
+    backward pass than in the first pass.
+    """
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
-            norm.track_running_stats = False
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -34,7 +34,7 @@ from fusion3d.engine.checkpoint import (
 from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.log import Clock, RunLog
 from fusion3d.engine.optimizer import build_optimizer, load_optimizer, one_cycle, set_learning_rate
-from fusion3d.engine.parallel import Objective, accumulating, fill, share_out, whole
+from fusion3d.engine.parallel import Objective, accumulating, drop_untouched, fill, share_out, whole
 from fusion3d.engine.recompute import recompute_blocks
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
 from fusion3d.engine.split import open_split
@@ -156,6 +156,7 @@ class Trainer:
                 self.scaler.scale(total / len(group)).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), device=total.device)) + value.detach().float() / len(group)
+        drop_untouched(self.objective)
         self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm))
         if not self.scaler.is_enabled() and not torch.isfinite(norm):

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fusion3d.config import Config, from_dict
 from fusion3d.engine.distributed import processes
 from fusion3d.engine.log import RunLog

@@ -11,19 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fusion3d.bev.fuse import ConcatFusion, WeightedFusion
-from fusion3d.config import PlanningConfig
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.checkpoint import list_checkpoints
 from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.inference import run_split
 from fusion3d.engine.log import Clock, RunLog, read_log
-from fusion3d.engine.optimizer import build_optimizer, one_cycle
 from fusion3d.engine.seed import derive_seed, seed_all
 from fusion3d.engine.train import Trainer
 from fusion3d.errors import CheckpointError, Fusion3DError, TrainingError
-from fusion3d.heads.planning import PlanningHead
-from fusion3d.types import BEVGrid, Predictions
+from fusion3d.types import Predictions
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import TinyData, TinyModel, python, run_ranks, tiny_config, train_tiny, with_train
@@ -37,51 +33,6 @@ def make_trainer(config, folder, model=None, data=None) -> Trainer:
 def run(trainer: Trainer) -> Path:
     with RunLog(trainer.run_dir, trainer.position.step) as log:
         return trainer.run(log)
-
-
-@pytest.mark.parametrize("warmup", [0.3, 0.1, 0.0])
-def test_one_cycle_is_torchs(warmup):
-    total, peak = 40, 0.5
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
-    if warmup == 0:  # torch cannot do without a rise; the fall alone is a cosine
-        expected = [one_cycle(0, 0), one_cycle(1, 0)]
-        assert expected == pytest.approx([1, 4e-6])
-        return
-    theirs = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, peak, total_steps=total, pct_start=(warmup * (total - 1) + 1) / total, cycle_momentum=False
-    )
-    for step in range(total):
-        ours = peak * one_cycle(step / (total - 1), warmup)
-        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
-        if step < total - 1:
-            optimizer.step()
-            theirs.step()
-
-
-def test_weight_decay_spares_norms_and_biases():
-    config = tiny_config(weight_decay=0.1).train
-    model = TinyModel()
-    decay = {id(p): g["weight_decay"] for g in build_optimizer(model, config).param_groups for p in g["params"]}
-    assert len(decay) == len(list(model.parameters()))
-    for name, parameter in model.named_parameters():
-        assert decay[id(parameter)] == (0.1 if name in ("lidar.0.weight", "radar.weight", "out.1.weight") else 0)
-
-
-def test_weight_decay_spares_what_is_no_layers_matrix():
-    model = nn.ModuleDict(
-        {
-            "fuse": WeightedFusion([4, 4], 4, BEVGrid()),
-            "concat": ConcatFusion([4, 4], 4, BEVGrid()),
-            "plan": PlanningHead(PlanningConfig(channels=8, ego_status="measured"), 4, BEVGrid()),
-        }
-    )
-    groups = build_optimizer(model, tiny_config(weight_decay=0.1).train).param_groups
-    decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
-    for name, parameter in model.named_parameters():
-        if name in ("fuse.weight", "plan.command.weight"):
-            assert parameter.ndim == 2 and id(parameter) not in decayed
-        else:
-            assert (id(parameter) in decayed) == (parameter.ndim >= 2), name
 
 
 def test_average_against_a_written_out_sum():
