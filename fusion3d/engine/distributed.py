@@ -36,6 +36,14 @@ class Processes:
         torch.distributed.all_gather_object(values, value, self.talk)
         return values
 
+    def collect(self, value: T) -> list[T]:
+        """The values of all processes, by rank, for the first; nothing for the others."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world if self.first else None
+        torch.distributed.gather_object(value, values, dst=0, group=self.talk)
+        return values or []
+
 
 @contextmanager
 def processes(device: str | None = None) -> Iterator[Processes]:

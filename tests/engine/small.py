@@ -19,7 +19,7 @@ from fusion3d.types import Batch, Boxes, Sample, Trajectory
 
 
 def small_config(train: dict[str, Any] | None = None, **more: Any) -> Config:
-    settings = {"epochs": 5, "batch_size": 2, "learning_rate": 1e-3, "drop_sensor": 0.3, "checkpoint_every": 1000}
+    settings = {"epochs": 5, "batch_size": 2, "learning_rate": 3e-4, "drop_sensor": 0.3, "checkpoint_every": 1000}
     values = {
         "data": {"image_size": [64, 64], "workers": 0},
         "grid": {"x": [-6.4, 6.4], "y": [-6.4, 6.4], "resolution": 0.8},
@@ -39,21 +39,31 @@ def small_config(train: dict[str, Any] | None = None, **more: Any) -> Config:
 
 
 class RandomData:
-    """Samples of a known seed: some without cameras, LiDAR, radar or annotation, with more or fewer boxes."""
+    """Samples of a known seed: some without cameras, LiDAR, radar or annotation, with more or fewer boxes.
 
-    def __init__(self, config: Config, size: int = 8) -> None:
-        self.config, self.size = config, size
+    With ``history``, every other sample has keyframes before it.
+    """
+
+    def __init__(self, config: Config, size: int = 8, history: int = 0) -> None:
+        self.config, self.size, self.history = config, size, history
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        index = key[1]
-        batch = random_batch(self.config, 1, 200, 20, 1 + 2 * index, seed=index)
-        return dataclasses.replace(
-            sample_of(batch, f"sample-{index}"),
-            **dict.fromkeys({0: ["cameras"], 1: ["lidar"], 2: ["radar"], 3: ["boxes"]}.get(index % 5, [])),
-        )
+        sample = self.frame(key[1], key[1])
+        past = [self.frame(key[1], 100 * back + key[1]) for back in range(1, 1 + self.history * (key[1] % 2))]
+        history = [
+            dataclasses.replace(frame, timestamp=-500_000 * back, boxes=None, future=None, past=None)
+            for back, frame in enumerate(past, 1)
+        ]
+        return dataclasses.replace(sample, history=tuple(history))
+
+    def frame(self, index: int, seed: int) -> Sample:
+        """A keyframe of the sample ``index``."""
+        absent = {0: ["cameras"], 1: ["lidar"], 2: ["radar"], 3: ["boxes"]}.get(index % 5, [])
+        batch = random_batch(self.config, 1, 200, 20, 1 + 2 * index, seed=seed)
+        return dataclasses.replace(sample_of(batch, f"sample-{index}"), **dict.fromkeys(absent))
 
 
 def sample_of(batch: Batch, token: str) -> Sample:
@@ -86,7 +96,8 @@ def train_small(out: str | Path, config: Config, size: int = 8) -> None:
     out = Path(out)
     with processes("cpu") as where:
         seed_all(config.seed)
-        trainer = Trainer(config, build_model(config), RandomData(config, size), out, where)
+        data = RandomData(config, size, 0 if config.temporal is None else config.temporal.keyframes - 1)
+        trainer = Trainer(config, build_model(config), data, out, where)
         found = list_checkpoints(out)
         if found:
             trainer.resume(found[-1])
