@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from fusion3d.data.collate import collate
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.checkpoint import list_checkpoints
 from fusion3d.engine.distributed import Processes, processes
@@ -19,9 +20,11 @@ from fusion3d.engine.log import Clock, RunLog, read_log
 from fusion3d.engine.seed import derive_seed, seed_all
 from fusion3d.engine.train import Trainer
 from fusion3d.errors import CheckpointError, Fusion3DError, TrainingError
+from fusion3d.model import build_model
 from fusion3d.types import Predictions
 
 sys.path.insert(0, str(Path(__file__).parent))
+from small import RandomData, small_config
 from tiny import TinyData, TinyModel, python, run_ranks, tiny_config, train_tiny, with_train
 
 
@@ -268,3 +271,42 @@ def test_a_gpu_without_a_number_is_that_of_the_process(monkeypatch):
     with processes("cuda:1") as where:
         assert where.device == torch.device("cuda:1")
     assert chosen == [torch.device("cuda:3"), torch.device("cuda:1")]
+
+
+def test_bfloat16_of_the_real_model_stays_near_float32(tmp_path):
+    """What must be exact is in float32 whatever the autocast type: geometry, depth, losses, sums over points."""
+    lines = []
+    for precision in ("float32", "bfloat16"):
+        config = small_config({"precision": precision, "learning_rate": 1e-3, "drop_sensor": 0.0})
+        trainer = make_trainer(config, tmp_path / precision, build_model(config), RandomData(config))
+        assert trainer.total_steps == 20
+        run(trainer)
+        assert all(
+            p.isfinite().all() and p.dtype == torch.float32 for p in trainer.model.state_dict().values() if p.ndim
+        )
+        lines.append(read_log(tmp_path / precision / "log.jsonl"))
+    for exact, half in zip(*lines, strict=True):
+        assert half["loss"] == pytest.approx(exact["loss"], rel=0.02), exact["step"]
+        assert half["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.3), exact["step"]
+
+
+def test_under_autocast_losses_outputs_and_geometry_are_float32(monkeypatch):
+    config = small_config()
+    model, batch = build_model(config).train(), RandomData(config)
+    batch, seen = collate([batch[0, 4], batch[0, 9]]), {}
+
+    def watch(module, name, pick):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: seen.update({name: pick(given)}) or whole(*given))
+
+    assert model.camera is not None and model.lidar is not None
+    watch(model.camera.lift, "splat", lambda given: [given[0].dtype, given[1].dtype])
+    watch(model.lidar.pillars, "describe", lambda given: [given[0].dtype, torch.is_autocast_enabled("cpu")])
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(batch)
+        frustum = model.camera.lift.frustum(batch.cameras, (8, 8))
+        losses = model.losses(outputs, batch)
+    assert seen == {"splat": [torch.float32] * 2, "describe": [torch.float32, False]}
+    assert outputs["detection"].heatmap.dtype == torch.bfloat16, "the convolutions are not in float32"
+    assert frustum.dtype == outputs["planning"].dtype == torch.float32
+    assert {name: value.dtype for name, value in losses.items()} == dict.fromkeys(losses, torch.float32)
