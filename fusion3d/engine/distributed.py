@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -63,10 +64,25 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     talk = None
     if world > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, timeout=timedelta(minutes=10))
+        _join(backend)
         talk = torch.distributed.new_group(backend="gloo")
     try:
         yield Processes(rank, world, chosen, talk)
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Find the other processes.
+
+    After a restart, torchrun (2.13) gives its processes the store of those that died, in which they would find the
+    addresses of these. On one node the number of restarts tells them apart. On several nodes it is not the same
+    everywhere; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun start with a new store.
+    """
+    store, rank, world = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        store = torch.distributed.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world, timeout=timedelta(minutes=10)
+    )
