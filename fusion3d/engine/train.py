@@ -31,6 +31,7 @@ from fusion3d.engine.checkpoint import (
     read_weights,
     save_checkpoint,
 )
+from fusion3d.engine.compilation import compile_parts
 from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.log import Clock, RunLog
 from fusion3d.engine.optimizer import build_optimizer, load_optimizer, one_cycle, set_learning_rate
@@ -82,11 +83,15 @@ class Trainer:
     def prepare(self, model: nn.Module) -> nn.Module:
         """The losses of a model as one module, ready for these processes; the model is changed in place."""
         settings, where = self.config.train, self.where
+        if settings.compile and settings.checkpoint_activations:
+            raise ConfigError("train.compile and train.checkpoint_activations are both on; choose one of them")
         together = settings.sync_batchnorm and where.world > 1
         if together:
             join_batchnorms(model)
         if settings.checkpoint_activations:
             recompute_blocks(model)
+        if settings.compile:
+            compile_parts(model)
         return share_out(Objective(model, where, together, touch=settings.shard), where, settings.shard)
 
     def run(self, log: RunLog) -> Path:
