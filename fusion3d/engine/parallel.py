@@ -80,8 +80,9 @@ def used_parameters(model: nn.Module, losses: Mapping[str, Tensor]) -> set[str]:
     seen, found = set(nodes), set()
     while nodes:
         node = nodes.pop()
-        if hasattr(node, "variable"):  # the leaves of the graph
-            found.add(names[id(node.variable)])
+        leaf = getattr(node, "variable", None)  # leaves of the graph have one
+        if id(leaf) in names:
+            found.add(names[id(leaf)])
         nodes += (more := {following for following, _ in node.next_functions if following is not None} - seen)
         seen |= more
     return found

@@ -32,9 +32,13 @@ def _recompute(block: nn.Module) -> None:
     def run(*inputs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*inputs)
-        # Nothing in a block is random.
-        contexts = {"context_fn": lambda: (nullcontext(), _statistics_stay(block))}
-        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **contexts)
+        return checkpoint(
+            forward,
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing in a block is random
+            context_fn=lambda: (nullcontext(), _statistics_stay(block)),
+        )
 
     block.forward = run
 
