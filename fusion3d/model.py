@@ -148,7 +148,8 @@ class Fusion3D(nn.Module):
                 with torch.no_grad():
                     maps, _ = self.see(past.batch)
                     map_BCYX = self.fuse(list(maps.values()), [past.batch.present[name] for name in maps])
-                _, memory = self.temporal(map_BCYX, past.batch, memory, past.row)
+                if past.row:  # of no sample, where another process has some: it was only to go through the layers
+                    _, memory = self.temporal(map_BCYX, past.batch, memory, past.row)
         fused_BCYX, kept = self.temporal(fused_BCYX, batch, memory, streams)
         return fused_BCYX, dataclasses.replace(kept, streams=batch.scenes)
 

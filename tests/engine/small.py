@@ -19,7 +19,7 @@ from fusion3d.types import Batch, Boxes, Sample, Trajectory
 
 
 def small_config(train: dict[str, Any] | None = None, **more: Any) -> Config:
-    settings = {"epochs": 5, "batch_size": 2, "learning_rate": 3e-4, "drop_sensor": 0.3, "checkpoint_every": 1000}
+    settings = {"epochs": 5, "batch_size": 2, "learning_rate": 1e-3, "drop_sensor": 0.3, "checkpoint_every": 1000}
     values = {
         "data": {"image_size": [64, 64], "workers": 0},
         "grid": {"x": [-6.4, 6.4], "y": [-6.4, 6.4], "resolution": 0.8},
