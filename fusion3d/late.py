@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d.bev.temporal import Memory
+from fusion3d.counts import named
 from fusion3d.heads.merge import mean_path, merge_boxes
 from fusion3d.model import Fusion3D
 from fusion3d.types import Batch, Boxes, Predictions, Trajectory, to_device
@@ -42,8 +43,9 @@ class LateFusion(nn.Module):
         terms: dict[str, Tensor] = {}
         say = self.has_say(batch)
         for name, model in self.models.items():
-            known = _only(batch, say[name])
-            terms |= {f"{name}.{key}": value for key, value in model.losses(outputs[name], known).items()}  # type: ignore[operator]
+            with named(name):
+                of_model = model.losses(outputs[name], _only(batch, say[name]))  # type: ignore[operator]
+            terms |= {f"{name}.{key}": value for key, value in of_model.items()}
         return terms
 
     def has_say(self, batch: Batch) -> dict[str, Tensor]:

@@ -49,10 +49,11 @@ class CameraBranch(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Any]]:
         """[B, C, Y, X], and what there is of "depth" (DepthOutput) and, in training, "image" (ImageOutput).
 
-        Nothing without images. LiDAR and radar are looked at where depth or view are helped by them.
+        Nothing without images; but in training, where processes may have to go through the layers together, cameras
+        without an image do so. LiDAR and radar are looked at where depth or view are helped by them.
         """
         cameras = batch.cameras
-        if cameras is None or not len(cameras.images):
+        if cameras is None or not (len(cameras.images) or self.training):
             return None, {}
         features = self.encoder(cameras, batch.lidar)
         outputs: dict[str, Any] = {}
@@ -164,7 +165,8 @@ class Fusion3D(nn.Module):
             for past in reversed(batch.history):
                 with torch.no_grad():
                     before_BCYX, _ = self.see(past.batch)
-                _, memory = self.temporal(before_BCYX, past.batch, memory, past.row)
+                if past.row:  # of no sample, where another process has some: it was only to go through the layers
+                    _, memory = self.temporal(before_BCYX, past.batch, memory, past.row)
         fused_BCYX, kept = self.temporal(fused_BCYX, batch, memory, streams)
         return fused_BCYX, dataclasses.replace(kept, streams=batch.scenes)
 

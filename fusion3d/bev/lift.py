@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusion3d import ops
 from fusion3d.bev.plans import PlanCache
+from fusion3d.counts import divisor
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.encoders.clouds import spread_rows
 from fusion3d.encoders.depth import CameraFeatures
@@ -79,7 +80,8 @@ class LiftSplat(nn.Module):
         """Sum, in every cell, depth probability times context over the frustum points that fall in it."""
         plan = self.plan(cameras, sample_M, num_samples, (depth_MDHW.shape[2], depth_MDHW.shape[3]))
         rows, cols = self.grid.shape
-        return ops.bev_pool(depth_MDHW, context_MCHW, plan).view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
+        map_NC = ops.bev_pool(depth_MDHW, context_MCHW, plan)
+        return map_NC.view(num_samples, rows, cols, map_NC.shape[1]).permute(0, 3, 1, 2)
 
     def plan(self, cameras: Cameras, sample_M: Tensor, num_samples: int, shape: tuple[int, int]) -> ops.BEVPoolPlan:
         """Which frustum points fall in which cell.
@@ -151,4 +153,4 @@ def depth_loss(output: DepthOutput, lidar: PointCloud | None, bins: DepthBins, s
     # Written out, since the built-in loss over images has no deterministic kernel on CUDA.
     log_MDHW, known_MHW = logits_MDHW.log_softmax(1), target_MHW >= 0
     said_MHW = log_MDHW.gather(1, target_MHW.clamp(min=0)[:, None])[:, 0]
-    return -(said_MHW * known_MHW).sum() / known_MHW.sum().clamp(min=1)
+    return -(said_MHW * known_MHW).sum() / divisor("depth", known_MHW.sum())

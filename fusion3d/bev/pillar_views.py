@@ -92,7 +92,7 @@ class Unproject(nn.Module):
         plan = ops.segment_plan(sample_M[image_K] * num_points + point_K, num_samples * num_points, keep_empty=True)
         mean_NC = ops.segment_reduce(read_KC, plan, "mean")
         rows, cols = self.grid.shape
-        return mean_NC.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
+        return mean_NC.view(num_samples, rows, cols, self.heights * mean_NC.shape[1]).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Deformable(nn.Module):
         pixels_MSC = features.context.flatten(2).transpose(1, 2)
         for layer in self.layers:
             query_QC = layer(query_QC, position_QC, pixels_MSC, shape, hits)
-        map_BCYX = query_QC.view(len(rows), *self.grid.shape, -1).permute(0, 3, 1, 2)
+        map_BCYX = query_QC.view(len(rows), *self.grid.shape, query_QC.shape[1]).permute(0, 3, 1, 2)
         return spread_rows(map_BCYX, rows, num_samples)
 
     def look(self, cameras: Cameras, sample_M: Tensor, num_samples: int, shape: tuple[int, int]) -> Hits:

@@ -16,7 +16,7 @@ from fusion3d.bev.lift import DepthBins, LiftSplat
 from fusion3d.encoders.blocks import ResidualBlock, conv_block
 from fusion3d.encoders.clouds import spread_rows
 from fusion3d.encoders.depth import CameraFeatures
-from fusion3d.encoders.radar import describe
+from fusion3d.encoders.radar import NUM_FEATURES, describe
 from fusion3d.encoders.raster import seen_points
 from fusion3d.types import RADAR_FIELDS, BEVGrid, Cameras, PointCloud
 
@@ -67,8 +67,7 @@ class FrustumOccupancy(nn.Module):
         super().__init__()
         self.bins = bins
         self.stride = stride
-        num_features = describe(torch.zeros(0, len(RADAR_FIELDS))).shape[1]
-        self.point = nn.Sequential(nn.Linear(num_features + 3, _WIDTH), nn.LayerNorm(_WIDTH), nn.ReLU())
+        self.point = nn.Sequential(nn.Linear(NUM_FEATURES + 3, _WIDTH), nn.LayerNorm(_WIDTH), nn.ReLU())
         self.spread = nn.Sequential(
             ResidualBlock(_WIDTH, _WIDTH, norm="group"), ResidualBlock(_WIDTH, _WIDTH, norm="group")
         )
@@ -103,7 +102,8 @@ def frustum_returns(
     right_and_forward = cameras.ego_from_cam[:, :2][:, :, [0, 2]]
     axes_M22 = right_and_forward / cameras.ego_from_cam[:, :3, :3].norm(dim=1)[:, None, [0, 2]]
     speed = [RADAR_FIELDS.index("vx"), RADAR_FIELDS.index("vy")]
-    cells, features = [], []
+    cells = [torch.zeros(0, dtype=torch.int64, device=radar.points.device)]  # where there is no image at all
+    features = [radar.points.new_zeros(0, NUM_FEATURES + 3)]
     for image_P, u_P, _, depth_P in seen_points(cameras, radar):
         place_P, steps_P = (u_P + 0.5) / stride, (depth_P - bins.first) / bins.step
         bin_P, col_P = bins.index_of(depth_P), torch.floor(place_P)

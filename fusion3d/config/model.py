@@ -48,8 +48,6 @@ class BackboneConfig:
     weights: str = ""
     """Local file of weights: for a ResNet with torchvision names (.pt, .pth or .safetensors), for timm .safetensors.
     pretrained: those that a hf or timm name stands for, downloaded where they are not in the cache. Empty: random."""
-    checkpointing: bool = False
-    """Keep only what goes in and out of each stage, and compute the rest again in the backward pass: less memory."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ class TrainConfig:
     """Peak of the one-cycle schedule."""
     weight_decay: Amount = 0.01
     """AdamW."""
+    backbone_rate: Amount = 1.0
+    """Learning rate of the image backbone over that of all else; below 1 where its weights are pretrained."""
+    layer_decay: Fraction = 1.0
+    """Learning rate of each stage of the image backbone over that of the stage after it."""
     warmup: Fraction = 0.3
     """Fraction of the steps that rise to the peak."""
     clip_norm: Positive = 35.0
@@ -32,6 +36,15 @@ class TrainConfig:
     """Decay of the averaged weights that are evaluated; 0 switches them off."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type of the forward pass."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of residual blocks, and of the stages of hf and timm backbones, and compute their inside
+    again in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the dense parts (image backbone and neck, trunk, the heads' convolutions) with torch.compile."""
+    sync_batchnorm: bool = False
+    """Statistics of batch normalisation over the batches of all processes."""
+    shard: bool = False
+    """Each process keeps only its part of weights, gradients, averages and optimiser state (FSDP2)."""
     drop_sensor: Fraction = 0.25
     """Probability that a training sample loses each kind of sensor (never all of those it has)."""
     drop_camera: Fraction = 0.1

@@ -49,7 +49,7 @@ def select_sensors(batch: Batch, sensors: Iterable[str]) -> Batch:
     return dataclasses.replace(batch, cameras=cameras, lidar=lidar, radar=radar, history=history)
 
 
-def drop_sensors(batch: Batch, config: TrainConfig, generator: torch.Generator) -> Batch:
+def drop_sensors(batch: Batch, config: TrainConfig, generator: torch.Generator, rank: int = 0, world: int = 1) -> Batch:
     """The batch after random losses, for training one model for every subset of sensors.
 
     Each sample loses each kind of sensor with probability ``drop_sensor``, but never the last kind that it
@@ -60,11 +60,14 @@ def drop_sensors(batch: Batch, config: TrainConfig, generator: torch.Generator) 
         batch: any batch.
         config: the probabilities.
         generator: on the CPU; the same state gives the same losses on any device.
+        rank, world: this process, and how many share the step. Sample i here is sample i * world + rank of all, and
+            loses what it would in one batch of them all; so ``BatchOrder`` deals them.
     """
     draws = []
     for things in (SENSORS, CAMERAS, RADARS):  # drawn for all that could be: what is absent does not shift other draws
-        slots = (len(things), len(batch))
-        draws.append(_Draw(torch.rand(slots, generator=generator), torch.rand(slots, generator=generator)))
+        slots = (len(things), len(batch) * world)
+        chance, lot = (torch.rand(slots, generator=generator)[:, rank::world] for _ in range(2))
+        draws.append(_Draw(chance, lot))
     return _lose(batch, config, *draws)
 
 

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion3d.config import BackboneConfig
-from fusion3d.encoders.checkpointing import checkpoint_activations
 from fusion3d.encoders.resnet import ResNet, load_weights
 from fusion3d.errors import CheckpointError, ConfigError
 
@@ -68,9 +67,6 @@ def make_backbone(config: BackboneConfig, stride: int, pretrained: bool = True) 
     network = ResNet(int(config.name.removeprefix("resnet")), config.width)
     if pretrained and config.weights:
         load_weights(network, config.weights)
-    if config.checkpointing:
-        for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
-            checkpoint_activations(stage)
     return cast(Backbone, network)
 
 
@@ -89,9 +85,6 @@ class ForeignBackbone(nn.Module):
         own = _strides_of(network, self.channels, config.name)
         self.patch = own[0] if len(own) > 1 and len(set(own)) == 1 else 0
         self.strides: tuple[int, ...] = (stride,) * len(own) if self.patch else own
-        if config.checkpointing:
-            for part in _chain(network)[0]:
-                checkpoint_activations(part)
 
     def forward(self, images_M3HW: Tensor) -> list[Tensor]:
         """[M, 3, H, W] to a map for each of ``strides``."""
@@ -106,6 +99,10 @@ class ForeignBackbone(nn.Module):
             x_MCHW[..., : math.ceil(rows / stride), : math.ceil(cols / stride)]
             for x_MCHW, stride in zip(maps, self.strides, strict=True)
         ]
+
+    def parts(self) -> list[nn.Module]:
+        """What the network does one after the other."""
+        return _chain(self.network)[0]
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Every parameter once, in groups from early to late."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing (Chen et al., 2016): what a stage computes is computed again in the backward pass."""
+"""Activation checkpointing (Chen et al., 2016): what a block computes is computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -11,6 +11,25 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from fusion3d.encoders.backbones import ForeignBackbone
+from fusion3d.encoders.blocks import ResidualBlock
+from fusion3d.encoders.resnet import BasicBlock, Bottleneck
+
+BLOCKS = (ResidualBlock, BasicBlock, Bottleneck)
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """``checkpoint_activations`` of every residual block in a model, and every stage of another library's backbone.
+
+    Losses, gradients and buffers stay the same to the bit.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, ForeignBackbone):
+            for part in module.parts():
+                checkpoint_activations(part)
+        elif isinstance(module, BLOCKS):
+            checkpoint_activations(module)
 
 
 def checkpoint_activations(module: nn.Module) -> None:

@@ -26,9 +26,12 @@ class CloudEncoder(nn.Module):
         self.channels = channels
 
     def forward(self, cloud: PointCloud) -> Tensor | None:
-        """[B, C, Y, X], zero for the samples without the sensor; None when no sample has it."""
+        """[B, C, Y, X], zero for the samples without the sensor.
+
+        When no sample has it: None, but for training, where processes may have to go through the layers together.
+        """
         rows, sample_P = rows_of(cloud)
-        if not len(rows):
+        if not len(rows) and not self.training:
             return None
         return spread_rows(self.net(cloud.points, sample_P, len(rows)), rows, len(cloud.present))
 

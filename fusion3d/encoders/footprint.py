@@ -95,7 +95,7 @@ def spread_returns(
         plan = ops.bev_pool_plan(cell_RK.T[None, :, :, None], num_samples * rows * cols, cols)
         values_1CR1 = values_RC.float().T[None, :, :, None]
         sums = ops.bev_pool(weight_RK.T[None, :, :, None].contiguous(), values_1CR1, plan)
-    return sums.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
+    return sums.view(num_samples, rows, cols, sums.shape[1]).permute(0, 3, 1, 2)
 
 
 def velocity_map(returns: Tensor, sample_R: Tensor, num_samples: int, grid: BEVGrid, footprint: float) -> Tensor:

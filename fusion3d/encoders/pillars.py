@@ -55,7 +55,7 @@ class PillarNet(nn.Module):
         rows, cols = self.grid.shape
         map_NC = pillars_QC.new_zeros(num_samples * rows * cols, pillars_QC.shape[1])
         map_NC = map_NC.index_copy(0, cell_Q, pillars_QC)
-        return map_NC.view(num_samples, rows, cols, -1).permute(0, 3, 1, 2)
+        return map_NC.view(num_samples, rows, cols, map_NC.shape[1]).permute(0, 3, 1, 2)
 
     def describe(self, xyz_P3: Tensor, features_PF: Tensor, plan: ops.SegmentPlan) -> Tensor:
         """[P, F + 8]: features, position / 10 m, offset from the pillar's mean [m] and from its centre [pillars].

@@ -27,7 +27,8 @@ def seen_points(cameras: Cameras, cloud: PointCloud) -> Iterator[tuple[Tensor, T
     matrix_M34 = image_from_ego(cameras.image_from_cam, cameras.ego_from_cam)
     sample_M = cameras.batch_index
     rank_M = (sample_M[:, None] == sample_M).tril(-1).sum(1)
-    table_KB = torch.full((int(rank_M.max()) + 1, len(cloud.present)), -1, device=sample_M.device)
+    most = int(rank_M.max()) + 1 if len(rank_M) else 0
+    table_KB = torch.full((most, len(cloud.present)), -1, device=sample_M.device)
     table_KB[rank_M, sample_M] = torch.arange(len(sample_M), device=sample_M.device)
     xyz_P3 = cloud.points[:, :3].float()
     for image_B in table_KB:
@@ -56,7 +57,7 @@ def nearest_depth(
     rows, cols = shape
     size = len(cameras.batch_index) * num_groups * rows * cols
     nearest = torch.full((size,), torch.inf, device=cloud.points.device)
-    spot_P = torch.arange(len(cloud.points), device=nearest.device) % size
+    spot_P = torch.arange(len(cloud.points), device=nearest.device) % max(size, 1)
     for image_P, u_P, v_P, depth_P in seen_points(cameras, cloud):
         col, row = torch.floor((u_P + 0.5) / cell), torch.floor((v_P + 0.5) / cell)
         inside = (depth_P > 0) & (col >= 0) & (col < cols) & (row >= 0) & (row < rows)

@@ -90,7 +90,7 @@ class WindowNet(nn.Module):
         for window in self.layouts:
             shift = [side // 2 if shifted else 0 for side in window]
             at_Q2 = (coords_Q3[:, 1:] + coords_Q3.new_tensor(shift)) % coords_Q3.new_tensor(window)
-            windows = ops.window_partition(coords_Q3, num_samples, (rows, cols), window, shift)
+            windows = ops.window_partition(coords_Q3, max(num_samples, 1), (rows, cols), window, shift)
             found.append(Partition(windows, at_Q2[:, 0] * window[1] + at_Q2[:, 1]))
         return found
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Average:
@@ -28,8 +26,3 @@ class Average:
                 self.tensors[name].lerp_(tensor, 1 - decay)
             else:
                 self.tensors[name].copy_(tensor)
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a saved average."""
-        for name, tensor in tensors.items():
-            self.tensors[name].copy_(tensor)

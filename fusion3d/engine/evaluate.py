@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fusion3d.config import Config, override
 from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
+from fusion3d.engine.distributed import processes
 from fusion3d.engine.ground_truth import detection_truth, obstacles
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets, run_split
 from fusion3d.engine.seed import set_deterministic
+from fusion3d.engine.share import Share, join_outputs
 from fusion3d.engine.split import open_split
 from fusion3d.engine.submission import write_submission
 from fusion3d.engine.views import views_of
@@ -42,6 +44,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a checkpoint on ``config.data.split`` and write everything into ``out_dir``.
 
+    Under torchrun the processes share the samples, and the first scores them: the numbers are those of one process.
+
     Args:
         checkpoint: checkpoint or run folder.
         config: the checkpoint's own with other data, thresholds or sensors; None takes it as it is.
@@ -56,7 +60,7 @@ def evaluate(
         ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
         the numbers of ``score_plan``; ``planning_protocol``;
         ``map``: for ``everywhere`` and ``average`` the numbers of ``score_map``; ``map_protocol``;
-        ``num_samples``; ``seconds``.
+        ``num_samples``; ``seconds``. Nothing by a process that is not the first.
 
     Raises:
         DataError: the data set has no annotations, or cannot be read.
@@ -72,9 +76,13 @@ def evaluate(
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
     dataset = open_split(config, config.data.split, training=False)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     batch_size, workers = config.train.batch_size, config.data.workers
-    output = run_split(model, dataset, chosen, batch_size, workers, where, views_of(config))
+    with processes(device) as where, nullcontext() if where.first else redirect_stdout(None):
+        share = Share(dataset, batch_size, where)
+        parts = where.collect(run_split(model, share, chosen, batch_size, workers, where.device, views_of(config)))
+    if not where.first:
+        return {}
+    output = join_outputs(parts, batch_size)
 
     scoring = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
@@ -183,8 +191,9 @@ def main(argv: list[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(argv)
     config = chosen_config(options, overrides)
     metrics = evaluate(options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema)
-    print(format_table(metrics))
-    print(f"written: {Path(options.out, 'metrics.json')}")
+    if metrics:
+        print(format_table(metrics))
+        print(f"written: {Path(options.out, 'metrics.json')}")
     return 0
 
 

@@ -8,20 +8,20 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fusion3d.build import build_model
-from fusion3d.config import Config, TrainConfig, differences, load_config
+from fusion3d.config import Config, differences, load_config
 from fusion3d.data.loader import make_loader
 from fusion3d.data.subset import drop_sensors, select_sensors
+from fusion3d.encoders.checkpointing import checkpoint_blocks
 from fusion3d.engine.averaging import Average
+from fusion3d.engine.batchnorm import join_batchnorms
 from fusion3d.engine.checkpoint import (
     EMA,
     MODEL,
@@ -30,63 +30,20 @@ from fusion3d.engine.checkpoint import (
     checkpoint_folder,
     list_checkpoints,
     load_state,
-    load_weights,
     read_weights,
     save_checkpoint,
 )
+from fusion3d.engine.compilation import compile_parts
 from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.log import Clock, RunLog
+from fusion3d.engine.optimizer import build_optimizer, load_optimizer, one_cycle, set_learning_rate
+from fusion3d.engine.parallel import Objective, accumulating, drop_untouched, fill, share_out, whole
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
 from fusion3d.engine.split import open_split
 from fusion3d.errors import CheckpointError, ConfigError, TrainingError
 from fusion3d.types import Batch
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def one_cycle(progress: float, warmup: float) -> float:
-    """Learning rate over its peak: a cosine from 1/25 up to 1 at ``warmup``, and a cosine down to 4e-6.
-
-    Args:
-        progress: fraction of the steps done, in [0, 1].
-        warmup: fraction of the steps that rise.
-
-    The shape of Smith and Topin, "Super-convergence" (2018), with torch's default divisors.
-    """
-
-    def cosine(start: float, end: float, part: float) -> float:
-        return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
-
-    if progress < warmup:
-        return cosine(1 / 25, 1.0, progress / warmup)
-    return cosine(1.0, 1 / 25e4, (progress - warmup) / max(1 - warmup, 1e-9))
-
-
-def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on the matrices and kernels of linear, convolution and attention layers only.
-
-    Not on biases, norms, embeddings and other learned vectors, such as the fusion's weights of the sensors.
-    """
-    params = [p for p in module.parameters() if p.requires_grad]
-    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.MultiheadAttention))]
-    decayed = {id(p) for layer in layers for p in layer.parameters(recurse=False) if p.ndim >= 2}
-    groups = [
-        {"params": [p for p in params if id(p) in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in params if id(p) not in decayed], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
-
-
-class Objective(nn.Module):
-    """Model and losses as one forward pass, so that DDP sees which parameters a batch really used."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, seen: Batch, full: Batch) -> dict[str, Tensor]:
-        """Losses of what the model makes of ``seen`` (sensors dropped) against the targets of ``full``."""
-        return self.model.losses(self.model(seen), full)  # type: ignore[operator]
 
 
 class Trainer:
@@ -108,10 +65,7 @@ class Trainer:
             raise TrainingError(f"split {config.data.train_split!r} of {config.data.root} has no sample to train on")
         self.config, self.run_dir, self.where, self.dataset = config, run_dir, where, dataset
         self.model = model.to(where.device).train()
-        self.objective: nn.Module = Objective(self.model)
-        if where.world > 1:
-            devices = [where.device] if where.device.type == "cuda" else None
-            self.objective = DistributedDataParallel(self.objective, devices, find_unused_parameters=True)
+        self.objective = self.prepare(self.model)
         self.optimizer = build_optimizer(self.model, config.train)
         self.average = Average(self.model, config.train.ema) if config.train.ema > 0 else None
         half_on_gpu = config.train.precision == "float16" and where.device.type == "cuda"
@@ -129,6 +83,20 @@ class Trainer:
         self.batches_per_epoch = len(self.loader)
         self.total_steps = math.ceil(self.batches_per_epoch / config.train.accumulate) * config.train.epochs
         self.position = Position(num_samples=len(dataset), world=where.world)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The losses of a model as one module, ready for these processes; the model is changed in place."""
+        settings, where = self.config.train, self.where
+        if settings.compile and settings.checkpoint_activations:
+            raise ConfigError("train.compile and train.checkpoint_activations are both on; choose one of them")
+        together = settings.sync_batchnorm and where.world > 1
+        if together:
+            join_batchnorms(model)
+        if settings.checkpoint_activations:
+            checkpoint_blocks(model)
+        if settings.compile:
+            compile_parts(model)
+        return share_out(Objective(model, where, together, touch=settings.shard), where, settings.shard)
 
     def run(self, log: RunLog) -> Path:
         """Train to the end; returns the last checkpoint.
@@ -169,9 +137,8 @@ class Trainer:
 
     def set_learning_rate(self, step: int) -> None:
         """The rate for step number ``step``, counted from 1."""
-        progress = (step - 1) / max(self.total_steps - 1, 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.train.learning_rate * one_cycle(progress, self.config.train.warmup)
+        settings, progress = self.config.train, (step - 1) / max(self.total_steps - 1, 1)
+        set_learning_rate(self.optimizer, settings.learning_rate * one_cycle(progress, settings.warmup))
 
     def take_step(self, step: int, group: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """One optimiser step over a group of batches: mean loss parts and the gradient's norm, unclipped.
@@ -182,17 +149,15 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for number, batch in enumerate(group):
-            draw = (self.config.seed, step, number, self.where.rank)
-            seed_all(*draw)
-            full = batch.to(self.where.device)
+            draw, where = (self.config.seed, step, number), self.where
+            seed_all(*draw, where.rank)
+            full = batch.to(where.device)
             # Sensors that only supervise, such as LiDAR of a camera's depth, do not count as those left to a sample.
-            seen = drop_sensors(select_sensors(full, self.config.branches), settings, generator(*draw, 1))
-            last = number == len(group) - 1
-            with nullcontext() if last or self.where.world == 1 else self.objective.no_sync():  # type: ignore[operator]
+            seen = select_sensors(full, self.config.branches)
+            seen = drop_sensors(seen, settings, generator(*draw, 0, 1), where.rank, where.world)
+            with accumulating(self.objective, last=number == len(group) - 1):
                 with torch.autocast(
-                    self.where.device.type,
-                    PRECISIONS[settings.precision],
-                    enabled=settings.precision != "float32",
+                    where.device.type, PRECISIONS[settings.precision], enabled=settings.precision != "float32"
                 ):
                     losses = self.objective(seen, full)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
@@ -200,8 +165,9 @@ class Trainer:
                 self.scaler.scale(total / len(group)).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), device=total.device)) + value.detach().float() / len(group)
+        drop_untouched(self.objective)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm))
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             raise TrainingError(
                 f"step {step}: the gradient is not finite although the loss is; batches: {_tokens(group)}. "
@@ -228,8 +194,10 @@ class Trainer:
         self.position = replace(self.position, step=step, epoch=self.position.epoch + over, batch=0 if over else batch)
 
     def report(self, log: RunLog, clock: Clock, terms: dict[str, Tensor], norm: Tensor, rate: float) -> None:
-        """One line to the person and one to the log."""
-        losses = {name: float(value) for name, value in terms.items()}
+        """One line to the person and one to the log: the losses of all processes, which must all ask."""
+        every = self.where.gather({name: float(value) for name, value in terms.items()})
+        names = dict.fromkeys(name for theirs in every for name in theirs)
+        losses = {name: sum(theirs.get(name, 0.0) for theirs in every) / len(every) for name in names}
         step, lr, total = self.position.step, self.optimizer.param_groups[0]["lr"], sum(losses.values())
         parts = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
         log.say(
@@ -240,12 +208,13 @@ class Trainer:
         log.write(step, {"loss": total, **values, "grad_norm": float(norm), "lr": lr, "samples_per_second": rate})
 
     def save(self) -> Path:
-        """Write a checkpoint (the first process does) and return its folder."""
+        """Write a checkpoint (the first process does, all must ask) and return its folder."""
         folder = checkpoint_folder(self.run_dir, self.position.step)
+        model, optimizer = whole(self.model.state_dict()), whole(self.optimizer.state_dict())
+        ema = None if self.average is None else whole(self.average.tensors)
         if self.where.first:
-            state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-            ema = None if self.average is None else self.average.tensors
-            save_checkpoint(folder, self.config, self.model.state_dict(), self.position, ema, state)
+            state = {"optimizer": optimizer, "scaler": self.scaler.state_dict()}
+            save_checkpoint(folder, self.config, model, self.position, ema, state)
         if self.where.world > 1:
             torch.distributed.barrier()
         return folder
@@ -265,11 +234,12 @@ class Trainer:
                 "same data and number of processes, another --run folder, or --no-resume"
             )
         self.position = position
-        load_weights(self.model, folder / MODEL, self.config)
+        weights = self.model.state_dict()
+        fill(weights, read_weights(weights, folder / MODEL, self.config))
         if self.average is not None:
-            self.average.load(read_weights(self.average.tensors, folder / EMA, self.config))
+            fill(self.average.tensors, read_weights(self.average.tensors, folder / EMA, self.config))
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: the optimiser's state does not fit: {error}") from error
@@ -295,7 +265,7 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
         set_deterministic(config.deterministic)
         seed_all(config.seed)
         dataset = open_split(config, config.data.train_split, training=True)
-        found = list_checkpoints(run_dir)
+        found = where.gather(list_checkpoints(run_dir))[0]
         if found and not resume:
             raise CheckpointError(
                 f"{run_dir} holds a run already (up to {found[-1].name}); resume it, remove it, or choose another --run"

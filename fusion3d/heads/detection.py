@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion3d.config import DetectionConfig
+from fusion3d.counts import divisor
 from fusion3d.heads.targets import DetectionTargets, allowed_attributes, usual_sizes
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, BEVGrid, Boxes
 
@@ -120,7 +121,11 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def heatmap_loss(
-    logits_BNYX: Tensor, targets: DetectionTargets, counts_B: Tensor, group_NG: Tensor | None = None
+    logits_BNYX: Tensor,
+    targets: DetectionTargets,
+    counts_B: Tensor,
+    group_NG: Tensor | None = None,
+    name: str = "heatmap",
 ) -> Tensor:
     """Focal loss of the N classes' heatmaps, per object. Only the samples that count do, with their objects.
 
@@ -130,12 +135,13 @@ def heatmap_loss(
         counts_B: bool.
         group_NG: float, 1 where a class is of a group: then it is the sum over the groups, per object of each. None:
             all are of one.
+        name: of the divisor.
     """
     loss_BN = focal_loss(logits_BNYX, targets.heatmap).flatten(2).sum(2)
     group_NG = loss_BN.new_ones(loss_BN.shape[1], 1) if group_NG is None else group_NG
     loss_G = ((loss_BN * counts_B[:, None]).sum(0)[:, None] * group_NG).sum(0)
     objects_G = (counts_B[targets.sample, None] * group_NG[targets.label]).sum(0)
-    return (loss_G / objects_G.clamp(min=1)).sum()
+    return (loss_G / divisor(name, objects_G)).sum()
 
 
 def box_losses(
@@ -154,23 +160,25 @@ def box_losses(
     label_K = targets.label
     group_KG = said["offset"].new_ones(len(label_K), 1) if group_NG is None else group_NG[label_K]
 
-    def mean(loss_K: Tensor, known_K: Tensor) -> Tensor:
+    def mean(name: str, loss_K: Tensor, known_K: Tensor) -> Tensor:
         counts_KG = group_KG * known_K[:, None]
-        return ((loss_K[:, None] * counts_KG).sum(0) / counts_KG.sum(0).clamp(min=1)).sum()
+        return ((loss_K[:, None] * counts_KG).sum(0) / divisor(name, counts_KG.sum(0))).sum()
 
     all_K = torch.ones_like(label_K, dtype=torch.bool)
     terms = {
-        name: mean((said[name] - getattr(targets, name)).abs().sum(1), all_K) for name in ("offset", "height", "size")
+        name: mean(name, (said[name] - getattr(targets, name)).abs().sum(1), all_K)
+        for name in ("offset", "height", "size")
     }
     barrier_K, cone_K = (label_K == DETECTION_CLASSES.index(name) for name in ("barrier", "traffic_cone"))
     straight_K, turned_K = ((said["yaw"] - sign * targets.yaw).abs().sum(1) for sign in (1, -1))
-    terms["yaw"] = mean(torch.where(barrier_K, torch.minimum(straight_K, turned_K), straight_K), ~cone_K)
+    terms["yaw"] = mean("yaw", torch.where(barrier_K, torch.minimum(straight_K, turned_K), straight_K), ~cone_K)
     velocity_K = (said["velocity"] - targets.velocity.nan_to_num()).abs().sum(1)
-    terms["velocity"] = mean(velocity_K, targets.velocity.isfinite().all(1))
+    terms["velocity"] = mean("velocity", velocity_K, targets.velocity.isfinite().all(1))
     allowed = allowed_attributes(label_K.device)[label_K]
     fits_K = (targets.attribute >= 0) & allowed.gather(1, targets.attribute.clamp(min=0)[:, None])[:, 0]
     logits = said["attribute"].masked_fill(~allowed & fits_K[:, None], -1e4)
-    terms["attribute"] = mean(F.cross_entropy(logits, targets.attribute.clamp(min=0), reduction="none"), fits_K)
+    attribute_K = F.cross_entropy(logits, targets.attribute.clamp(min=0), reduction="none")
+    terms["attribute"] = mean("attribute", attribute_K, fits_K)
     return terms
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fusion3d.counts import divisor
 from fusion3d.geometry.rays import enter_boxes, pixel_rays
 from fusion3d.heads.detection import focal_loss, prior_bias_
 from fusion3d.types import DETECTION_CLASSES, Batch, Boxes, Cameras
@@ -55,7 +56,8 @@ class ImageClasses(nn.Module):
         target_MNHW = (label_MHW[:, None] == classes[:, None, None]).float()
         known_MHW = batch.annotated[output.cameras.batch_index, None, None] & (label_MHW != HIDDEN)
         loss_MHW = focal_loss(logits_MNHW, target_MNHW).sum(1) * known_MHW
-        return {"image": self.weight * loss_MHW.sum() / (known_MHW & (label_MHW >= 0)).sum().clamp(min=1)}
+        shown = divisor("image", (known_MHW & (label_MHW >= 0)).sum())
+        return {"image": self.weight * loss_MHW.sum() / shown}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion3d.config import MapConfig
+from fusion3d.counts import divisor
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.errors import ConfigError
 from fusion3d.heads.detection import prior_bias_
@@ -59,7 +60,7 @@ class MapHead(nn.Module):
             )
         known_BN = batch.map_known.float()
         loss_BN = _focal(logits_BNYX, batch.map_mask).mean((2, 3)) * known_BN
-        return {"map": self.loss_weight * (loss_BN.sum(0) / known_BN.sum(0).clamp(min=1)).sum()}
+        return {"map": self.loss_weight * (loss_BN.sum(0) / divisor("map", known_BN.sum(0))).sum()}
 
     @torch.no_grad()
     def decode(self, logits_BNYX: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion3d.config import PlanningConfig
+from fusion3d.counts import divisor
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.errors import ConfigError
 from fusion3d.types import COMMANDS, Batch, BEVGrid, EgoStatus, Trajectory
@@ -93,7 +94,7 @@ class PlanningHead(nn.Module):
         mask_BT1 = batch.future.mask[:, :steps, None]
         target_BT2 = torch.where(mask_BT1, batch.future.position[:, :steps], 0)
         error_BT2 = F.smooth_l1_loss(plan_BT2[:, :steps], target_BT2, beta=0.5, reduction="none") * mask_BT1
-        error = error_BT2.sum() / mask_BT1.sum().clamp(min=1) + 0.0 * plan_BT2[:, steps:].sum()
+        error = error_BT2.sum() / divisor("planning", mask_BT1.sum()) + 0.0 * plan_BT2[:, steps:].sum()
         return {"planning": error * self.config.loss_weight}
 
     @torch.no_grad()

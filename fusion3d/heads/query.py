@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d.config import DetectionConfig
+from fusion3d.counts import divisor
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.errors import ConfigError
 from fusion3d.heads.decoder import NUM_HEADS, DecoderLayer, Window
@@ -153,7 +154,7 @@ class QueryHead(nn.Module):
         class_LBQN = sigmoid_focal_loss(said.logits, there_LBQN) * batch.annotated[:, None, None]
         scores = {
             "heatmap": heatmap_loss(said.heatmap, targets, batch.annotated),
-            "class": class_LBQN.sum() / max(len(boxes), 1),
+            "class": class_LBQN.sum() / divisor("class", label_M.new_tensor(len(boxes))),
         }
         return weigh(scores, box_losses(said_M, wanted), self.config)
 

@@ -55,5 +55,8 @@ class SensorHeatmaps(nn.Module):
             return {}
         if targets is None:
             return {"sensors": torch.stack([0.0 * one.logits.sum() for one in said.values()]).sum()}
-        terms = [heatmap_loss(one.logits.float(), targets, batch.annotated & one.present) for one in said.values()]
+        terms = [
+            heatmap_loss(one.logits.float(), targets, batch.annotated & one.present, name=f"sensors.{name}")
+            for name, one in said.items()
+        ]
         return {"sensors": self.weight * torch.stack(terms).sum()}

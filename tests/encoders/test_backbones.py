@@ -16,7 +16,7 @@ from torch import nn
 from fusion3d.config import BackboneConfig, from_dict
 from fusion3d.encoders.backbones import make_backbone
 from fusion3d.encoders.camera import StackedTopDown, make_camera_encoder
-from fusion3d.encoders.checkpointing import checkpoint_activations
+from fusion3d.encoders.checkpointing import checkpoint_activations, checkpoint_blocks
 from fusion3d.errors import CheckpointError, ConfigError
 from tests.test_model import TINY, make_batch, make_model, run
 
@@ -252,8 +252,10 @@ def test_checkpointed_stages_change_no_bit(fake_timm, name):
     results, sizes = [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        backbone = make_backbone(BackboneConfig(name, checkpointing=checkpointing, **width), 16)
+        backbone = make_backbone(BackboneConfig(name, **width), 16)
         assert isinstance(backbone, nn.Module)
+        if checkpointing:
+            checkpoint_blocks(backbone)
         backbone = copy.deepcopy(backbone).train()  # a copy is checkpointed by itself
         kept: list[int] = []
         images = torch.rand(2, 3, 64, 96)
@@ -311,8 +313,9 @@ def test_a_real_backbone_of_transformers(tmp_path, kind):
     settings = getattr(transformers, f"{kind}Config")(**small)
     source = transformers.AutoBackbone.from_config(settings)
     source.save_pretrained(tmp_path)
-    backbone = make_backbone(BackboneConfig(f"hf:{tmp_path}", weights="pretrained", checkpointing=True), 16)
+    backbone = make_backbone(BackboneConfig(f"hf:{tmp_path}", weights="pretrained"), 16)
     assert isinstance(backbone, nn.Module)
+    checkpoint_blocks(backbone)
     loaded = dict(backbone.named_parameters())
     assert all(torch.equal(loaded[f"network.{name}"], value) for name, value in source.named_parameters())
     maps = backbone.train()(torch.rand(1, 3, 60, 100))
@@ -322,7 +325,7 @@ def test_a_real_backbone_of_transformers(tmp_path, kind):
 
 @pytest.mark.parametrize(
     "backbone",
-    [BackboneConfig("resnet18", width=4, checkpointing=True), BackboneConfig("timm:plain", checkpointing=True)],
+    [BackboneConfig("resnet18", width=4), BackboneConfig("timm:plain")],
     ids=lambda backbone: backbone.name,
 )
 def test_the_whole_model_trains_with_any_backbone_and_neck(fake_timm, backbone):
@@ -330,6 +333,7 @@ def test_the_whole_model_trains_with_any_backbone_and_neck(fake_timm, backbone):
     camera = dataclasses.replace(TINY.camera, backbone=backbone, neck="lss_fpn")
     model, batch = make_model(dataclasses.replace(TINY, camera=camera)), make_batch(1)
     assert model.camera is not None
+    checkpoint_blocks(model)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(2):
         run(model, batch, batch)

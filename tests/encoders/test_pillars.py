@@ -137,7 +137,12 @@ def test_absent_samples_do_not_touch_the_others_even_in_training():
     among = encoder(cloud(points, [1] * 100, [False, True, False]))
     torch.testing.assert_close(among[1:2], alone)
     assert (among[[0, 2]] == 0).all()
-    assert encoder(cloud(points[:0], [], [False, False])) is None
+    nobody = cloud(points[:0], [], [False, False])
+    assert encoder.eval()(nobody) is None
+    absent = encoder.train()(nobody)  # goes through the layers, where processes may have to do so together
+    assert (absent == 0).all() and absent.shape == among[1:].shape
+    absent.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in encoder.parameters())
 
 
 def test_pillars_that_do_not_divide_the_grid():

@@ -265,3 +265,20 @@ def test_a_checkpoint_of_another_configuration_is_refused(whole_run, tmp_path):
         CheckpointError, match=r"belongs to another model: .*fusion.channels: 16 in the checkpoint, 24 here"
     ):
         predict_main(["--checkpoint", str(whole_run), "--out", str(tmp_path), "--fusion.channels", "24"])
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(whole_run, config_file, tmp_path):
+    """Every number, and every box of the submissions, to the bit."""
+    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), "--checkpoint", str(whole_run), "--device", "cpu"]
+    command += ["--data.workers", "0", "--train.batch_size", "4", "--subsets", "camera", "lidar", "camera+lidar+radar"]
+    for world in (1, 2):
+        ranks = run_ranks([*command, "--out", str(tmp_path / str(world))], world)
+        assert [status for status, _ in ranks] == [0] * world, ranks
+        assert "written: " in ranks[0][1] and not any(told for _, told in ranks[1:])
+    one, two = (json.loads((tmp_path / world / "metrics.json").read_text()) for world in ("1", "2"))
+    del one["seconds"], two["seconds"]
+    assert one == two and one["num_samples"] == 6
+    files = [path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("results_nusc.json")]
+    assert len(files) == 3
+    assert all((tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes() for file in files)

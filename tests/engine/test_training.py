@@ -11,20 +11,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fusion3d.bev.fusion import ConcatFusion, WeightedFusion
-from fusion3d.config import PlanningConfig
+from fusion3d.build import build_model
+from fusion3d.data.collate import collate
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.checkpoint import list_checkpoints
 from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.inference import run_split
 from fusion3d.engine.log import Clock, RunLog, read_log
 from fusion3d.engine.seed import derive_seed, seed_all
-from fusion3d.engine.train import Trainer, build_optimizer, one_cycle
+from fusion3d.engine.train import Trainer
 from fusion3d.errors import CheckpointError, Fusion3DError, TrainingError
-from fusion3d.heads.planning import PlanningHead
-from fusion3d.types import BEVGrid, Predictions
+from fusion3d.types import Predictions
 
 sys.path.insert(0, str(Path(__file__).parent))
+from small import RandomData, small_config
 from tiny import TinyData, TinyModel, python, run_ranks, tiny_config, train_tiny, with_train
 
 
@@ -36,51 +36,6 @@ def make_trainer(config, folder, model=None, data=None) -> Trainer:
 def run(trainer: Trainer) -> Path:
     with RunLog(trainer.run_dir, trainer.position.step) as log:
         return trainer.run(log)
-
-
-@pytest.mark.parametrize("warmup", [0.3, 0.1, 0.0])
-def test_one_cycle_is_torchs(warmup):
-    total, peak = 40, 0.5
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
-    if warmup == 0:  # torch cannot do without a rise; the fall alone is a cosine
-        expected = [one_cycle(0, 0), one_cycle(1, 0)]
-        assert expected == pytest.approx([1, 4e-6])
-        return
-    theirs = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, peak, total_steps=total, pct_start=(warmup * (total - 1) + 1) / total, cycle_momentum=False
-    )
-    for step in range(total):
-        ours = peak * one_cycle(step / (total - 1), warmup)
-        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
-        if step < total - 1:
-            optimizer.step()
-            theirs.step()
-
-
-def test_weight_decay_spares_norms_and_biases():
-    config = tiny_config(weight_decay=0.1).train
-    model = TinyModel()
-    decay = {id(p): g["weight_decay"] for g in build_optimizer(model, config).param_groups for p in g["params"]}
-    assert len(decay) == len(list(model.parameters()))
-    for name, parameter in model.named_parameters():
-        assert decay[id(parameter)] == (0.1 if name in ("lidar.0.weight", "radar.weight", "out.1.weight") else 0)
-
-
-def test_weight_decay_spares_what_is_no_layers_matrix():
-    model = nn.ModuleDict(
-        {
-            "fuse": WeightedFusion([4, 4], 4, BEVGrid()),
-            "concat": ConcatFusion([4, 4], 4, BEVGrid()),
-            "plan": PlanningHead(PlanningConfig(channels=8, ego_status="measured"), 4, BEVGrid()),
-        }
-    )
-    groups = build_optimizer(model, tiny_config(weight_decay=0.1).train).param_groups
-    decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
-    for name, parameter in model.named_parameters():
-        if name in ("fuse.weight", "plan.command.weight"):
-            assert parameter.ndim == 2 and id(parameter) not in decayed
-        else:
-            assert (id(parameter) in decayed) == (parameter.ndim >= 2), name
 
 
 def test_average_against_a_written_out_sum():
@@ -316,3 +271,42 @@ def test_a_gpu_without_a_number_is_that_of_the_process(monkeypatch):
     with processes("cuda:1") as where:
         assert where.device == torch.device("cuda:1")
     assert chosen == [torch.device("cuda:3"), torch.device("cuda:1")]
+
+
+def test_bfloat16_of_the_real_model_stays_near_float32(tmp_path):
+    """What must be exact is in float32 whatever the autocast type: geometry, depth, losses, sums over points."""
+    lines = []
+    for precision in ("float32", "bfloat16"):
+        config = small_config({"precision": precision, "learning_rate": 3e-4, "drop_sensor": 0.0})
+        trainer = make_trainer(config, tmp_path / precision, build_model(config), RandomData(config))
+        assert trainer.total_steps == 20
+        run(trainer)
+        assert all(
+            p.isfinite().all() and p.dtype == torch.float32 for p in trainer.model.state_dict().values() if p.ndim
+        )
+        lines.append(read_log(tmp_path / precision / "log.jsonl"))
+    for exact, half in zip(*lines, strict=True):
+        assert half["loss"] == pytest.approx(exact["loss"], rel=0.1), exact["step"]
+        assert half["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.5), exact["step"]
+
+
+def test_under_autocast_losses_outputs_and_geometry_are_float32(monkeypatch):
+    config = small_config()
+    model, batch = build_model(config).train(), RandomData(config)
+    batch, seen = collate([batch[0, 4], batch[0, 9]]), {}
+
+    def watch(module, name, pick):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: seen.update({name: pick(given)}) or whole(*given))
+
+    assert model.camera is not None and model.lidar is not None
+    watch(model.camera.view, "splat", lambda given: [given[0].dtype, given[1].dtype])
+    watch(model.lidar.net.pillars, "describe", lambda given: [given[0].dtype, torch.is_autocast_enabled("cpu")])
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(batch)
+        frustum = model.camera.view.frustum(batch.cameras, (8, 8))
+        losses = model.losses(outputs, batch)
+    assert seen == {"splat": [torch.float32] * 2, "describe": [torch.float32, False]}
+    assert outputs["detection"].heatmap.dtype == torch.bfloat16, "the convolutions are not in float32"
+    assert frustum.dtype == outputs["planning"].dtype == torch.float32
+    assert {name: value.dtype for name, value in losses.items()} == dict.fromkeys(losses, torch.float32)

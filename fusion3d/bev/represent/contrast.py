@@ -5,6 +5,7 @@ Letters: B samples, C channels, N cells, Y X grid cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from fusion3d.bev.auxiliary import Auxiliary
 from fusion3d.bev.represent.cells import find_interest, take_cells
+from fusion3d.counts import divisor
 from fusion3d.types import Batch, BEVGrid
 
 _WIDTH = 64  # of the space in which the sensors are compared
@@ -55,23 +57,26 @@ class Coordinated(Auxiliary):
         return dict(maps), CoordinatedOutput(there, {name: present[name] for name in there})
 
     def auxiliary_losses(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
-        """The mean over the pairs of sensors that any sample has; 0, in the graph, if none has two."""
+        """The mean over all pairs of sensors, 0 for those that no sample has; in the graph."""
         said: CoordinatedOutput | None = outputs.get("representation")
         if said is None or not said.maps:
             return {}
         terms = [0.0 * map_BCYX.sum() for map_BCYX in said.maps.values()]
-        interest, pairs = find_interest(batch, self.grid), list(combinations(said.maps, 2))
+        interest, count = find_interest(batch, self.grid), math.comb(len(self.embed), 2)
         with torch.autocast(batch.command.device.type, enabled=False):
-            for pair in pairs:
+            for pair in combinations(said.maps, 2):
                 cell_BN, valid_BN = interest.choose(pair)
                 for name in pair:
                     valid_BN = valid_BN & said.present[name][:, None]
                 ours, theirs = (self.embed[name](take_cells(said.maps[name], cell_BN)) for name in pair)
-                terms.append(self.weight / len(pairs) * info_nce(ours, theirs, valid_BN, self.temperature))
+                loss = info_nce(ours, theirs, valid_BN, self.temperature, "contrast." + ".".join(pair))
+                terms.append(self.weight / count * loss)
         return {"contrast": torch.stack(terms).sum()}
 
 
-def info_nce(ours_BNC: Tensor, theirs_BNC: Tensor, valid_BN: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    ours_BNC: Tensor, theirs_BNC: Tensor, valid_BN: Tensor, temperature: float, name: str = "contrast"
+) -> Tensor:
     """How badly row n of one is told from the other rows of its sample by row n of the other; mean of both directions.
 
     Args:
@@ -79,6 +84,7 @@ def info_nce(ours_BNC: Tensor, theirs_BNC: Tensor, valid_BN: Tensor, temperature
         theirs_BNC: the same.
         valid_BN: [B, N] bool; the other rows are neither asked for nor candidates.
         temperature: of the softmax over the cosines.
+        name: of the divisor.
 
     Returns:
         The mean over the valid rows [nats]; 0 if there is none.
@@ -88,4 +94,4 @@ def info_nce(ours_BNC: Tensor, theirs_BNC: Tensor, valid_BN: Tensor, temperature
     logits_BNN = (cosine_BNN / temperature).masked_fill(~(valid_BN[:, :, None] & valid_BN[:, None]), -1e4)
     right_BN = logits_BNN.diagonal(dim1=1, dim2=2)
     missed_BN = (logits_BNN.logsumexp(1) + logits_BNN.logsumexp(2)) / 2 - right_BN
-    return missed_BN.masked_fill(~valid_BN, 0).sum() / valid_BN.sum().clamp(min=1)
+    return missed_BN.masked_fill(~valid_BN, 0).sum() / divisor(name, valid_BN.sum())
