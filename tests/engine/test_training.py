@@ -278,6 +278,7 @@ def test_bfloat16_of_the_real_model_stays_near_float32(tmp_path):
     lines = []
     for precision in ("float32", "bfloat16"):
         config = small_config({"precision": precision, "learning_rate": 3e-4, "drop_sensor": 0.0})
+        seed_all(config.seed)
         trainer = make_trainer(config, tmp_path / precision, build_model(config), RandomData(config))
         assert trainer.total_steps == 20
         run(trainer)
