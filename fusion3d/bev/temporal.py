@@ -139,6 +139,7 @@ class RecurrentTemporal(Temporal):
         if past:
             ((moved, there),) = past
             moved = torch.where(there[:, None, None, None], moved, 0).to(bev_BCYX.dtype)
+            moved = moved.contiguous()  # as a state of zeros is: the convolution rounds alike
         else:
             moved = bev_BCYX.new_zeros(len(bev_BCYX), bev_BCYX.shape[1] + 1, *bev_BCYX.shape[2:])
         state, seen = moved[:, :-1], moved[:, -1:]

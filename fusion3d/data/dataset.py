@@ -90,6 +90,11 @@ class NuScenesDataset(Dataset[Sample]):
         """Sample tokens, in the order of the indices."""
         return [self.tables.token(int(row)) for row in self.rows]
 
+    @property
+    def scenes(self) -> list[str]:
+        """The scene of each sample, in the order of the indices: scene after scene, each in order of time."""
+        return [self.tables.scene(int(row)) for row in self.rows]
+
     def index_of(self, token: str) -> int:
         """The index of a sample token. DataError where the data set lacks it, KeyError outside of the split."""
         found = np.flatnonzero(self.rows == self.tables.row_of(token))

@@ -18,8 +18,8 @@ from fusion3d.engine.distributed import processes
 from fusion3d.engine.ground_truth import detection_truth, obstacles
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets, run_split
 from fusion3d.engine.seed import set_deterministic
-from fusion3d.engine.share import Share, join_outputs
-from fusion3d.engine.split import open_split
+from fusion3d.engine.share import Share, join_outputs, stretches
+from fusion3d.engine.split import open_split, streams
 from fusion3d.engine.submission import write_submission
 from fusion3d.engine.views import views_of
 from fusion3d.errors import DataError
@@ -76,13 +76,15 @@ def evaluate(
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
     dataset = open_split(config, config.data.split, training=False)
-    batch_size, workers = config.train.batch_size, config.data.workers
+    batch_size, workers, stream = config.train.batch_size, config.data.workers, streams(config)
     with processes(device) as where, nullcontext() if where.first else redirect_stdout(None):
-        share = Share(dataset, batch_size, where)
-        parts = where.collect(run_split(model, share, chosen, batch_size, workers, where.device, views_of(config)))
+        share = Share(dataset, stretches(dataset, batch_size, stream), where)
+        parts = where.collect(
+            run_split(model, share, chosen, batch_size, workers, where.device, views_of(config), stream)
+        )
     if not where.first:
         return {}
-    output = join_outputs(parts, batch_size)
+    output = join_outputs(parts, dataset.tokens)
 
     scoring = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
@@ -204,6 +206,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
     parser.add_argument("--no-ema", action="store_true", help="use the last weights instead of their average")
     parser.add_argument("--tta", help="short for --evaluation.tta: flip, rotate or flip_rotate")
+    parser.add_argument("--stream", action="store_true", help="short for --evaluation.stream true")
     parser.epilog = (
         "The configuration is the checkpoint's; every setting can be overridden, e.g. --data.root PATH "
         "--data.version v1.0-mini --data.split mini_val (all are in fusion3d/config/)."
@@ -212,5 +215,6 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 
 def chosen_config(options: argparse.Namespace, overrides: Sequence[str]) -> Config:
     """The checkpoint's configuration with what the command line says."""
-    tta = [] if options.tta is None else ["--evaluation.tta", options.tta]
-    return override(load_config_of(options.checkpoint), [*overrides, *tta])
+    short = [] if options.tta is None else ["--evaluation.tta", options.tta]
+    short += ["--evaluation.stream", "true"] if options.stream else []
+    return override(load_config_of(options.checkpoint), [*overrides, *short])

@@ -90,6 +90,7 @@ def run_split(
     workers: int,
     device: torch.device,
     views: Sequence[np.ndarray] = (np.eye(4),),
+    stream: bool = False,
 ) -> SplitOutput:
     """Predict a whole split under every subset.
 
@@ -101,8 +102,10 @@ def run_split(
         workers: loader processes.
         device: where the model runs.
         views: of each sample, that are predicted and merged (``views_of``).
+        stream: samples follow each other, one in a batch, and the model remembers.
     """
-    loader = make_loader(dataset, batch_size, workers=workers)
+    loader = make_loader(dataset, 1 if stream else batch_size, workers=workers)
+    memories: dict[str, list[Any] | None] = {name: [None] * len(views) if stream else None for name in subsets}
     model = model.to(device)
     output = SplitOutput({name: SubsetOutput(sensors) for name, sensors in subsets.items()})
     start = last_told = tick = time.perf_counter()
@@ -112,8 +115,8 @@ def run_split(
         if batch.map_mask is not None and batch.map_known is not None:
             output.map_truth.add(batch.map_mask.numpy(), batch.map_known.numpy())
         batch = batch.to(device)
-        for of_subset in output.subsets.values():
-            _predict(model, batch, of_subset, views)
+        for name, of_subset in output.subsets.items():
+            _predict(model, batch, of_subset, views, memories[name])
         tick = time.perf_counter()
         if tick - last_told > 5 or len(output.poses) == len(dataset):
             last_told, done = tick, len(output.poses)
@@ -122,11 +125,13 @@ def run_split(
     return output
 
 
-def _predict(model: Any, batch: Batch, of_subset: SubsetOutput, views: Sequence[np.ndarray]) -> None:
+def _predict(
+    model: Any, batch: Batch, of_subset: SubsetOutput, views: Sequence[np.ndarray], memories: list[Any] | None
+) -> None:
     start = time.perf_counter()
     seen = select_sensors(batch, of_subset.sensors)
     of_subset.used |= {sensor for sensor, there in seen.present.items() if bool(there.any())}
-    predictions = predict_views(model, seen, views)
+    predictions = predict_views(model, seen, views, memories)
     of_subset.seconds += time.perf_counter() - start
     if predictions.boxes is not None:
         of_subset.boxes |= dict(zip(predictions.tokens, predictions.boxes, strict=True))

@@ -13,7 +13,7 @@ from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
 from fusion3d.engine.inference import run_split, sensor_subsets
 from fusion3d.engine.seed import set_deterministic
-from fusion3d.engine.split import open_split
+from fusion3d.engine.split import open_split, streams
 from fusion3d.engine.submission import write_submission
 from fusion3d.engine.views import views_of
 from fusion3d.errors import ConfigError
@@ -61,7 +61,9 @@ def predict(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = list(possible)[-1]
     batch_size, workers = config.train.batch_size, config.data.workers
-    output = run_split(model, dataset, {name: possible[name]}, batch_size, workers, where, views_of(config))
+    output = run_split(
+        model, dataset, {name: possible[name]}, batch_size, workers, where, views_of(config), streams(config)
+    )
     found = output.subsets[name]
     if config.detection is not None:
         write_submission(Path(out_dir, "results_nusc.json"), found.records(output.poses), found.used)

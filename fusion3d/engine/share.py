@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
-from itertools import zip_longest
-from operator import iadd
+from itertools import chain, groupby
+from operator import iadd, itemgetter
 from typing import Any, TypeVar
 
 from fusion3d.engine.distributed import Processes
@@ -16,19 +16,28 @@ from fusion3d.metrics.map import MapOverlap, MapTruth
 T = TypeVar("T")
 
 
+def stretches(dataset: Any, batch_size: int, stream: bool) -> list[list[int]]:
+    """The indices of a data set in what must stay together: batches, that each sample is in its usual company; or, for
+    a model that remembers, scenes.
+    """
+    if not stream:
+        indices = list(range(len(dataset)))
+        return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return [[index for index, _ in scene] for _, scene in groupby(enumerate(dataset.scenes), itemgetter(1))]
+
+
 class Share:
-    """The part of a data set that a process has: whole batches, so that each sample is in its usual company.
+    """The part of a data set that a process has.
 
     Args:
         dataset: ``dataset[epoch, index]``.
-        batch_size: of the batches, dealt out one by one.
+        of: ``stretches``, dealt out one by one.
         where: this process.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, where: Processes) -> None:
+    def __init__(self, dataset: Any, of: Sequence[Sequence[int]], where: Processes) -> None:
         self.dataset = dataset
-        starts = range(where.rank * batch_size, len(dataset), where.world * batch_size)
-        self.indices = [index for start in starts for index in range(start, min(start + batch_size, len(dataset)))]
+        self.indices = list(chain.from_iterable(of[where.rank :: where.world]))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -37,11 +46,13 @@ class Share:
         return self.dataset[key[0], self.indices[key[1]]]
 
 
-def join_outputs(parts: Sequence[SplitOutput], batch_size: int) -> SplitOutput:
-    """The output of a whole split, in its order, from those of all shares, by rank; times are the longest."""
-    shares = [list(part.poses) for part in parts]
-    batches = [[share[i : i + batch_size] for i in range(0, len(share), batch_size)] for share in shares]
-    tokens = [token for deal in zip_longest(*batches, fillvalue=[]) for batch in deal for token in batch]
+def join_outputs(parts: Sequence[SplitOutput], tokens: Sequence[str]) -> SplitOutput:
+    """The output of a whole split from those of all shares; times are the longest.
+
+    Args:
+        parts: by rank.
+        tokens: of the split, in its order.
+    """
 
     def merge(name: str, of: Sequence[Any]) -> dict[str, Any]:
         return _in_order([getattr(part, name) for part in of], tokens)

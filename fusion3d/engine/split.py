@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from fusion3d.config import Config
 from fusion3d.data.dataset import NuScenesDataset
+from fusion3d.errors import ConfigError
+
+
+def streams(config: Config) -> bool:
+    """Is the model run over a stream of samples, each read once?
+
+    Raises:
+        ConfigError: it should be, and remembers nothing.
+    """
+    if config.evaluation.stream and config.temporal is None:
+        raise ConfigError("evaluation.stream is true, and temporal is null: there is nothing to remember")
+    return config.evaluation.stream
 
 
 def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
@@ -18,6 +30,7 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         DataError: the tables, the objects to paste or the split cannot be read.
     """
     augment = config.augment if training else None
+    clips = config.temporal if training or not streams(config) else None
     return NuScenesDataset(
         config.data,
         split,
@@ -27,6 +40,6 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         training=training,
         steps=6 if config.planning is None else config.planning.steps,
         with_map=config.map is not None,
-        keyframes=1 if config.temporal is None else config.temporal.keyframes,
+        keyframes=1 if clips is None else clips.keyframes,
         epochs=config.train.epochs,
     )

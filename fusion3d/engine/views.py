@@ -40,7 +40,9 @@ def views_of(config: Config) -> list[np.ndarray]:
     return [bev_matrix(math.radians(angle), 1.0, *mirror) for angle, mirror in itertools.product(angles, mirrors)]
 
 
-def predict_views(model: Any, batch: Batch, views: Sequence[np.ndarray]) -> Predictions:
+def predict_views(
+    model: Any, batch: Batch, views: Sequence[np.ndarray], memories: list[Any] | None = None
+) -> Predictions:
     """What a model says of a batch, merged over views of it; on the CPU, in the frame of the batch.
 
     What is neither box nor plan is that of the first view. With one view, which must change nothing, it is plainly what
@@ -50,14 +52,15 @@ def predict_views(model: Any, batch: Batch, views: Sequence[np.ndarray]) -> Pred
         model: with ``forward`` and ``decode``, in evaluation mode.
         batch: any batch.
         views: ``view_from_ego`` [4, 4] each.
+        memories: what the model remembers of the batch before, for each view, None at first; exchanged for what it
+            remembers of this one. None where batches do not follow each other.
     """
     if len(views) == 1:
-        return to_device(model.decode(model(batch), batch), "cpu")
+        return _ask(model, batch, memories, 0)
     inputs = dataclasses.replace(batch, boxes=None, future=None, map_mask=None)
     answers = []
-    for view in views:
-        seen = transform_batch(inputs, view)
-        said = to_device(model.decode(model(seen), seen), "cpu")
+    for number, view in enumerate(views):
+        said = _ask(model, transform_batch(inputs, view), memories, number)
         back = np.linalg.inv(view)
         boxes = said.boxes and tuple(transform_boxes(of_sample, back) for of_sample in said.boxes)
         plan = said.plan and transform_trajectory(said.plan, back)
@@ -68,3 +71,12 @@ def predict_views(model: Any, batch: Batch, views: Sequence[np.ndarray]) -> Pred
     if plan is not None:
         plan = mean_path([said.plan for said in answers])
     return dataclasses.replace(answers[0], boxes=boxes, plan=plan)
+
+
+def _ask(model: Any, batch: Batch, memories: list[Any] | None, number: int) -> Predictions:
+    if memories is None:
+        outputs = model(batch)
+    else:
+        outputs = model(batch, memories[number])
+        memories[number] = outputs["memory"]
+    return to_device(model.decode(outputs, batch), "cpu")

@@ -20,7 +20,7 @@ from fusion3d.engine.distributed import Processes
 from fusion3d.engine.inference import SplitOutput, SubsetOutput
 from fusion3d.engine.log import read_log
 from fusion3d.engine.parallel import used_parameters
-from fusion3d.engine.share import Share, join_outputs
+from fusion3d.engine.share import Share, join_outputs, stretches
 from fusion3d.types import Boxes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -187,13 +187,13 @@ def test_shares_are_whole_batches_and_join_in_order(size):
     batches = [samples[i : i + 3] for i in range(0, size, 3)]
     parts = []
     for rank in range(2):
-        share = Share(Names(samples), 3, Processes(rank, 2))
+        share = Share(Names(samples), stretches(Names(samples), 3, False), Processes(rank, 2))
         mine = [share[0, i] for i in range(len(share))]
         assert [mine[i : i + 3] for i in range(0, len(mine), 3)] == batches[rank::2]
         boxes = {name: Boxes.of(*torch.zeros(3, 1, 3)[:2], yaw=torch.zeros(1)) for name in mine}
         of_subset = SubsetOutput(("lidar",), {f"rank{rank}"}, boxes, seconds=rank)
         parts.append(SplitOutput({"lidar": of_subset}, dict.fromkeys(mine), reading_seconds=5 - rank))
-    joined = join_outputs(parts, 3)
+    joined = join_outputs(parts, samples)
     assert list(joined.poses) == list(joined.subsets["lidar"].boxes) == samples and joined.futures == {}
     assert joined.subsets["lidar"].used == {"rank0", "rank1"}
     assert (joined.subsets["lidar"].seconds, joined.reading_seconds) == (1, 5)
