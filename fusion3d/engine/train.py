@@ -38,6 +38,7 @@ from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.log import Clock, RunLog
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
 from fusion3d.engine.split import open_split
+from fusion3d.engine.start import start_from
 from fusion3d.errors import CheckpointError, ConfigError, TrainingError
 from fusion3d.types import Batch
 
@@ -300,7 +301,9 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
             raise CheckpointError(
                 f"{run_dir} holds a run already (up to {found[-1].name}); resume it, remove it, or choose another --run"
             )
-        trainer = Trainer(config, build_model(config, pretrained=not found), dataset, run_dir, where)
+        model = build_model(config, pretrained=not found)
+        started = [] if found else start_from(model, config.train.start)
+        trainer = Trainer(config, model, dataset, run_dir, where)
         if found:
             trainer.resume(found[-1])
         with RunLog(run_dir, trainer.position.step, active=where.first) as log:
@@ -308,6 +311,8 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
             log.say(
                 f"{len(dataset)} samples, {count / 1e6:.2f} M parameters, {trainer.total_steps} steps on {where.device}"
             )
+            for line in started:
+                log.say(line)
             if found:
                 log.say(f"resumed from {found[-1]}")
             if trainer.position.step >= trainer.total_steps and found:
