@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fusion3d.analysis.comparison.costs import measure
+from fusion3d.analysis.comparison import costs
 from fusion3d.analysis.comparison.jobs import run_all
 from fusion3d.analysis.comparison.page import write_page
 from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, WITH_OPERATOR, Row, alone, best_rows
@@ -114,8 +114,8 @@ def compare(comparison: Comparison, jobs: int) -> None:
     rows = [row for row in (*alone(comparison.base.branches), *ROWS) if comparison.finished(row)]
     print(f"[4/4] what {len(rows)} rows cost", flush=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    costs = measure([comparison.run(row, comparison.seeds[0]) for row in rows], device, _say)
-    write_json(comparison.out / COSTS, {"about": environment(device, comparison.base.data.version), "rows": costs})
+    measured = costs.measure([comparison.run(row, comparison.seeds[0]) for row in rows], device, _say)
+    write_json(comparison.out / COSTS, {"about": environment(device, comparison.base.data.version), "rows": measured})
 
 
 def _say(line: str) -> None:
@@ -138,9 +138,9 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
     singles, joint = ({row: runs for row, runs in of.items() if runs} for of in (singles, joint))
     if not joint:
         raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
-    measured = comparison.out / COSTS
-    costs: dict[str, Any] = json.loads(measured.read_text()) if measured.is_file() else {}
-    about = costs.get("about") or environment("cpu", comparison.base.data.version)
+    path_of_costs = comparison.out / COSTS
+    measured: dict[str, Any] = json.loads(path_of_costs.read_text()) if path_of_costs.is_file() else {}
+    about = measured.get("about") or environment("cpu", comparison.base.data.version)
     settings = {key: value for key, value in differences(comparison.base).items() if key != "data.root"}
     header = {
         "about": f"{headline(about, None)}; {name}",
@@ -151,7 +151,7 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
         "settings": settings,
         "environment": about,
     }
-    return write_page(path, singles, joint, costs.get("rows", {}), header)
+    return write_page(path, singles, joint, measured.get("rows", {}), header)
 
 
 def main(argv: list[str]) -> int:
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> int:
     base = load_config(options.config, overrides)
     if len(options.alone_epochs) != len(base.branches):
         raise ConfigError(
-            f"--alone-epochs: found {len(options.alone_epochs)}, expected one for each of {base.branches}"
+            f"--alone-epochs: expected one for each of {base.branches}, found {options.alone_epochs}"
         )
     if min(*options.alone_epochs, options.epochs, options.jobs) < 1:
         raise ConfigError("--epochs, --alone-epochs and --jobs: expected at least 1")
