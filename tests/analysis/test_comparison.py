@@ -124,18 +124,39 @@ def runs_of(lead: float, noise: float = 0.01) -> dict[str, dict[int, dict]]:
 
 def test_what_sensors_add_is_paired_and_rows_count_once():
     found = summary.gains(runs_of(0.05, noise=0.0))
-    by_name = {(gain.metric, gain.less, gain.more): gain.gain for gain in found}
+    by_name = {(gain.metric, gain.less, gain.more): gain for gain in found}
     pair = by_name["NDS", "lidar+radar", "camera+lidar+radar"]
-    assert pair.count == 3 and pair.mean == pytest.approx(0.05)  # 9 runs, 3 rows
-    assert pair.half == pytest.approx(0.0, abs=1e-9)  # levels and seeds differ, the pairs do not
-    assert by_name["mAVE [m/s less]", "camera", "camera+radar"].mean == pytest.approx(0.6)
-    assert by_name["mAVE [m/s less]", "lidar", "lidar+radar"].mean == pytest.approx(0.3)
+    assert pair.rows.count == pair.seeds.count == 3 and pair.mean == pytest.approx(0.05)  # 9 runs of 3 rows, 3 seeds
+    assert pair.rows.half == pytest.approx(0.0, abs=1e-9)  # levels and seeds differ, the pairs do not
+    assert by_name["mAVE (lower by)", "camera", "camera+radar"].mean == pytest.approx(0.6)
+    assert by_name["mAVE (lower by)", "lidar", "lidar+radar"].mean == pytest.approx(0.3)
     assert sum(gain.metric != "NDS" for gain in found) == 3 and sum(gain.metric == "NDS" for gain in found) == 6
     assert summary.best(found, 2).less == "lidar+radar" and summary.best(found, 1).less == "radar"
-    # Twice the seeds of the same row are no more evidence than once.
+    # Twice the seeds of the same row are no more evidence over rows than once.
     again = {row: {**of, **{seed + 3: m for seed, m in of.items()}} for row, of in runs_of(0.05, 0.05).items()}
-    twice, once = (summary.best(summary.gains(scores), 2).gain for scores in (again, runs_of(0.05, 0.05)))
+    twice, once = (summary.best(summary.gains(scores), 2).rows for scores in (again, runs_of(0.05, 0.05)))
     assert twice.half == pytest.approx(once.half)
+
+
+def test_rows_and_seeds_must_both_part_it_from_zero():
+    def number(row: int, seed: int) -> dict[str, dict[int, float]]:
+        return {str(i): {j: row * i + seed * j + 1.0 for j in range(3)} for i in range(3)}
+
+    def gain_of(numbers: dict) -> summary.Gain:
+        return summary.gain(numbers, "NDS", "all", "few", lambda value: value)
+
+    steady = gain_of(number(0, 0))
+    assert steady.distinguishable and steady.mean == 1.0
+    for rows, seeds in ((4, 0), (0, 4)):
+        found = gain_of(number(rows, seeds))
+        assert not found.distinguishable and found.rows.distinguishable == (rows == 0)
+        assert found.seeds.distinguishable == (seeds == 0)
+        middle = 1.0 + rows + seeds
+        expected = 4.302653 * 4 / math.sqrt(3)
+        assert found.mean == middle and max(found.rows.half, found.seeds.half) == pytest.approx(expected, rel=1e-6)
+    assert not gain_of({"a": {0: 1.0}, "b": {0: 1.0}}).distinguishable  # one seed does not say how seeds differ
+    uneven = gain_of({"a": {0: 1.0, 1: 3.0}, "b": {0: 5.0}})
+    assert (uneven.rows.mean, uneven.seeds.mean) == (3.5, 3.0)
 
 
 def test_no_lead_is_called_not_distinguishable():

@@ -179,9 +179,7 @@ def main(argv: list[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
     base = load_config(options.config, overrides)
     if len(options.alone_epochs) != len(base.branches):
-        raise ConfigError(
-            f"--alone-epochs: expected one for each of {base.branches}, found {options.alone_epochs}"
-        )
+        raise ConfigError(f"--alone-epochs: expected one for each of {base.branches}, found {options.alone_epochs}")
     if min(*options.alone_epochs, options.epochs, options.jobs) < 1:
         raise ConfigError("--epochs, --alone-epochs and --jobs: expected at least 1")
     budget = Budget(tuple(options.alone_epochs), options.epochs, options.rate)

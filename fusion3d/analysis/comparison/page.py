@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fusion3d.analysis.comparison.summary import (
     best,
     difference,
     estimate,
+    gain,
     gains,
     mean_nds,
     nds,
@@ -117,31 +118,28 @@ def _compared(name: str, joint: Scores) -> bool:
 
 
 def _gain_lines(said: Sequence[Gain], alone: Scores, joint: Scores) -> list[str]:
-    runs = sum(map(len, joint.values()))
-    first = _any(joint)
-    lines = [
-        f"Over {runs} runs of {len(joint)} rows, each run paired with itself under fewer sensors. The runs of a row "
-        "are alike, so a row counts once, and the intervals (95 %) are over rows. Other scenes may say something else: "
-        f"all runs were scored on the same {first['num_samples']} keyframes and began with the same models of single "
-        "sensors. The best of the smaller subsets is the one with the highest mean on these very runs, which can only "
-        "make what it is surpassed by smaller.",
-        "",
-    ]
+    runs, first = sum(map(len, joint.values())), _any(joint)
     size = whole(first).count("+") + 1
     kinds = {2: "best pair", 1: "best single sensor"}
-    for count in range(size - 1, 0, -1):
-        lines.append(f"- **{kinds[count]}**: {best(said, count)}")
-    lines += [f"- {gain}" for gain in said]
-    for name, trained in alone.items():
-        own = estimate([*map(nds, trained.values())]).mean
-        over = estimate([estimate([nds(m) - own for m in row.values()]).mean for row in joint.values()])
-        verdict = "" if over.distinguishable else ": not distinguishable"
-        lines.append(f"- NDS, {whole(first)} against the model of {name} alone ({own:.3f}): {_signed(over)}{verdict}")
-    return lines
+    own = {name: estimate([*map(nds, trained.values())]).mean for name, trained in alone.items()}
+    return [
+        f"Over {runs} runs of {len(joint)} rows, each paired with itself under fewer sensors; 95 % t-intervals with "
+        "every row counted once and with every seed counted once, since runs of one row, or of one seed, may be alike. "
+        "What is not parted from zero by both is not distinguishable. Other scenes may say something else: all runs "
+        f"were scored on the same {first['num_samples']} keyframes and began with the same models of single sensors. "
+        "The best of the smaller subsets is the one with the highest mean on these very runs, which favours it.",
+        "",
+        *(f"- **{kinds[count]}**: {best(said, count)}" for count in range(size - 1, 0, -1)),
+        *(f"- {one}" for one in said),
+        *(
+            f"- {gain(joint, 'NDS', whole(first), f'the model of {name} alone ({level:.3f})', _above(level))}"
+            for name, level in own.items()
+        ),
+    ]
 
 
-def _signed(value: Any) -> str:
-    return f"{value.mean:+.3f}" + ("" if value.half is None else f" ± {value.half:.3f}")
+def _above(level: float) -> Callable[[Metrics], float]:
+    return lambda metrics: nds(metrics) - level
 
 
 def _any(scores: Scores) -> Metrics:
@@ -191,5 +189,5 @@ def _plain(
             }
             for name, runs in [*alone.items(), *joint.items()]
         },
-        "gains": [asdict(gain) for gain in said],
+        "gains": [asdict(one) | {"distinguishable": one.distinguishable} for one in said],
     }

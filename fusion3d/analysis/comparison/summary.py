@@ -75,28 +75,58 @@ def difference(ours: Mapping[int, Metrics], theirs: Mapping[int, Metrics], of: C
     return estimate([of(ours[seed]) - of(theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
 
 
-def paired(scores: Scores, of: Callable[[Metrics], float]) -> Estimate:
-    """The mean over rows of a number of each run.
-
-    Runs of one row are alike, so a row counts once, with the mean over its seeds: the interval is that over rows.
-    """
-    return estimate([sum(map(of, runs.values())) / len(runs) for runs in scores.values() if runs])
-
-
 @dataclass(frozen=True)
 class Gain:
-    """What a number gains where sensors are added, over all rows."""
+    """What a number gains where sensors are added, in runs that are paired with themselves.
+
+    Runs of one row are alike, and so may those of one seed be. So the mean has two intervals: with every row counted
+    once, and with every seed counted once. Only what both of them part from zero is called distinguishable.
+    """
 
     metric: str
     more: str  # subset
-    less: str
-    gain: Estimate  # positive is better
+    less: str  # subset, or what else it is compared with
+    rows: Estimate  # positive is better
+    seeds: Estimate
+
+    @property
+    def mean(self) -> float:
+        """Over rows."""
+        return self.rows.mean
+
+    @property
+    def distinguishable(self) -> bool:
+        """Is zero outside of both intervals?"""
+        return self.rows.distinguishable and self.seeds.distinguishable
 
     def __str__(self) -> str:
-        verdict = "" if self.gain.distinguishable else ": not distinguishable"
-        sign = "+" if self.gain.mean >= 0 else "-"
-        half = "" if self.gain.half is None else f" ± {self.gain.half:.3f}"
-        return f"{self.metric}, {self.more} against {self.less}: {sign}{abs(self.gain.mean):.3f}{half}{verdict}"
+        halves = [f"{of.half:.3f}" if of.half is not None else "?" for of in (self.rows, self.seeds)]
+        verdict = "" if self.distinguishable else ": not distinguishable"
+        return (
+            f"{self.metric}, {self.more} against {self.less}: {self.mean:+.3f} ± {halves[0]} over rows, ± {halves[1]} "
+            f"over seeds{verdict}"
+        )
+
+
+def gain(scores: Scores, metric: str, more: str, less: str, of: Callable[[Metrics], float]) -> Gain:
+    """A gain from a number of each run.
+
+    Args:
+        scores: of rows, each with a run at least.
+        metric: its name.
+        more: what is compared.
+        less: with what.
+        of: the number; positive is better.
+    """
+    numbers = {row: {seed: of(metrics) for seed, metrics in runs.items()} for row, runs in scores.items()}
+    seeds = sorted({seed for runs in numbers.values() for seed in runs})
+    by_seed = [[runs[seed] for runs in numbers.values() if seed in runs] for seed in seeds]
+    means = [[sum(group) / len(group) for group in groups] for groups in (map(_values, numbers.values()), by_seed)]
+    return Gain(metric, more, less, *map(estimate, means))
+
+
+def _values(runs: Mapping[int, float]) -> list[float]:
+    return list(runs.values())
 
 
 def gains(scores: Scores) -> list[Gain]:
@@ -105,24 +135,24 @@ def gains(scores: Scores) -> list[Gain]:
     Args:
         scores: of the rows that fuse.
     """
-    subsets = list(next(iter(next(iter(scores.values())).values()))["subsets"])
-    most = max(subsets, key=lambda name: name.count("+"))
-    found = [Gain("NDS", most, name, _gain(scores, "NDS", most, name, 1)) for name in subsets if name != most]
+    first = next(iter(next(iter(scores.values())).values()))
+    subsets, most = list(first["subsets"]), whole(first)
+    found = [_between(scores, "NDS", most, name, 1) for name in subsets if name != most]
     for name in subsets:
         without = "+".join(part for part in name.split("+") if part != "radar")
         if without not in ("", name):
-            found.append(Gain("mAVE [m/s less]", name, without, _gain(scores, "mAVE", name, without, -1)))
+            found.append(_between(scores, "mAVE", name, without, -1))
     return found
 
 
-def _gain(scores: Scores, metric: str, more: str, less: str, sign: int) -> Estimate:
+def _between(scores: Scores, metric: str, more: str, less: str, sign: int) -> Gain:
     def of(metrics: Metrics) -> float:
         return sign * (metrics["subsets"][more][metric] - metrics["subsets"][less][metric])
 
-    return paired(scores, of)
+    return gain(scores, metric if sign > 0 else f"{metric} (lower by)", more, less, of)
 
 
 def best(found: Sequence[Gain], size: int) -> Gain:
     """The gain over the best subset of ``size`` sensors: of the highest mean, and so the smallest gain."""
-    rivals = [gain for gain in found if gain.metric == "NDS" and gain.less.count("+") == size - 1]
-    return min(rivals, key=lambda gain: gain.gain.mean)
+    rivals = [one for one in found if one.metric == "NDS" and one.less.count("+") == size - 1]
+    return min(rivals, key=lambda one: one.mean)
