@@ -288,6 +288,7 @@ def compare(config: Path, out: Path, *more: str) -> int:
 def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch, capsys):
     """With runs that are invented: who is trained when, and what a second call does."""
     done: list[str] = []
+    measured: list[int] = []
 
     def invent(several, jobs_at_once, say):
         for one in several:
@@ -300,6 +301,7 @@ def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch,
             write_json(one.folder / runs.METRICS, {"subsets": numbers, "num_samples": 6})
 
     def cost(several, device, say):
+        measured.append(len(several))
         return {one.row.name: {"parameters": 10, "gflops": 1.0, "milliseconds": 5.0} for one in several}
 
     monkeypatch.setattr(main, "run_all", invent)
@@ -320,9 +322,9 @@ def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch,
     assert text.count("\n| ") == 2 + 2 + count + 3
     done.clear()
     assert compare(small_config, tmp_path, "--seeds", "0", "1") == 0
-    assert done == []
+    assert done == [] and measured == [2 + count + 3]  # what is known is not measured again
     assert compare(small_config, tmp_path, "--seeds", "2", "--only", "hybrid-tensor", "late") == 0
-    assert done == ["late seed 2", "hybrid-tensor seed 2"]
+    assert done == ["late seed 2", "hybrid-tensor seed 2"] and measured[1:] == [2 + count + 3 + 1]
     with pytest.raises(CheckpointError, match=r"detection\.velocity_weight: 1\.0 there, 0\.5 here"):
         compare(small_config, tmp_path, "--report", "--seeds", "0", "--detection.velocity_weight", "0.5")
 

@@ -111,11 +111,20 @@ def compare(comparison: Comparison, jobs: int) -> None:
         todo = unfinished(runs())
         print(f"[{number}/4] {name}: {len(todo)} runs to do, {jobs} at a time, in {comparison.out}", flush=True)
         run_all(todo, jobs, _say)
-    rows = [row for row in (*alone(comparison.base.branches), *ROWS) if comparison.finished(row)]
-    print(f"[4/4] what {len(rows)} rows cost", flush=True)
+    known = measured(comparison.out).get("rows", {})
+    rows = [row for row in (*alone(comparison.base.branches), *ROWS) if row.name in known or comparison.finished(row)]
+    if len(rows) == len(known):
+        return
+    print(f"[4/4] what {len(rows)} rows cost", flush=True)  # all anew: one after the other, with nothing beside them
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    measured = costs.measure([comparison.run(row, comparison.seeds[0]) for row in rows], device, _say)
-    write_json(comparison.out / COSTS, {"about": environment(device, comparison.base.data.version), "rows": measured})
+    found = costs.measure([comparison.run(row, comparison.seeds[0]) for row in rows], device, _say)
+    write_json(comparison.out / COSTS, {"about": environment(device, comparison.base.data.version), "rows": found})
+
+
+def measured(out: Path) -> dict[str, Any]:
+    """The "rows" of ``costs.measure`` and what they were measured on, "about"; empty where nothing was."""
+    path = out / COSTS
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _say(line: str) -> None:
@@ -138,9 +147,8 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
     singles, joint = ({row: runs for row, runs in of.items() if runs} for of in (singles, joint))
     if not joint:
         raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
-    path_of_costs = comparison.out / COSTS
-    measured: dict[str, Any] = json.loads(path_of_costs.read_text()) if path_of_costs.is_file() else {}
-    about = measured.get("about") or environment("cpu", comparison.base.data.version)
+    cost = measured(comparison.out)
+    about = cost.get("about") or environment("cpu", comparison.base.data.version)
     settings = {key: value for key, value in differences(comparison.base).items() if key != "data.root"}
     header = {
         "about": f"{headline(about, None)}; {name}",
@@ -151,7 +159,7 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
         "settings": settings,
         "environment": about,
     }
-    return write_page(path, singles, joint, measured.get("rows", {}), header)
+    return write_page(path, singles, joint, cost.get("rows", {}), header)
 
 
 def main(argv: list[str]) -> int:
