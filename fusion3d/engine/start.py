@@ -1,9 +1,10 @@
 """A run that begins with weights that other runs learned: ``train.start``.
 
-A checkpoint is one model or, with late and hybrid fusion, several side by side (``models.lidar.`` ...); so is what
-begins. A model gives to another one where they share a sensor, whatever has the same name and shape. So the models of
-single sensors, each trained alone, fill the branches of the model that fuses them (BEVFusion, Liu et al., 2023, and
-TransFusion, Bai et al., 2022, begin so), or each its own part of late fusion; and those parts fill single models again.
+Whatever has the same name and shape is filled. A checkpoint is one model or, with late and hybrid fusion, several side
+by side (``models.lidar.`` ...), and so is what begins: there a sensor's own model takes from models that see its
+sensor. So the models of single sensors, each trained alone, fill the branches of the model that fuses them (BEVFusion,
+Liu et al., 2023, and TransFusion, Bai et al., 2022, begin so), or each its own part of late fusion; and those fill
+single models again.
 """
 
 from __future__ import annotations
@@ -37,18 +38,22 @@ def start_from(model: nn.Module, folders: Sequence[str | Path]) -> list[str]:
         Lines that say which parts were filled from where, and what is left as it was.
 
     Raises:
-        CheckpointError: a folder has no checkpoint or a damaged one, or nothing of it fits or is still to be filled.
+        CheckpointError: a folder has no checkpoint or a damaged one, or nothing of it fits.
     """
     state, filled = model.state_dict(), {}
     said = []
     for folder in folders:
         found = fitting(state, averaged_weights(folder))
+        if not found:
+            raise CheckpointError(
+                f"train.start: nothing of {folder} fits: no weight has the name and shape of one here; leave it "
+                "out, or take a checkpoint of a model that is more alike"
+            )
         new = {name: tensor for name, tensor in found.items() if name not in filled}
-        if not new:
-            why = "an earlier folder filled all that fits" if found else "no weight has the name and shape of one here"
-            raise CheckpointError(f"train.start: nothing is taken from {folder}: {why}; leave it out, or take another")
         filled |= new
-        said.append(f"start: {len(new)} of {len(state)} tensors from {folder}: {count_parts(new)}")
+        said.append(
+            f"start: {len(new)} of {len(state)} tensors from {folder}: {count_parts(new) or 'all that fits is filled'}"
+        )
     model.load_state_dict(filled, strict=False)
     left = [name for name in state if name not in filled]
     return [*said, f"start: {len(left)} are new: {count_parts(left) or 'none'}"] if said else []
@@ -82,11 +87,13 @@ def fitting(state: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[st
     theirs = models_in(given)
     for prefix, names in models_in(state).items():
         mine = sensors_in(names)
-        sources = [(other, sensors_in(parts)) for other, parts in theirs.items()]
-        for other, sensors in sorted(sources, key=lambda source: len(source[1] ^ mine)):
-            for name in names if sensors & mine else ():
+        sources = {other: sensors_in(parts) for other, parts in theirs.items()}
+        if prefix.removeprefix("models.").rstrip(".") in SENSORS:
+            sources = {other: sensors for other, sensors in sources.items() if sensors & mine}
+        for other in sorted(sources, key=lambda other: len(sources[other] ^ mine)):
+            for name in names:
                 tensor = given.get(other + name)
-                meets = name.split(".")[0] in MEETING and sensors != mine
+                meets = name.split(".")[0] in MEETING and sources[other] != mine
                 if tensor is not None and tensor.shape == state[prefix + name].shape and not meets:
                     found.setdefault(prefix + name, tensor)
     return found

@@ -155,14 +155,22 @@ def test_other_shapes_stay_new_and_averages_are_preferred(tmp_path):
         assert fits or key.startswith("trunk.")
 
 
+def test_a_sensors_own_model_takes_nothing_from_one_that_does_not_see_it(singles):
+    late = build_model(at("late"))
+    found = fitting(late.state_dict(), singles["camera"][1])
+    assert found and not parts(found, "models.lidar.", "models.radar.")
+    # A model that is not side by side with others takes what fits, as far as it is not of where sensors meet.
+    found = fitting(build_model(only("lidar")).state_dict(), singles["camera"][1])
+    assert parts(found, "trunk.", "detection.") and not parts(found, "fuse.", "lidar.")
+
+
 def test_what_gives_nothing_is_an_error(singles, tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"train\.start: nothing is taken from .*no weight has the name and shape"
-    ):
-        start_from(build_model(only("radar")), [singles["lidar"][0]])
-    twice = [singles["lidar"][0], singles["lidar"][0]]
-    with pytest.raises(CheckpointError, match="an earlier folder filled all that fits"):
-        start_from(build_model(only("lidar")), twice)
+    camera = nn.Module()
+    camera.camera = nn.Linear(2, 3)
+    with pytest.raises(CheckpointError, match=r"train\.start: nothing of .* fits: no weight has the name and shape"):
+        start_from(camera, [singles["lidar"][0]])
+    said = start_from(build_model(only("lidar")), [singles["lidar"][0], singles["lidar"][0]])
+    assert said[1].startswith("start: 0 of") and said[1].endswith("all that fits is filled")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         start_from(build_model(TINY), [tmp_path])
     folder = saved(numbered(only("radar"), 0.0), tmp_path / "damaged", only("radar"))
