@@ -22,7 +22,7 @@ from fusion3d.engine.checkpoint import EMA, MODEL, find_checkpoint
 from fusion3d.errors import CheckpointError
 from fusion3d.types import SENSORS
 
-MEETING = ("align", "represent", "fuse")  # parts that count the sensors, and mean something for the same ones alone
+MEETING = ("align", "represent", "fuse")  # parts where sensors meet: taken whole and for the same sensors, or not
 
 
 def start_from(model: nn.Module, folders: Sequence[str | Path]) -> list[str]:
@@ -91,12 +91,21 @@ def fitting(state: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[st
         if prefix.removeprefix("models.").rstrip(".") in SENSORS:
             sources = {other: sensors for other, sensors in sources.items() if sensors & mine}
         for other in sorted(sources, key=lambda other: len(sources[other] ^ mine)):
-            for name in names:
-                tensor = given.get(other + name)
-                meets = name.split(".")[0] in MEETING and sources[other] != mine
-                if tensor is not None and tensor.shape == state[prefix + name].shape and not meets:
-                    found.setdefault(prefix + name, tensor)
+            fits = [name for name in names if _same_shape(given.get(other + name), state[prefix + name])]
+            odd = {part_of(name) for name in set(names) - set(fits)}
+            for name in fits:
+                if part_of(name) not in MEETING or (sources[other] == mine and part_of(name) not in odd):
+                    found.setdefault(prefix + name, given[other + name])
     return found
+
+
+def _same_shape(theirs: Tensor | None, ours: Tensor) -> bool:
+    return theirs is not None and theirs.shape == ours.shape
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a weight is of, such as "trunk"."""
+    return name.split(".")[0]
 
 
 def models_in(names: Iterable[str]) -> dict[str, list[str]]:
@@ -111,7 +120,7 @@ def models_in(names: Iterable[str]) -> dict[str, list[str]]:
 
 def sensors_in(names: Iterable[str]) -> set[str]:
     """The sensors that a model has branches for, from the names of its weights."""
-    return {name.split(".")[0] for name in names} & set(SENSORS)
+    return {part_of(name) for name in names} & set(SENSORS)
 
 
 def count_parts(names: Iterable[str]) -> str:
@@ -119,5 +128,5 @@ def count_parts(names: Iterable[str]) -> str:
     parts = Counter()
     for prefix, inner in models_in(names).items():
         model = prefix.removeprefix("models.")
-        parts.update(model + name.split(".")[0] for name in inner)
+        parts.update(model + part_of(name) for name in inner)
     return ", ".join(f"{part} {count}" for part, count in parts.items())

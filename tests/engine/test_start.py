@@ -141,6 +141,16 @@ def test_a_model_of_all_sensors_gives_to_one_of_fewer_and_to_its_like(tmp_path):
     assert parts(joint, "models.joint.fuse.") and not parts(joint, "models.radar.fuse.")
 
 
+def test_where_sensors_meet_is_taken_whole_or_not(tmp_path):
+    folder = saved(numbered(TINY, 500.0), tmp_path, TINY)
+    other = build_model(dataclasses.replace(TINY, fusion=dataclasses.replace(TINY.fusion, operator="gated")))
+    names = [key for key in parts(other.state_dict(), "fuse.") if key in numbered(TINY, 0.0).state_dict()]
+    before = {key: other.state_dict()[key].clone() for key in parts(other.state_dict(), "fuse.")}
+    assert names  # some have the same name as those of concat
+    start_from(other, [folder])
+    assert all(torch.equal(other.state_dict()[key], tensor) for key, tensor in before.items())
+
+
 def test_other_shapes_stay_new_and_averages_are_preferred(tmp_path):
     model = numbered(only("lidar"), 500.0)
     ema = {key: tensor + 1000 for key, tensor in model.state_dict().items()}
