@@ -37,6 +37,10 @@ VERBS = {
         "fusion3d.engine.describe:main",
         "the walk through a model: shapes, parameters, operations, memory and time of each stage",
     ),
+    "compare_fusion": (
+        "fusion3d.analysis.comparison.main:main",
+        "train every way to fuse on the same data, seeds and budget: one table with intervals, one plot",
+    ),
     "demo": ("fusion3d.engine.demo:main", "synthetic data, training, evaluation and a report, in one go"),
 }
 BENCHMARKS = {

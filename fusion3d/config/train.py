@@ -53,6 +53,9 @@ class TrainConfig:
     """Probability that a single radar is lost."""
     checkpoint_every: Count = 500
     """Steps between checkpoints; one is always written at the end."""
+    start: tuple[str, ...] = ()
+    """Folders of checkpoints or runs whose (averaged) weights a new run begins with, where names and shapes fit; what
+    an earlier folder filled stays. Not looked at when a run goes on."""
     log_every: Count = 20
     """Steps between lines of the log."""
 

@@ -40,6 +40,7 @@ from fusion3d.engine.optimizer import build_optimizer, load_optimizer, one_cycle
 from fusion3d.engine.parallel import Objective, accumulating, drop_untouched, fill, share_out, whole
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
 from fusion3d.engine.split import open_split
+from fusion3d.engine.start import start_from
 from fusion3d.errors import CheckpointError, ConfigError, TrainingError
 from fusion3d.types import Batch
 
@@ -270,7 +271,9 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
             raise CheckpointError(
                 f"{run_dir} holds a run already (up to {found[-1].name}); resume it, remove it, or choose another --run"
             )
-        trainer = Trainer(config, build_model(config, pretrained=not found), dataset, run_dir, where)
+        model = build_model(config, pretrained=not found)
+        started = [] if found else start_from(model, config.train.start)
+        trainer = Trainer(config, model, dataset, run_dir, where)
         if found:
             trainer.resume(found[-1])
         with RunLog(run_dir, trainer.position.step, active=where.first) as log:
@@ -278,6 +281,8 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
             log.say(
                 f"{len(dataset)} samples, {count / 1e6:.2f} M parameters, {trainer.total_steps} steps on {where.device}"
             )
+            for line in started:
+                log.say(line)
             if found:
                 log.say(f"resumed from {found[-1]}")
             if trainer.position.step >= trainer.total_steps and found:

@@ -1,0 +1,199 @@
+"""The verb ``compare_fusion``: train every way to fuse on the same budget, and write one table and one plot.
+
+First each sensor alone; then every operator in the middle stage and every stage without an operator, all beginning with
+what the sensors' own models learned; then the other stages with the operators that were best. Runs that are finished
+are kept, one that was killed goes on, and the page can be written from what is there at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusion3d.analysis.comparison import costs
+from fusion3d.analysis.comparison.jobs import run_all
+from fusion3d.analysis.comparison.page import write_page
+from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, WITH_OPERATOR, Row, alone, best_rows
+from fusion3d.analysis.comparison.runs import ALONE_SEED, Budget, Run, check, claim, make_run, unfinished
+from fusion3d.analysis.comparison.summary import Metrics, estimate, nds
+from fusion3d.config import Config, differences, load_config
+from fusion3d.engine.benchmark_ops.table import environment, headline
+from fusion3d.errors import ConfigError, Fusion3DError
+from fusion3d.files import write_json
+
+ROWS = (*OPERATORS, *STAGES, *WITH_OPERATOR)  # those that fuse
+COSTS = "costs.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, on which budget, and where it lies."""
+
+    base: Config
+    budget: Budget
+    seeds: tuple[int, ...]
+    out: Path
+    only: tuple[str, ...] = ()  # rows; empty: all, and the best of the stages with an operator
+
+    def alone(self) -> list[Run]:
+        """The sensors' own models."""
+        return [self.run(row, ALONE_SEED) for row in alone(self.base.branches)]
+
+    def run(self, row: Row, seed: int) -> Run:
+        """A row's run."""
+        return make_run(self.base, row, seed, self.budget, self.out)
+
+    def runs(self, rows: Sequence[Row]) -> list[Run]:
+        """Of rows that fuse: one seed after the other, so that what is there at any time is even.
+
+        Raises:
+            ConfigError: a row's settings do not fit each other.
+        """
+        runs = [self.run(row, seed) for seed in self.seeds for row in rows]
+        for run in runs[: len(rows)]:
+            check(run)
+        return runs
+
+    def first_rows(self) -> list[Row]:
+        """The rows that do not depend on what others reach, or those asked for."""
+        if not self.only:
+            return [*OPERATORS, *STAGES]
+        known = {row.name: row for row in ROWS}
+        for name in self.only:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise ConfigError(f"--only: unknown row {name!r}; did you mean {near!r}? known: {', '.join(known)}")
+        return [row for row in ROWS if row.name in self.only]
+
+    def last_rows(self) -> list[Row]:
+        """The stages with the best operators, by their mean NDS with all sensors."""
+        if self.only:
+            return []
+        runs = {row.name: self.finished(row) for row in OPERATORS}
+        return list(best_rows({name: estimate([*map(nds, of.values())]).mean for name, of in runs.items()}))
+
+    def finished(self, row: Row) -> dict[int, Metrics]:
+        """By seed, what is there of a row.
+
+        Raises:
+            CheckpointError: it is of other settings, data or beginnings.
+        """
+        seeds = (ALONE_SEED,) if row.alone is not None else self.seeds
+        found = [run for run in (self.run(row, seed) for seed in seeds) if run.finished]
+        for run in found:
+            claim(run)
+        return {run.seed: run.metrics() for run in found}
+
+
+def compare(comparison: Comparison, jobs: int) -> None:
+    """Train and evaluate whatever is still to be done, and measure what the rows cost.
+
+    Raises:
+        ConfigError: a row's settings do not fit each other.
+        CheckpointError: a folder holds a run of other settings.
+        Fusion3DError: runs failed.
+    """
+    first = comparison.runs(comparison.first_rows())  # all are checked before anything is trained
+    steps = {
+        "each sensor alone": comparison.alone,
+        "rows": lambda: first,
+        "stages with the best operators": lambda: comparison.runs(comparison.last_rows()),
+    }
+    for number, (name, runs) in enumerate(steps.items(), 1):
+        todo = unfinished(runs())
+        print(f"[{number}/4] {name}: {len(todo)} runs to do, {jobs} at a time, in {comparison.out}", flush=True)
+        run_all(todo, jobs, _say)
+    known = measured(comparison.out).get("rows", {})
+    rows = [row for row in (*alone(comparison.base.branches), *ROWS) if row.name in known or comparison.finished(row)]
+    if len(rows) == len(known):
+        return
+    print(f"[4/4] what {len(rows)} rows cost", flush=True)  # all anew: one after the other, with nothing beside them
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = costs.measure([comparison.run(row, comparison.seeds[0]) for row in rows], device, _say)
+    write_json(comparison.out / COSTS, {"about": environment(device, comparison.base.data.version), "rows": found})
+
+
+def measured(out: Path) -> dict[str, Any]:
+    """The "rows" of ``costs.measure`` and what they were measured on, "about"; empty where nothing was."""
+    path = out / COSTS
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", flush=True)
+
+
+def report(comparison: Comparison, path: Path, name: str) -> str:
+    """Write the page from what is there.
+
+    Args:
+        comparison: what was compared.
+        path: without suffix.
+        name: of the configuration.
+
+    Raises:
+        Fusion3DError: there is nothing yet, or something else lies there.
+    """
+    singles = {row.name: comparison.finished(row) for row in alone(comparison.base.branches)}
+    joint = {row.name: comparison.finished(row) for row in ROWS}
+    singles, joint = ({row: runs for row, runs in of.items() if runs} for of in (singles, joint))
+    if not joint:
+        raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
+    cost = measured(comparison.out)
+    about = cost.get("about") or environment("cpu", comparison.base.data.version)
+    settings = {key: value for key, value in differences(comparison.base).items() if key != "data.root"}
+    header = {
+        "about": f"{headline(about, None)}; {name}",
+        "protocol": f"Same data, seeds ({', '.join(map(str, comparison.seeds))}) and budget for every row: "
+        f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the sensors' own "
+        "models wherever names and shapes fit (`train.start`): trunk and heads are the LiDAR model's, what fuses is "
+        "new.",
+        "settings": settings,
+        "environment": about,
+    }
+    return write_page(path, singles, joint, cost.get("rows", {}), header)
+
+
+def main(argv: list[str]) -> int:
+    """``compare_fusion CONFIG [--only ROW ...] [--seeds N ...] [--epochs N] [--jobs N] [--report] [--a.b value]``."""
+    parser = argparse.ArgumentParser(
+        "compare_fusion",
+        description="Train and evaluate every way to fuse on the same data, seeds and budget: one table, one plot.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", help="YAML file of what all rows share, e.g. configs/demo.yaml")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the runs")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks/fusion"), help="files without their suffix")
+    parser.add_argument("--only", nargs="+", default=(), metavar="ROW", help="rows, such as gated or hybrid-concat")
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--epochs", type=int, default=2, help="of all sensors together")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of these epochs")
+    parser.add_argument(
+        "--alone-epochs", nargs="+", type=int, default=(20, 8, 8), metavar="N", help="of each sensor's own model"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, each on one thread")
+    parser.add_argument("--report", action="store_true", help="train nothing: write the page from what is there")
+    parser.epilog = "Every setting can be overridden for all rows, e.g. --data.root PATH: fusion3d/config/."
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        raise ConfigError(f"compare_fusion: expected the configuration file first, found {argv[0]!r}")
+    options, overrides = parser.parse_known_args(argv)
+    base = load_config(options.config, overrides)
+    if len(options.alone_epochs) != len(base.branches):
+        raise ConfigError(f"--alone-epochs: expected one for each of {base.branches}, found {options.alone_epochs}")
+    if min(*options.alone_epochs, options.epochs, options.jobs) < 1:
+        raise ConfigError("--epochs, --alone-epochs and --jobs: expected at least 1")
+    budget = Budget(tuple(options.alone_epochs), options.epochs, options.rate)
+    comparison = Comparison(base, budget, tuple(options.seeds), options.out, tuple(options.only))
+    if not options.report:
+        compare(comparison, options.jobs)
+    print(report(comparison, options.page, options.config))
+    print(f"written: {options.page}.md, .svg, .json")
+    return 0

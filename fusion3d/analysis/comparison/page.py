@@ -1,0 +1,193 @@
+"""The comparison as a page: one table, one plot, and what the sensors add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fusion3d.analysis.comparison.rows import REFERENCE
+from fusion3d.analysis.comparison.summary import (
+    Gain,
+    Metrics,
+    Scores,
+    best,
+    difference,
+    estimate,
+    gain,
+    gains,
+    mean_nds,
+    nds,
+    whole,
+)
+from fusion3d.files import write_json, write_whole
+from fusion3d.view.intervals import Spread, draw_intervals
+
+NOTE = (
+    "± is half of the 95 % t-interval over the seeds. mean of subsets: of the NDS under every subset of the sensors. "
+    f"to {REFERENCE}: difference in NDS, paired by seed; n.d.: not distinguishable from none by its 95 % t-interval, "
+    "which is not corrected for the number of rows. C, L, R: NDS of the same checkpoint with camera, LiDAR or radar "
+    "alone, and so on; in the rows of one sensor, of a model that was trained with it alone. mAVE [m/s]: with all "
+    "sensors of the row. GFLOPs (two for a multiply-add) and ms (median): inference of one keyframe."
+)
+LETTERS = {"camera": "C", "lidar": "L", "radar": "R"}
+
+
+def short(subset: str) -> str:
+    """ "camera+radar" as "C+R"."""
+    return "+".join(LETTERS[name] for name in subset.split("+"))
+
+
+def write_page(
+    path: Path,
+    alone: Scores,
+    joint: Scores,
+    costs: Mapping[str, Mapping[str, float]],
+    header: Mapping[str, Any],
+) -> str:
+    """Write ``path`` with the suffixes .md, .svg and .json.
+
+    Args:
+        path: without suffix.
+        alone: metrics of the sensors' own models, by row and seed.
+        joint: of the rows that fuse; not empty.
+        costs: of ``measure``, for the rows that have any.
+        header: how all this was made: "about" and "protocol" are lines of text.
+
+    Returns:
+        The text of the page.
+
+    Raises:
+        Fusion3DError: a file cannot be written.
+    """
+    plot = path.with_suffix(".svg")
+    said = gains(joint)
+    text = "\n".join(
+        [
+            "# Ways to fuse, compared",
+            "",
+            str(header["about"]),
+            "",
+            str(header["protocol"]),
+            "",
+            f"![NDS of every row]({plot.name})",
+            "",
+            *_table(alone, joint, costs),
+            "",
+            NOTE,
+            "",
+            "## What the sensors add",
+            "",
+            *_gain_lines(said, alone, joint),
+            "",
+        ]
+    )
+    _draw(plot, alone, joint)
+    write_json(path.with_suffix(".json"), _plain(alone, joint, costs, said, header))
+    write_whole(path.with_suffix(".md"), text.encode())
+    return text
+
+
+def _table(alone: Scores, joint: Scores, costs: Mapping[str, Mapping[str, float]]) -> list[str]:
+    first = _any(joint)
+    subsets = [name for name in first["subsets"] if name != whole(first)]
+    heads = ["row", "seeds", f"NDS, {short(whole(first))}", "mean of subsets", f"to {REFERENCE}"]
+    heads += [*map(short, subsets), "mAVE", "parameters", "GFLOPs", "ms"]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for name, runs in (alone | dict(joint)).items():  # type: ignore[operator]
+        every = name in joint
+        scores = list(runs.values())
+        to = difference(runs, joint[REFERENCE], nds) if every and _compared(name, joint) else None
+        cells = [name, str(len(runs)), str(estimate([*map(nds, scores)])) if every else "-"]
+        cells += [str(estimate([*map(mean_nds, scores)])) if every else "-"]
+        cells += ["-" if to is None else f"{to.mean:+.3f}{'' if to.distinguishable else ' n.d.'}"]
+        for subset in subsets:
+            there = [nds(metrics, subset) for metrics in scores if subset in metrics["subsets"]]
+            cells.append(f"{estimate(there).mean:.3f}" if there else "-")
+        cells.append(f"{estimate([m['subsets'][whole(m)]['mAVE'] for m in scores]).mean:.3f}")
+        cost = costs.get(name)
+        cells += ["-"] * 3 if cost is None else [f"{cost['parameters']:,}", f"{cost['gflops']:.2f}"]
+        cells += [] if cost is None else [f"{cost['milliseconds']:.0f}"]
+        lines.append(cells)
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _compared(name: str, joint: Scores) -> bool:
+    return name != REFERENCE and REFERENCE in joint and bool(joint[name].keys() & joint[REFERENCE].keys())
+
+
+def _gain_lines(said: Sequence[Gain], alone: Scores, joint: Scores) -> list[str]:
+    runs, first = sum(map(len, joint.values())), _any(joint)
+    size = whole(first).count("+") + 1
+    kinds = {2: "best pair", 1: "best single sensor"}
+    own = {name: estimate([*map(nds, trained.values())]).mean for name, trained in alone.items()}
+    return [
+        f"Over {runs} runs of {len(joint)} rows, each paired with itself under fewer sensors; 95 % t-intervals with "
+        "every row counted once and with every seed counted once, since runs of one row, or of one seed, may be alike. "
+        "What is not parted from zero by both is not distinguishable. Other scenes may say something else: all runs "
+        f"were scored on the same {first['num_samples']} keyframes and began with the same models of single sensors. "
+        "The best of the smaller subsets is the one with the highest mean on these very runs, which favours it.",
+        "",
+        *(f"- **{kinds[count]}**: {best(said, count)}" for count in range(size - 1, 0, -1)),
+        *(f"- {one}" for one in said),
+        *(
+            f"- {gain(joint, 'NDS', whole(first), f'the model of {name} alone ({level:.3f})', _above(level))}"
+            for name, level in own.items()
+        ),
+    ]
+
+
+def _above(level: float) -> Callable[[Metrics], float]:
+    return lambda metrics: nds(metrics) - level
+
+
+def _any(scores: Scores) -> Metrics:
+    return next(iter(next(iter(scores.values())).values()))
+
+
+def _draw(path: Path, alone: Scores, joint: Scores) -> None:
+    def spread(values: list[float]) -> Spread:
+        found = estimate(values)
+        return Spread(tuple(values), found.mean, found.half)
+
+    names = [*alone, *joint]
+    rows = [*alone.values(), *joint.values()]
+    first = _any(joint)
+    panels: dict[str, list[Spread | None]] = {
+        f"NDS with all sensors of the row ({short(whole(first))}; ± 95 %)": [
+            spread([*map(nds, runs.values())]) for runs in rows
+        ],
+        f"mean NDS over {len(first['subsets'])} subsets": [
+            spread([*map(mean_nds, runs.values())]) if name in joint else None
+            for name, runs in zip(names, rows, strict=True)
+        ],
+    }
+    draw_intervals(path, names, panels, separate=(len(alone),))  # type: ignore[arg-type]
+
+
+def _plain(
+    alone: Scores,
+    joint: Scores,
+    costs: Mapping[str, Mapping[str, float]],
+    said: Sequence[Gain],
+    header: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that the page says, as numbers."""
+    keep = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+    return {
+        **header,
+        "rows": {
+            name: {
+                "seeds": {
+                    str(seed): {subset: {k: of[k] for k in keep} for subset, of in metrics["subsets"].items()}
+                    for seed, metrics in runs.items()
+                },
+                "NDS": asdict(estimate([*map(nds, runs.values())])),
+                "mean of subsets": asdict(estimate([*map(mean_nds, runs.values())])),
+                "cost": costs.get(name),
+            }
+            for name, runs in [*alone.items(), *joint.items()]
+        },
+        "gains": [asdict(one) | {"distinguishable": one.distinguishable} for one in said],
+    }

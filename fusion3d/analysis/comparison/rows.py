@@ -1,0 +1,58 @@
+"""What is compared: each sensor alone, every operator in the middle stage, and every other stage.
+
+Operators and stages are those that the configuration names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import get_args, get_type_hints
+
+from fusion3d.config import Config, FusionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way to fuse, or one sensor alone."""
+
+    name: str
+    stage: str = "middle"
+    operator: str = "concat"
+    alone: str | None = None  # the only sensor
+
+    def config(self, base: Config) -> Config:
+        """``base`` with this row's branches and fusion."""
+        if self.alone is not None:
+            others = {name: None for name in base.branches if name != self.alone}
+            return dataclasses.replace(base, **others)  # type: ignore[arg-type]
+        fusion = dataclasses.replace(base.fusion, stage=self.stage, operator=self.operator)  # type: ignore[arg-type]
+        return dataclasses.replace(base, fusion=fusion)
+
+
+def choices(setting: str) -> tuple[str, ...]:
+    """What a setting of ``fusion`` may be."""
+    return get_args(get_type_hints(FusionConfig)[setting])
+
+
+REFERENCE = "concat"  # the row that others are compared with, chosen before any was trained
+BEST = {"hierarchical": 2, "hybrid": 1}  # stages that have an operator too: so many of the best ones are tried
+OPERATORS = tuple(Row(name, operator=name) for name in choices("operator"))
+STAGES = tuple(Row(name, stage=name) for name in choices("stage") if name not in ("middle", *BEST))
+WITH_OPERATOR = tuple(Row(f"{stage}-{operator}", stage, operator) for stage in BEST for operator in choices("operator"))
+
+
+def alone(sensors: Sequence[str]) -> tuple[Row, ...]:
+    """The rows of single sensors, whose weights the others begin with."""
+    return tuple(Row(sensor, alone=sensor) for sensor in sensors)
+
+
+def best_rows(score: Mapping[str, float]) -> tuple[Row, ...]:
+    """The stages that have an operator, with the best ones.
+
+    Args:
+        score: of each operator; the higher, the better.
+    """
+    ranked = sorted(score, key=lambda name: -score[name])
+    chosen = {f"{stage}-{operator}" for stage, count in BEST.items() for operator in ranked[:count]}
+    return tuple(row for row in WITH_OPERATOR if row.name in chosen)

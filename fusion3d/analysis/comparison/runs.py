@@ -1,0 +1,154 @@
+"""A row and a seed as a run: its configuration, its folder, and whether what lies there is the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fusion3d.analysis.comparison.rows import Row
+from fusion3d.build import build_model
+from fusion3d.config import Config, differences, from_dict, to_dict
+from fusion3d.engine.checkpoint import FREE_KEYS, check_same_config, list_checkpoints
+from fusion3d.engine.start import weights_file
+from fusion3d.errors import CheckpointError, ConfigError
+from fusion3d.files import write_json
+
+RECORD, METRICS = "record.json", Path("evaluation", "metrics.json")
+FILL_ORDER = ("lidar", "camera", "radar")  # whose trunk and heads the joint model begins with: the first one's
+ALONE_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What every row gets. The same for all of a kind."""
+
+    alone_epochs: tuple[int, ...]  # of each sensor's own model, in the order of SENSORS
+    joint_epochs: int  # of each row that fuses, from the sensors' models on
+    joint_rate: float  # peak learning rate of these
+
+    def describe(self, base: Config) -> str:
+        """In words."""
+        alone = ", ".join(f"{name} {count}" for name, count in zip(base.branches, self.alone_epochs, strict=True))
+        return (
+            f"epochs of each sensor alone (seed {ALONE_SEED}, peak rate {base.train.learning_rate:g}): {alone}; "
+            f"of all together: {self.joint_epochs} (peak rate {self.joint_rate:g}, sensors dropped with probability "
+            f"{base.train.drop_sensor:g})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training and its evaluation."""
+
+    row: Row
+    seed: int
+    config: Config
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.row.name} seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Is it evaluated?"""
+        return (self.folder / METRICS).is_file()
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``evaluate`` said.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        return _read(self.folder / METRICS)
+
+
+def make_run(base: Config, row: Row, seed: int, budget: Budget, out: Path) -> Run:
+    """The run of a row."""
+    if row.alone is not None:
+        epochs, rate, start = dict(zip(base.branches, budget.alone_epochs, strict=True))[row.alone], None, ()
+    else:
+        epochs, rate = budget.joint_epochs, budget.joint_rate
+        start = tuple(str(run_folder(out, name, ALONE_SEED)) for name in FILL_ORDER if name in base.branches)
+    train = dataclasses.replace(
+        base.train, epochs=epochs, learning_rate=rate or base.train.learning_rate, start=start, checkpoint_every=50
+    )
+    config = dataclasses.replace(
+        row.config(base), seed=seed, train=train, data=dataclasses.replace(base.data, workers=0)
+    )
+    return Run(row, seed, config, run_folder(out, row.name, seed))
+
+
+def check(run: Run) -> None:
+    """See that the settings of a row fit each other.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    try:
+        build_model(run.config, pretrained=False)
+    except ConfigError as error:
+        raise ConfigError(f"row {run.row.name}: {error}") from error
+
+
+def run_folder(out: Path, row: str, seed: int) -> Path:
+    """Where a run lies."""
+    return out / row / f"seed-{seed}"
+
+
+def claim(run: Run) -> None:
+    """Note in a run's folder what it is, or see that what was noted is the same.
+
+    Raises:
+        CheckpointError: the folder holds a run of other settings, data or weights to begin with.
+    """
+    path = run.folder / RECORD
+    if not path.is_file():
+        for checkpoint in list_checkpoints(run.folder)[-1:]:
+            check_same_config(run.config, checkpoint)
+        write_json(path, {"config": to_dict(run.config), "data": data_digest(run.config), "start": _starts(run.config)})
+        return
+    noted = _read(path)
+    theirs = from_dict(noted["config"], source=str(path))
+    old, new = differences(theirs, run.config), differences(run.config, theirs)
+    wrong = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
+        for key in sorted({*old, *new} - FREE_KEYS - {"train.start"})
+    ]
+    wrong += ["other data"] * (noted["data"] != data_digest(run.config))
+    wrong += ["other weights to begin with"] * (noted["start"] != _starts(run.config))
+    if wrong:
+        raise CheckpointError(
+            f"{run.folder} holds another run ({'; '.join(wrong)}); take another --out, or remove that folder"
+        )
+
+
+def data_digest(config: Config) -> str:
+    """Tells one data set from another: of its table of keyframes and its splits."""
+    digest = hashlib.sha256(f"{config.data.train_split} {config.data.split}".encode())
+    for name in ("sample.json", "splits.json"):
+        path = Path(config.data.root, config.data.version, name)
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:16]
+
+
+def _starts(config: Config) -> list[str]:
+    """Digests of the weights that a run begins with."""
+    return [hashlib.sha256(weights_file(folder).read_bytes()).hexdigest()[:16] for folder in config.train.start]
+
+
+def unfinished(runs: Sequence[Run]) -> list[Run]:
+    """Those still to be done; all are claimed."""
+    for run in runs:
+        claim(run)
+    return [run for run in runs if not run.finished]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; remove it to do this again") from error

@@ -1,0 +1,158 @@
+"""The runs' numbers as means with intervals, and what each sensor adds.
+
+An interval is Student's t for 95 %. It is about repeating the runs on these same samples: other scenes may say
+something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Metrics = Mapping[str, Any]  # what ``evaluate`` gives
+Scores = Mapping[str, Mapping[int, Metrics]]  # by row and seed
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and half of its interval; None where one value is all."""
+
+    mean: float
+    half: float | None
+    count: int
+
+    @property
+    def distinguishable(self) -> bool:
+        """Is zero outside of the interval?"""
+        return self.half is not None and abs(self.mean) > self.half
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + ("" if self.half is None else f" ± {self.half:.3f}")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of independent values, with its t-interval.
+
+    Raises:
+        ValueError: no value.
+    """
+    from scipy.stats import t
+
+    if not values:
+        raise ValueError("an estimate needs at least one value, found none")
+    count, mean = len(values), sum(values) / len(values)
+    if count < 2:
+        return Estimate(mean, None, count)
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    return Estimate(mean, float(t.ppf((1 + LEVEL) / 2, count - 1)) * math.sqrt(variance / count), count)
+
+
+def whole(metrics: Metrics) -> str:
+    """The name of the subset with all sensors."""
+    return max(metrics["subsets"], key=lambda name: name.count("+"))
+
+
+def nds(metrics: Metrics, subset: str | None = None) -> float:
+    """Of a subset, or with all sensors."""
+    return metrics["subsets"][subset or whole(metrics)]["NDS"]
+
+
+def mean_nds(metrics: Metrics) -> float:
+    """Over all subsets."""
+    scores = [row["NDS"] for row in metrics["subsets"].values()]
+    return sum(scores) / len(scores)
+
+
+def difference(ours: Mapping[int, Metrics], theirs: Mapping[int, Metrics], of: Callable[[Metrics], float]) -> Estimate:
+    """Ours less theirs, paired by the seeds that both have.
+
+    Raises:
+        ValueError: they share none.
+    """
+    return estimate([of(ours[seed]) - of(theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a number gains where sensors are added, in runs that are paired with themselves.
+
+    Runs of one row are alike, and so may those of one seed be. So the mean has two intervals: with every row counted
+    once, and with every seed counted once. Only what both of them part from zero is called distinguishable.
+    """
+
+    metric: str
+    more: str  # subset
+    less: str  # subset, or what else it is compared with
+    rows: Estimate  # positive is better
+    seeds: Estimate
+
+    @property
+    def mean(self) -> float:
+        """Over rows."""
+        return self.rows.mean
+
+    @property
+    def distinguishable(self) -> bool:
+        """Is zero outside of both intervals?"""
+        return self.rows.distinguishable and self.seeds.distinguishable
+
+    def __str__(self) -> str:
+        halves = [f"{of.half:.3f}" if of.half is not None else "?" for of in (self.rows, self.seeds)]
+        verdict = "" if self.distinguishable else ": not distinguishable"
+        return (
+            f"{self.metric}, {self.more} against {self.less}: {self.mean:+.3f} ± {halves[0]} over rows, ± {halves[1]} "
+            f"over seeds{verdict}"
+        )
+
+
+def gain(scores: Scores, metric: str, more: str, less: str, of: Callable[[Metrics], float]) -> Gain:
+    """A gain from a number of each run.
+
+    Args:
+        scores: of rows, each with a run at least.
+        metric: its name.
+        more: what is compared.
+        less: with what.
+        of: the number; positive is better.
+    """
+    numbers = {row: {seed: of(metrics) for seed, metrics in runs.items()} for row, runs in scores.items()}
+    seeds = sorted({seed for runs in numbers.values() for seed in runs})
+    by_seed = [[runs[seed] for runs in numbers.values() if seed in runs] for seed in seeds]
+    means = [[sum(group) / len(group) for group in groups] for groups in (map(_values, numbers.values()), by_seed)]
+    return Gain(metric, more, less, *map(estimate, means))
+
+
+def _values(runs: Mapping[int, float]) -> list[float]:
+    return list(runs.values())
+
+
+def gains(scores: Scores) -> list[Gain]:
+    """All sensors against every smaller subset in NDS, and each subset with radar against the same without in mAVE.
+
+    Args:
+        scores: of the rows that fuse.
+    """
+    first = next(iter(next(iter(scores.values())).values()))
+    subsets, most = list(first["subsets"]), whole(first)
+    found = [_between(scores, "NDS", most, name, 1) for name in subsets if name != most]
+    for name in subsets:
+        without = "+".join(part for part in name.split("+") if part != "radar")
+        if without not in ("", name):
+            found.append(_between(scores, "mAVE", name, without, -1))
+    return found
+
+
+def _between(scores: Scores, metric: str, more: str, less: str, sign: int) -> Gain:
+    def of(metrics: Metrics) -> float:
+        return sign * (metrics["subsets"][more][metric] - metrics["subsets"][less][metric])
+
+    return gain(scores, metric if sign > 0 else f"{metric} (lower by)", more, less, of)
+
+
+def best(found: Sequence[Gain], size: int) -> Gain:
+    """The gain over the best subset of ``size`` sensors: of the highest mean, and so the smallest gain."""
+    rivals = [one for one in found if one.metric == "NDS" and one.less.count("+") == size - 1]
+    return min(rivals, key=lambda one: one.mean)
