@@ -97,13 +97,14 @@ class Painting(nn.Module):
         Places less than half a cell from an edge are moved there, where the outermost cells are read as they are. How
         many there are takes a host read on CUDA.
         """
-        size_2 = torch.tensor([shape[1], shape[0]], device=cloud.points.device)
+        rows, cols = shape
         images, points, places = [], [], []
         for image_P, u_P, v_P, depth_P in seen_points(cameras, cloud):
-            place_P2 = (torch.stack([u_P, v_P], dim=1) + 0.5) / (self.stride * size_2)
-            seen_P = (depth_P > 0) & (place_P2 >= 0).all(1) & (place_P2 < 1).all(1)
-            points.append(seen_P.nonzero()[:, 0])
-            images.append(image_P[points[-1]])
-            places.append(place_P2[points[-1]])
-        half_2 = 0.5 / size_2
-        return torch.cat(images), torch.cat(points), torch.cat(places).clamp(half_2, 1 - half_2)
+            x_P, y_P = (u_P + 0.5) / (self.stride * cols), (v_P + 0.5) / (self.stride * rows)
+            seen_P = (depth_P > 0) & (x_P >= 0) & (x_P < 1) & (y_P >= 0) & (y_P < 1)
+            point_K = seen_P.nonzero()[:, 0]
+            x_K, y_K = x_P[point_K].clamp(0.5 / cols, 1 - 0.5 / cols), y_P[point_K].clamp(0.5 / rows, 1 - 0.5 / rows)
+            points.append(point_K)
+            images.append(image_P[point_K])
+            places.append(torch.stack([x_K, y_K], dim=1))
+        return torch.cat(images), torch.cat(points), torch.cat(places)

@@ -56,7 +56,7 @@ ENCODERS = ("pillars", "voxels", "windows")
 
 def make(*overrides: str, config: Config = EARLY) -> Fusion3D:
     torch.manual_seed(0)
-    model = build_model(override(config, overrides))
+    model = build_model(override(config, list(overrides)))
     assert isinstance(model, Fusion3D) and isinstance(model.fuse, EarlyFusion)
     return model
 
