@@ -69,7 +69,7 @@ class CameraConfig:
     network that knows the camera; lidar_lift: depth helped by LiDAR; radar_lift: by radar; deformable: cells look into
     the images by attention; unproject: cells read the images where they are seen, without depth."""
     channels: Count = 80
-    """Channels of the camera BEV map."""
+    """Channels of the camera BEV map; in fusion.stage early, of the features that points are painted with."""
     depth: tuple[float, float, float] = (1.0, 60.0, 0.5)
     """First edge, last edge and step of the depth bins [m]."""
     heights: Count = 8
