@@ -188,7 +188,7 @@ class FusionConfig:
     paint: Literal["features", "scores"] = "features"
     """early: what is appended to a point from where it is in the images. features: those of the image network, which
     learn from it; scores: of the ten classes, which learn from camera.image_loss alone."""
-    virtual_points: Count = 4
+    virtual_points: Count = 8
     """early: points that each image cell adds to the cloud, at its likeliest depths."""
     scales: Count = 3
     """hierarchical: how many, each with half the resolution of the one before."""
