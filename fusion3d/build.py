@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from fusion3d.bev.align import make_align
+from fusion3d.bev.early import make_early
 from fusion3d.bev.fusion import make_fusion
+from fusion3d.bev.lift import DepthBins
 from fusion3d.bev.represent import make_representation
 from fusion3d.bev.temporal import make_temporal
 from fusion3d.bev.trunk import Trunk
@@ -74,31 +76,32 @@ def _make_camera(config: Config, pretrained: bool) -> CameraBranch:
     assert camera is not None
     if min(config.data.image_size) < 64:
         raise ConfigError(f"data.image_size: expected at least 64 x 64 px, found {config.data.image_size}")
-    view = make_view(config)
-    encoder = make_camera_encoder(camera, 0 if view.bins is None else len(view.bins), pretrained)
+    view = None if config.fusion.stage == "early" else make_view(config)
+    bins = DepthBins(*camera.depth) if view is None else view.bins
+    encoder = make_camera_encoder(camera, 0 if bins is None else len(bins), pretrained)
     classes = None
     if camera.image_loss > 0:
         classes = ImageClasses(camera.channels, camera.stride, camera.image_loss)
-    return CameraBranch(encoder, view, camera.depth_loss, classes)
+    return CameraBranch(encoder, view, bins, camera.stride, camera.depth_loss, classes)
 
 
 def _build_one(config: Config, pretrained: bool) -> Fusion3D:
-    """The model whose sensors meet in one map."""
+    """The model whose sensors meet in one map, or before, as points."""
     grid, camera, lidar, radar = config.grid, None, None, None
+    early = config.fusion.stage == "early"
     if config.camera is not None:
         camera = _make_camera(config, pretrained)
-    if config.lidar is not None:
+    if config.lidar is not None and not early:
         lidar = make_lidar(config.lidar, grid)
-    if config.radar is not None:
+    if config.radar is not None and not early:
         radar = make_radar(config.radar, grid)
-    branches = {"camera": camera, "lidar": lidar, "radar": radar}
-    channels = {name: branch.channels for name, branch in branches.items() if branch is not None}
+    channels = {name: getattr(config, name).channels for name in config.branches}
     inputs = config.trunk.out_channels
     detection = planning = sensors = None
     if config.detection is not None:
         head = {"center": CenterHead, "query": QueryHead}[config.detection.head]
         detection = head(config.detection, inputs, grid)
-        if config.detection.sensor_weight > 0:
+        if config.detection.sensor_weight > 0 and not early:
             sensors = SensorHeatmaps(channels, config.detection.loss_weight * config.detection.sensor_weight)
     if config.planning is not None:
         planning = PlanningHead(config.planning, inputs, grid)
@@ -108,7 +111,7 @@ def _build_one(config: Config, pretrained: bool) -> Fusion3D:
         camera,
         lidar,
         radar,
-        make_fusion(config.fusion, list(fused.values()), grid),
+        make_early(config) if early else make_fusion(config.fusion, list(fused.values()), grid),
         Trunk(config.trunk, config.fusion.channels),
         detection,
         planning,

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from fusion3d.bev.align import DeformableAlign
 from fusion3d.bev.auxiliary import auxiliary_losses
-from fusion3d.bev.lift import DepthOutput, depth_loss
+from fusion3d.bev.early import EarlyFusion
+from fusion3d.bev.lift import DepthBins, DepthOutput, depth_loss
 from fusion3d.bev.represent import Coordinated, Factorised
 from fusion3d.bev.temporal import Memory, Temporal
 from fusion3d.bev.trunk import Trunk
 from fusion3d.bev.views import View
-from fusion3d.encoders.camera import CameraEncoder
+from fusion3d.encoders.camera import CameraEncoder, CameraFeatures
 from fusion3d.encoders.clouds import CloudEncoder
 from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
@@ -37,20 +38,28 @@ class CameraBranch(nn.Module):
     """Images to a bird's-eye map, and what can be asked of the images themselves."""
 
     def __init__(
-        self, encoder: CameraEncoder, view: View, depth_weight: float, classes: ImageClasses | None = None
+        self,
+        encoder: CameraEncoder,
+        view: View | None,
+        bins: DepthBins | None,
+        stride: int,
+        depth_weight: float,
+        classes: ImageClasses | None = None,
     ) -> None:
+        """``view`` is None where no map is made, ``bins`` where no depth is; ``stride`` [px] of a feature cell."""
         super().__init__()
         self.encoder = encoder
         self.view = view
-        self.channels = view.channels
+        self.bins = bins
+        self.stride = stride
         self.depth_weight = depth_weight
         self.classes = classes
 
-    def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Any]]:
-        """[B, C, Y, X], and what there is of "depth" (DepthOutput) and, in training, "image" (ImageOutput).
+    def look(self, batch: Batch) -> tuple[CameraFeatures | None, dict[str, Any]]:
+        """What images show, and what there is of "depth" (DepthOutput) and "image" (ImageOutput).
 
         Nothing without images; but in training, where processes may have to go through the layers together, cameras
-        without an image do so. LiDAR and radar are looked at where depth or view are helped by them.
+        without an image do so. LiDAR is looked at where depth is helped by it.
         """
         cameras = batch.cameras
         if cameras is None or not (len(cameras.images) or self.training):
@@ -59,15 +68,23 @@ class CameraBranch(nn.Module):
         outputs: dict[str, Any] = {}
         if features.depth is not None:
             outputs["depth"] = DepthOutput(features.depth, cameras)
-        if self.training and self.classes is not None:
+        if self.classes is not None:
             outputs["image"] = self.classes(features.context, cameras)
-        return self.view(features, cameras, len(batch), batch.radar), outputs
+        return features, outputs
+
+    def forward(self, batch: Batch) -> tuple[Tensor | None, dict[str, Any]]:
+        """[B, C, Y, X], None without images, and what ``look`` says. Radar is looked at where it helps the view."""
+        assert self.view is not None, "this branch makes no map"
+        features, outputs = self.look(batch)
+        if features is None or batch.cameras is None:
+            return None, outputs
+        return self.view(features, batch.cameras, len(batch), batch.radar), outputs
 
     def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         """Weighted terms of the outputs that are there."""
         terms: dict[str, Tensor] = {}
-        if "depth" in outputs and self.view.bins is not None:
-            depth = depth_loss(outputs["depth"], batch.lidar, self.view.bins, self.view.stride)
+        if "depth" in outputs and self.bins is not None:
+            depth = depth_loss(outputs["depth"], batch.lidar, self.bins, self.stride)
             terms["depth"] = self.depth_weight * depth
         if self.classes is not None and "image" in outputs:
             terms |= self.classes.losses(outputs["image"], batch)
@@ -120,7 +137,7 @@ class Fusion3D(nn.Module):
 
         Returns:
             "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "map" ([B, N, Y, X] logits), "depth"
-            (DepthOutput), "memory" (Memory); "sensors", "image" and "representation" in training.
+            (DepthOutput), "image" (ImageOutput), "memory" (Memory); "sensors" and "representation" in training.
         """
         fused_BCYX, outputs = self.see(batch)
         if self.temporal is not None:
@@ -138,6 +155,10 @@ class Fusion3D(nn.Module):
     def see(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The fused map [B, C, Y, X] of what the sensors see now, and what is said on the way to it."""
         outputs: dict[str, Any] = {}
+        if isinstance(self.fuse, EarlyFusion):  # of sensors that meet as points, and have no maps of their own
+            features, outputs = (None, {}) if self.camera is None else self.camera.look(batch)
+            return self.fuse(features, outputs, batch), outputs
+
         maps: dict[str, Tensor | None] = {}
         if self.camera is not None:
             maps["camera"], outputs = self.camera(batch)

@@ -92,6 +92,7 @@ OPTIONS = [
     {"representation": "factorised", "operator": "gated"},
     {"align": "deformable"},
     {"operator": "channel_exchange", "representation": "factorised", "align": "deformable"},
+    {"stage": "early"},
     {"stage": "hierarchical"},
     {"stage": "hierarchical", "operator": "cross_attention", "representation": "coordinated"},
 ]

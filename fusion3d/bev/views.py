@@ -25,10 +25,7 @@ def make_view(config: Config) -> View:
     """
     camera, grid = config.camera, config.grid
     assert camera is not None
-    for sensor in ("lidar", "radar"):
-        if camera.view == f"{sensor}_lift" and getattr(config, sensor) is None:
-            raise ConfigError(f"camera.view: found {camera.view!r} with {sensor}: null, so the model sees no {sensor}; "
-                              f"expected a {sensor} branch, or another view")  # fmt: skip
+    check_helper(config)
     if camera.view in _DEPTHLESS:
         if camera.depth_loss > 0:
             raise ConfigError(f"camera.depth_loss: found {camera.depth_loss} with camera.view {camera.view!r}, which "
@@ -38,3 +35,13 @@ def make_view(config: Config) -> View:
         return Deformable(grid, camera.stride, camera.channels, camera.heights, camera.layers)
     lift = RadarLift if camera.view == "radar_lift" else LiftSplat
     return lift(DepthBins(*camera.depth), grid, camera.stride, camera.channels)
+
+
+def check_helper(config: Config) -> None:
+    """ConfigError where depth or view are to be helped by a sensor that the model does not see."""
+    camera = config.camera
+    assert camera is not None
+    for sensor in ("lidar", "radar"):
+        if camera.view == f"{sensor}_lift" and getattr(config, sensor) is None:
+            raise ConfigError(f"camera.view: found {camera.view!r} with {sensor}: null, so the model sees no {sensor}; "
+                              f"expected a {sensor} branch, or another view")  # fmt: skip

@@ -67,7 +67,7 @@ class CameraConfig:
     network that knows the camera; lidar_lift: depth helped by LiDAR; radar_lift: by radar; deformable: cells look into
     the images by attention; unproject: cells read the images where they are seen, without depth."""
     channels: Count = 80
-    """Channels of the camera BEV map."""
+    """Channels of the camera BEV map; in fusion.stage early, of the features that points are painted with."""
     depth: tuple[float, float, float] = (1.0, 60.0, 0.5)
     """First edge, last edge and step of the depth bins [m]."""
     heights: Count = 8
@@ -178,9 +178,16 @@ class RadarConfig:
 class FusionConfig:
     """Where and how the sensors meet."""
 
-    stage: Literal["middle", "hierarchical", "late", "hybrid"] = "middle"
-    """middle: in their maps; hierarchical: in their maps at several scales; late: each sensor has a model of its own,
-    and the boxes are merged; hybrid: those models and one of all sensors, whose boxes are merged too."""
+    stage: Literal["early", "middle", "hierarchical", "late", "hybrid"] = "middle"
+    """early: as one cloud of points, painted by the images; middle: in their maps; hierarchical: in their maps at
+    several scales; late: each sensor has a model of its own, and the boxes are merged; hybrid: those models and one of
+    all sensors, whose boxes are merged too. Of the branches, early reads that of the images, lidar for the whole cloud
+    (dynamic pillars as wide as a cell, where it is null) and radar.advance; and no operator."""
+    paint: Literal["features", "scores"] = "features"
+    """early: what is appended to a point from where it is in the images. features: those of the image network, which
+    learn from it; scores: of the ten classes, which learn from camera.image_loss alone."""
+    virtual_points: Count = 8
+    """early: points that each image cell adds to the cloud, at its likeliest depths."""
     scales: Count = 3
     """hierarchical: how many, each with half the resolution of the one before."""
     merge: Literal["weighted", "voting"] = "weighted"
@@ -301,7 +308,8 @@ class DetectionConfig:
     regression_weight: Amount = 0.25
     """Weight of all box terms against the heatmap."""
     sensor_weight: Amount = 0.0
-    """Weight of a heatmap loss on each sensor's own map, which keeps every branch learning; 0: none."""
+    """Weight of a heatmap loss on each sensor's own map, which keeps every branch learning; 0: none. Without use in
+    fusion.stage early and late, where sensors have no maps of their own or a whole loss each."""
 
 
 @dataclass(frozen=True)

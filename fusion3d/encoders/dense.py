@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d.config import DenseConfig
-from fusion3d.encoders.blocks import conv_block
+from fusion3d.encoders.blocks import Norm, conv_block, make_norm
 from fusion3d.errors import ConfigError
 
 
@@ -25,12 +25,21 @@ class DenseBackbone(nn.Module):
         channels: C, shared evenly by the scales.
         halvings: log2 of the grid's resolution over the map's; negative where the map is the coarser one.
         shape: Y, X of the grid; what the coarser map has beyond it is cut off.
+        norm: of the convolutions.
 
     Raises:
         ConfigError: settings that do not fit one another.
     """
 
-    def __init__(self, config: DenseConfig, inputs: int, channels: int, halvings: int, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        config: DenseConfig,
+        inputs: int,
+        channels: int,
+        halvings: int,
+        shape: tuple[int, int],
+        norm: Norm = "batch",
+    ) -> None:
         super().__init__()
         count = len(config.channels)
         if len(config.blocks) != count:
@@ -48,10 +57,10 @@ class DenseBackbone(nn.Module):
         self.scales, self.ups = nn.ModuleList(), nn.ModuleList()
         for scale, (width, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
             strides = [2] if scale else [2] * halvings or [1]
-            layers = [conv_block(inputs, width, stride=strides[0])]
-            layers += [conv_block(width, width, stride=stride) for stride in [*strides[1:], *[1] * blocks]]
+            layers = [conv_block(inputs, width, stride=strides[0], norm=norm)]
+            layers += [conv_block(width, width, stride=stride, norm=norm) for stride in [*strides[1:], *[1] * blocks]]
             self.scales.append(nn.Sequential(*layers))
-            self.ups.append(_up(width, channels // count, 2 ** (scale + max(-halvings, 0))))
+            self.ups.append(_up(width, channels // count, 2 ** (scale + max(-halvings, 0)), norm))
             inputs = width
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
@@ -64,9 +73,9 @@ class DenseBackbone(nn.Module):
         return torch.cat(maps, dim=1)
 
 
-def _up(inputs: int, outputs: int, factor: int) -> nn.Sequential:
+def _up(inputs: int, outputs: int, factor: int, norm: Norm) -> nn.Sequential:
     """Every cell becomes ``factor`` x ``factor`` cells, each by a learned matrix of its own."""
     if factor == 1:
-        return conv_block(inputs, outputs, kernel=1)
+        return conv_block(inputs, outputs, kernel=1, norm=norm)
     deconvolution = nn.ConvTranspose2d(inputs, outputs, factor, stride=factor, bias=False)
-    return nn.Sequential(deconvolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(deconvolution, make_norm(norm, outputs), nn.ReLU(inplace=True))

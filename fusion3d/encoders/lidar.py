@@ -10,7 +10,7 @@ import dataclasses
 from torch import Tensor, nn
 
 from fusion3d.config import LidarConfig
-from fusion3d.encoders.blocks import ResidualBlock, conv_block
+from fusion3d.encoders.blocks import Norm, ResidualBlock, conv_block
 from fusion3d.encoders.clouds import CloudEncoder, halvings
 from fusion3d.encoders.pillars import PillarNet
 from fusion3d.encoders.voxels import VoxelNet
@@ -26,12 +26,13 @@ class PillarMap(nn.Module):
         config: ``pillar`` and ``channels`` are read.
         grid: the shared one.
         num_features: F - 3, what is known of a point besides x, y, z.
+        norm: of the convolutions.
 
     Raises:
         ConfigError: pillars that do not fit the grid.
     """
 
-    def __init__(self, config: LidarConfig, grid: BEVGrid, num_features: int) -> None:
+    def __init__(self, config: LidarConfig, grid: BEVGrid, num_features: int, norm: Norm = "batch") -> None:
         super().__init__()
         down = halvings(config.pillar, grid.resolution)
         if down is None or down < 0:
@@ -42,8 +43,8 @@ class PillarMap(nn.Module):
         fine = dataclasses.replace(grid, resolution=config.pillar)
         self.pillars = PillarNet(fine, num_features, config.channels)
         self.down = nn.Sequential(
-            *[conv_block(config.channels, config.channels, stride=2) for _ in range(down)],
-            ResidualBlock(config.channels, config.channels),
+            *[conv_block(config.channels, config.channels, stride=2, norm=norm) for _ in range(down)],
+            ResidualBlock(config.channels, config.channels, norm=norm),
         )
 
     def forward(self, points_PF: Tensor, sample_P: Tensor, num_samples: int) -> Tensor:
@@ -54,15 +55,18 @@ class PillarMap(nn.Module):
 _NETS = {"pillars": PillarMap, "voxels": VoxelNet, "windows": WindowNet}
 
 
-def make_lidar(config: LidarConfig, grid: BEVGrid, num_features: int = len(LIDAR_FIELDS) - 3) -> CloudEncoder:
+def make_lidar(
+    config: LidarConfig, grid: BEVGrid, num_features: int = len(LIDAR_FIELDS) - 3, norm: Norm = "batch"
+) -> CloudEncoder:
     """The branch that ``lidar.encoder`` names: a cloud to [B, C, Y, X], or None where no sample has LiDAR.
 
     Args:
         config: of the branch.
         grid: the shared one.
         num_features: numbers of a point after x, y, z: intensity [0 to 1] and age [s].
+        norm: "group" where the points are those of several sensors: nothing is then normalised over the batch.
 
     Raises:
         ConfigError: settings that do not fit one another, or the grid.
     """
-    return CloudEncoder(_NETS[config.encoder](config, grid, num_features), config.channels)
+    return CloudEncoder(_NETS[config.encoder](config, grid, num_features, norm), config.channels)

@@ -24,7 +24,8 @@ def seen_points(cameras: Cameras, cloud: PointCloud) -> Iterator[tuple[Tensor, T
         image [P] int64, u and v [P] [px] and depth [P] [m]; depth is NaN where the sample has no further image or the
         point is not in front of the lens. How many images a sample has takes one host read on CUDA.
     """
-    matrix_M34 = image_from_ego(cameras.image_from_cam, cameras.ego_from_cam)
+    # Each number of the matrices side by side for all points: what is read together then lies together.
+    matrix_12M = image_from_ego(cameras.image_from_cam, cameras.ego_from_cam).flatten(1).T.contiguous()
     sample_M = cameras.batch_index
     rank_M = (sample_M[:, None] == sample_M).tril(-1).sum(1)
     most = int(rank_M.max()) + 1 if len(rank_M) else 0
@@ -33,7 +34,8 @@ def seen_points(cameras: Cameras, cloud: PointCloud) -> Iterator[tuple[Tensor, T
     xyz_P3 = cloud.points[:, :3].float()
     for image_B in table_KB:
         image_P = image_B[cloud.batch_index]
-        u_P, v_P, depth_P = project(matrix_M34[image_P.clamp(min=0)], xyz_P3)
+        matrix_12P = matrix_12M.index_select(1, image_P.clamp(min=0))
+        u_P, v_P, depth_P = project(matrix_12P.view(3, 4, -1).permute(2, 0, 1), xyz_P3)
         yield image_P, u_P, v_P, torch.where((image_P >= 0) & (depth_P > NEAREST), depth_P, torch.nan)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusion3d import ops
 from fusion3d.config import LidarConfig, VoxelConfig
+from fusion3d.encoders.blocks import Norm
 from fusion3d.encoders.clouds import halvings
 from fusion3d.encoders.dense import DenseBackbone
 from fusion3d.encoders.sparse import SparseConv3d, SparseSequential, SparseTensor, SubmanifoldConv3d
@@ -35,12 +36,13 @@ class VoxelNet(nn.Module):
         config: ``voxels``, ``dense`` and ``channels`` are read.
         grid: the shared one.
         num_features: F - 3, what is known of a point besides x, y, z.
+        norm: "group" normalises each voxel by itself, and the dense maps as elsewhere.
 
     Raises:
         ConfigError: voxels that do not fit the grid.
     """
 
-    def __init__(self, config: LidarConfig, grid: BEVGrid, num_features: int) -> None:
+    def __init__(self, config: LidarConfig, grid: BEVGrid, num_features: int, norm: Norm = "batch") -> None:
         super().__init__()
         voxels = config.voxels
         down = halvings(_STRIDE * voxels.side, grid.resolution)
@@ -54,14 +56,15 @@ class VoxelNet(nn.Module):
         self.range = [grid.x[0], grid.y[0], grid.z[0], grid.x[1], grid.y[1], grid.z[1]]
         # One layer more than grid.z holds, always empty: SECOND's 41 for 40, with which its strides leave two.
         self.shape = (_layers(voxels, grid) + 1, rows, cols)
-        self.sparse = _sparse_layers(voxels, 3 + num_features)
+        self.sparse = _sparse_layers(voxels, 3 + num_features, norm)
         height = _height_after(self.shape[0])
         if height < 1:
             raise ConfigError(
                 f"lidar.voxels.height: {voxels.height} m leaves {self.shape[0] - 1} layers in grid.z {grid.z}, too few "
                 "for four scales; expected at least 24"
             )
-        self.dense = DenseBackbone(config.dense, voxels.channels[-1] * height, config.channels, down, grid.shape)
+        inputs = voxels.channels[-1] * height
+        self.dense = DenseBackbone(config.dense, inputs, config.channels, down, grid.shape, norm)
 
     def forward(self, points_PF: Tensor, sample_P: Tensor, num_samples: int) -> Tensor:
         """Points [P, F], x, y, z [m] in ego first, and sample [P] ascending, to a map [B, C, Y, X]."""
@@ -103,23 +106,27 @@ class VoxelNorm(nn.BatchNorm1d):
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
+def _norm(norm: Norm, channels: int) -> nn.Module:
+    return VoxelNorm(channels) if norm == "batch" else nn.LayerNorm(channels, eps=1e-3)
+
+
 class SparseResidual(SparseSequential):
     """Two submanifold convolutions beside a shortcut."""
 
-    def __init__(self, channels: int, key: str, backend: Backend) -> None:
+    def __init__(self, channels: int, key: str, backend: Backend, norm: Norm) -> None:
         first, second = (SubmanifoldConv3d(channels, channels, bias=False, key=key, backend=backend) for _ in range(2))
-        super().__init__(first, VoxelNorm(channels), nn.ReLU(inplace=True), second, VoxelNorm(channels))
+        super().__init__(first, _norm(norm, channels), nn.ReLU(inplace=True), second, _norm(norm, channels))
 
     def forward(self, input: SparseTensor) -> SparseTensor:
         """The same voxels with as many channels."""
         return input.with_features(F.relu(super().forward(input).features + input.features))
 
 
-def _sparse_layers(config: VoxelConfig, inputs: int) -> SparseSequential:
+def _sparse_layers(config: VoxelConfig, inputs: int, norm: Norm) -> SparseSequential:
     """Four scales, halved between them, and at the end the height halved once more."""
 
     def joined(convolution: nn.Module, channels: int) -> list[nn.Module]:
-        return [convolution, VoxelNorm(channels), nn.ReLU(inplace=True)]
+        return [convolution, _norm(norm, channels), nn.ReLU(inplace=True)]
 
     layers: list[nn.Module] = []
     for scale, channels in enumerate(config.channels):
@@ -130,7 +137,7 @@ def _sparse_layers(config: VoxelConfig, inputs: int) -> SparseSequential:
             padding = (0, 1, 1) if scale == 3 else 1
             convolution = SparseConv3d(inputs, channels, stride=2, padding=padding, bias=False, backend=config.backend)
         layers += joined(convolution, channels)
-        layers += [SparseResidual(channels, key, config.backend) for _ in range(config.blocks)]
+        layers += [SparseResidual(channels, key, config.backend, norm) for _ in range(config.blocks)]
         inputs = channels
     last = SparseConv3d(inputs, inputs, (3, 1, 1), stride=(2, 1, 1), bias=False, backend=config.backend)
     return SparseSequential(*layers, *joined(last, inputs))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fusion3d import ops
 from fusion3d.config import LidarConfig
+from fusion3d.encoders.blocks import Norm
 from fusion3d.encoders.clouds import halvings
 from fusion3d.encoders.dense import DenseBackbone
 from fusion3d.encoders.pillars import PillarNet
@@ -45,12 +46,13 @@ class WindowNet(nn.Module):
         config: ``windows``, ``dense`` and ``channels`` are read.
         grid: the shared one.
         num_features: F - 3, what is known of a point besides x, y, z.
+        norm: of the dense backbone; attention normalises each pillar by itself.
 
     Raises:
         ConfigError: pillars that do not fit the grid, or heads that do not fit the channels.
     """
 
-    def __init__(self, config: LidarConfig, grid: BEVGrid, num_features: int) -> None:
+    def __init__(self, config: LidarConfig, grid: BEVGrid, num_features: int, norm: Norm = "batch") -> None:
         super().__init__()
         windows = config.windows
         down = halvings(windows.pillar, grid.resolution)
@@ -71,7 +73,7 @@ class WindowNet(nn.Module):
         self.blocks = nn.ModuleList(
             WindowBlock(windows.channels, windows.heads, self.layouts) for _ in range(windows.blocks)
         )
-        self.dense = DenseBackbone(config.dense, windows.channels, config.channels, down, grid.shape)
+        self.dense = DenseBackbone(config.dense, windows.channels, config.channels, down, grid.shape, norm)
 
     def forward(self, points_PF: Tensor, sample_P: Tensor, num_samples: int) -> Tensor:
         """Points [P, F], x, y, z [m] in ego first, and sample [P], to a map [B, C, Y, X]."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fusion3d.bev.early import EarlyFusion
 from fusion3d.build import build_model
 from fusion3d.config import Config, load_config
 from fusion3d.engine.flops import count_flops
@@ -91,7 +92,7 @@ def stages(model: nn.Module) -> dict[str, nn.Module]:
     """The parts of the walk, by their names in the code."""
     parts: dict[str, nn.Module] = {}
     for name, child in model.named_children():
-        inner = stages(child) if isinstance(child, CameraBranch | Fusion3D | nn.ModuleDict) else {}
+        inner = stages(child) if isinstance(child, CameraBranch | EarlyFusion | Fusion3D | nn.ModuleDict) else {}
         parts |= {f"{name}.{part}": module for part, module in inner.items()} or {name: child}
     return parts
 

@@ -1,4 +1,4 @@
-"""What each cell of an image shows, asked for while training only: the boxes' classes, seen from the camera.
+"""What each cell of an image shows: the boxes' classes, seen from the camera.
 
 Lifted features meet the boxes' loss only through depth and grid, which is a weak teacher at first. A class for every
 image cell teaches them directly, as the 2-D heads do that camera detectors are trained with (StreamPETR, Wang et al.,

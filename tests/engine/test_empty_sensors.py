@@ -33,6 +33,7 @@ PARTS: list[dict[str, Any]] = [
     {"fusion": {"channels": 8, "align": "deformable"}},
     {"fusion": {"channels": 8, "stage": "hierarchical", "scales": 2}},
     *[{"fusion": {"channels": 8, "stage": stage}} for stage in ("late", "hybrid")],
+    *[{"fusion": {"channels": 8, "stage": "early", "paint": paint}} for paint in ("features", "scores")],
     {"detection": {"channels": 8, "head": "query", "query": {"count": 5}}},
     {"detection": {"channels": 8, "tasks": "six"}},
     {"map": {"channels": 8}},
