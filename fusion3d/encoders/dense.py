@@ -64,9 +64,7 @@ class DenseBackbone(nn.Module):
         return torch.cat(maps, dim=1)
 
 
-def make_dense(
-    config: LidarConfig, inputs: int, halvings: int, shape: tuple[int, int]
-) -> DenseBackbone | nn.Identity:
+def make_dense(config: LidarConfig, inputs: int, halvings: int, shape: tuple[int, int]) -> DenseBackbone | nn.Identity:
     """What ``config.dense`` says: the backbone, or the map as it comes. Arguments and errors as of the backbone."""
     if config.dense is not None:
         return DenseBackbone(config.dense, inputs, config.channels, halvings, shape)
