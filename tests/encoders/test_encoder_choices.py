@@ -148,7 +148,10 @@ def test_without_a_dense_network_the_map_is_the_branchs_own(encoder, channels):
     loss = torch.stack(list(model.losses(model(batch), batch).values())).sum()
     loss.backward()
     assert loss.isfinite() and all(p.grad is not None for p in model.lidar.parameters())  # type: ignore[union-attr]
-    for change, key in (({"channels": 10}, "lidar.channels: found 10.*set"), ({"windows": base.windows, "voxels":
-                        VoxelConfig(side=0.2, channels=(4, 4, 8, 8))}, "lidar.dense: found null.* times grid")):  # fmt: skip
-        with pytest.raises(ConfigError, match=key):
+    coarse = VoxelConfig(side=0.2, channels=(4, 4, 8, 8))
+    for change, message in (
+        ({"channels": 10}, f"lidar.channels: found 10.*set {channels}"),
+        ({"windows": base.windows, "voxels": coarse}, "lidar.dense: found null.* times grid.resolution"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             build_model(dataclasses.replace(config, lidar=dataclasses.replace(lidar, **change)))
