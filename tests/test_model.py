@@ -324,10 +324,10 @@ def test_the_map_head_trains_with_any_sensors(grid, alone):
 def test_every_shipped_configuration_trains_for_two_steps(path):
     """As shipped, in every width and depth, on small images and a small piece of the ground."""
     config = load_config(path)
-    side = config.grid.resolution * 32
+    side = config.grid.resolution * 16
     config = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, image_size=(64, 96)),
+        data=dataclasses.replace(config.data, image_size=(64, 64)),
         grid=dataclasses.replace(config.grid, x=(-side / 2, side / 2), y=(-side / 2, side / 2)),
     )
     model, batch = make_model(config), random_batch(config, 2, 300, 30, 6)
