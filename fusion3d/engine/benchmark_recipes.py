@@ -1,26 +1,27 @@
 """``fusion3d benchmark recipes CONFIG...``: what models cost, part by part, beside what is published of them.
 
-Each model goes once through inference and once through a training step, on random data of realistic size.
+Each model goes once through inference and once through a training step. LiDAR is a scan, since what sparse layers cost
+depends on where points are; the other sensors are random.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fusion3d.config import Config, load_config
-from fusion3d.engine.benchmark_ops import table
+from fusion3d.engine.benchmark_ops import inputs, table
 from fusion3d.engine.describe import Stage, describe
 from fusion3d.engine.published import PUBLISHED, Published
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.files import write_json, write_whole
+from fusion3d.types import Batch, PointCloud
 
 _ORDER = (
     "camera.encoder", "camera.view", "camera.classes", "lidar", "radar", "align", "represent", "fuse", "temporal",
@@ -28,8 +29,8 @@ _ORDER = (
 )  # fmt: skip
 CONVENTIONS = (
     "Operations are multiply-adds (MACs), with those of our own kernels; one is two FLOPs, though papers often call it "
-    "one. Norms, activations and sorting are not counted. Inference is of one sample, {points} LiDAR points, {returns} "
-    "radar returns and six images of the configuration's size, all random; with memory it is one step of a stream. A "
+    "one. Norms, activations and sorting are not counted. Inference is of one sample: {points} LiDAR points, {returns} "
+    "random radar returns and six random images of the configuration's size; with memory it is one step of a stream. A "
     "training step is of one sample too, with all of its keyframes. Beside ours, in columns or in brackets, stands "
     "what is published. No model of full size has been trained by these recipes: this is about cost alone."
 )
@@ -64,12 +65,20 @@ def measure(
         say: gets a line before whatever takes long.
     """
     torch.manual_seed(config.seed)
-    batch = random_batch(config, 1, points, returns, seed=config.seed).to(device)
+    batch = _scanned(random_batch(config, 1, 1, returns, seed=config.seed), points).to(device)
     say(f"{name}: inference")
     inference = describe(config, batch, repeats=1)
     say(f"{name}: a training step")
     training = describe(config, batch, repeats=0, train=True)
     return Recipe(name, "+".join(config.branches), tuple(inference), tuple(training), PUBLISHED.get(name))
+
+
+def _scanned(batch: Batch, points: int) -> Batch:
+    """One sample with a scan for LiDAR, in its past too."""
+    scan = torch.from_numpy(inputs.lidar_sweeps(points))
+    lidar = PointCloud(scan, torch.zeros(len(scan), dtype=torch.int64), torch.ones(1, dtype=torch.bool))
+    before = tuple(replace(past, batch=replace(past.batch, lidar=lidar)) for past in batch.history)
+    return replace(batch, lidar=lidar, history=before)
 
 
 def markdown(recipes: Sequence[Recipe], points: int, returns: int) -> str:
@@ -148,13 +157,14 @@ def main(argv: Sequence[str]) -> int:
         print(f"[{time.monotonic() - begin:5.0f} s] {what}", flush=True)
 
     configs = {Path(path).stem: load_config(path) for path in args.configs}
+    inputs.use_data(args.root)
     recipes = [measure(name, config, args.points, args.returns, args.device, say) for name, config in configs.items()]
-    about = table.environment(args.device, "random data")
+    about = table.environment(args.device, inputs.described())
     page = f"# Recipes\n\n{table.headline(about, None)}\n\n{markdown(recipes, args.points, args.returns)}\n"
     print(page)
     if args.json:
         content: dict[str, Any] = {"environment": about, "points": args.points, "returns": args.returns}
-        write_json(args.json, content | {"recipes": [dataclasses.asdict(recipe) for recipe in recipes]})
+        write_json(args.json, content | {"recipes": [asdict(recipe) for recipe in recipes]})
     if args.markdown:
         write_whole(args.markdown, page.encode())
     return 0
@@ -168,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--points", type=int, default=270_000, help="LiDAR points of the sample")
     parser.add_argument("--returns", type=int, default=600, help="its radar returns")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--root", help="nuScenes data root whose LiDAR is the scan, instead of a synthetic one")
     parser.add_argument("--json", type=Path, help="file to write with every figure")
     parser.add_argument("--markdown", type=Path, help="file to write with the tables")
     return parser
