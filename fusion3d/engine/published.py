@@ -53,7 +53,7 @@ PUBLISHED: dict[str, Published] = {
         parameters="about 40: a checkpoint of 157 MB",
         macs="about 250",
         differs="ResNet-50 is 4 M smaller than Swin-T; no convolutions that halve a finer camera map; a 1x1 "
-        "convolution joins the sensors, not a 3x3 one",
+        "convolution joins the sensors, not a 3x3 one; one more 3x3 convolution behind the trunk",
     ),
     "bevdepth": Published(
         model="BEVDepth, ResNet-50, in CRN's version of four keyframes",
