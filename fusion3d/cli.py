@@ -31,7 +31,7 @@ VERBS = {
     "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),
     "benchmark": (
         "fusion3d.cli:benchmark",
-        "time the data loader or the operations: benchmark data | ops",
+        "time the data loader, the operations or whole models: benchmark data | ops | recipes",
     ),
     "describe": (
         "fusion3d.engine.describe:main",
@@ -46,6 +46,7 @@ VERBS = {
 BENCHMARKS = {
     "data": ("fusion3d.engine.benchmark_data:main", "samples per second, against the official devkit"),
     "ops": ("fusion3d.engine.benchmark_ops.run:main", "each operation against what others offer for the same work"),
+    "recipes": ("fusion3d.engine.benchmark_recipes:main", "what models cost, beside what is published of them"),
 }
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 

@@ -61,9 +61,9 @@ def test_a_missing_file_is_named() -> None:
 
 def test_only_a_shipped_name_is_looked_up_beside_the_package(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_config("configs/lidar.yaml").camera is None
-    for path in ("elsewhere/lidar.yaml", "lidar.yaml", tmp_path / "configs" / "lidar.yaml", "my/configs/lidar.yaml"):
-        with pytest.raises(ConfigError, match=r"cannot read the configuration .*lidar\.yaml"):
+    assert load_config("configs/crn.yaml").lidar is None
+    for path in ("elsewhere/crn.yaml", "crn.yaml", tmp_path / "configs" / "crn.yaml", "my/configs/crn.yaml"):
+        with pytest.raises(ConfigError, match=r"cannot read the configuration .*crn\.yaml"):
             load_config(path)
 
 

@@ -137,8 +137,8 @@ class LidarConfig:
     """voxels: the sparse network."""
     windows: WindowConfig = field(default_factory=WindowConfig)
     """windows: the attention network."""
-    dense: DenseConfig = field(default_factory=DenseConfig)
-    """voxels and windows: the network behind it."""
+    dense: DenseConfig | None = field(default_factory=DenseConfig)
+    """voxels and windows: the network behind it; null: none, where the trunk is to be the first to see all sensors."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fusion3d.config import DenseConfig
+from fusion3d.config import DenseConfig, LidarConfig
 from fusion3d.encoders.blocks import Norm, conv_block, make_norm
 from fusion3d.errors import ConfigError
 
@@ -71,6 +71,25 @@ class DenseBackbone(nn.Module):
             map_BCHW = scale(map_BCHW)
             maps.append(up(map_BCHW)[..., : self.shape[0], : self.shape[1]])
         return torch.cat(maps, dim=1)
+
+
+def make_dense(
+    config: LidarConfig, inputs: int, halvings: int, shape: tuple[int, int], norm: Norm
+) -> DenseBackbone | nn.Identity:
+    """What ``config.dense`` says: the backbone, or the map as it comes. Arguments and errors as of the backbone."""
+    if config.dense is not None:
+        return DenseBackbone(config.dense, inputs, config.channels, halvings, shape, norm)
+    if halvings:
+        raise ConfigError(
+            f"lidar.dense: found null, but lidar.{config.encoder} makes a map of {2.0**-halvings:g} times "
+            "grid.resolution; expected the same, or a dense network"
+        )
+    if config.channels != inputs:
+        raise ConfigError(
+            f"lidar.channels: found {config.channels}; with lidar.dense null it is what lidar.{config.encoder} makes: "
+            f"set {inputs}"
+        )
+    return nn.Identity()
 
 
 def _up(inputs: int, outputs: int, factor: int, norm: Norm) -> nn.Sequential:

@@ -14,7 +14,7 @@ from fusion3d import ops
 from fusion3d.config import LidarConfig, VoxelConfig
 from fusion3d.encoders.blocks import Norm
 from fusion3d.encoders.clouds import halvings
-from fusion3d.encoders.dense import DenseBackbone
+from fusion3d.encoders.dense import make_dense
 from fusion3d.encoders.sparse import SparseConv3d, SparseSequential, SparseTensor, SubmanifoldConv3d
 from fusion3d.encoders.sparse_peers import Backend
 from fusion3d.errors import ConfigError
@@ -63,8 +63,7 @@ class VoxelNet(nn.Module):
                 f"lidar.voxels.height: {voxels.height} m leaves {self.shape[0] - 1} layers in grid.z {grid.z}, too few "
                 "for four scales; expected at least 24"
             )
-        inputs = voxels.channels[-1] * height
-        self.dense = DenseBackbone(config.dense, inputs, config.channels, down, grid.shape, norm)
+        self.dense = make_dense(config, voxels.channels[-1] * height, down, grid.shape, norm)
 
     def forward(self, points_PF: Tensor, sample_P: Tensor, num_samples: int) -> Tensor:
         """Points [P, F], x, y, z [m] in ego first, and sample [P] ascending, to a map [B, C, Y, X]."""

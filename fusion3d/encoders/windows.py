@@ -19,7 +19,7 @@ from fusion3d import ops
 from fusion3d.config import LidarConfig
 from fusion3d.encoders.blocks import Norm
 from fusion3d.encoders.clouds import halvings
-from fusion3d.encoders.dense import DenseBackbone
+from fusion3d.encoders.dense import make_dense
 from fusion3d.encoders.pillars import PillarNet
 from fusion3d.errors import ConfigError
 from fusion3d.types import BEVGrid
@@ -73,7 +73,7 @@ class WindowNet(nn.Module):
         self.blocks = nn.ModuleList(
             WindowBlock(windows.channels, windows.heads, self.layouts) for _ in range(windows.blocks)
         )
-        self.dense = DenseBackbone(config.dense, windows.channels, config.channels, down, grid.shape, norm)
+        self.dense = make_dense(config, windows.channels, down, grid.shape, norm)
 
     def forward(self, points_PF: Tensor, sample_P: Tensor, num_samples: int) -> Tensor:
         """Points [P, F], x, y, z [m] in ego first, and sample [P], to a map [B, C, Y, X]."""

@@ -8,22 +8,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fusion3d.bev.early import EarlyFusion
 from fusion3d.build import build_model
 from fusion3d.config import Config, load_config
-from fusion3d.engine.flops import count_flops
+from fusion3d.engine.probes import Clock, Memory, Operations, Probe
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.files import write_json
 from fusion3d.late import Model
@@ -48,44 +44,83 @@ class Stage:
 def describe(config: Config, batch: Batch, repeats: int = 3, train: bool = False) -> list[Stage]:
     """The stages of a model on a batch, and at the end the whole.
 
-    Time is measured by hooks inside of whole passes, each hook waiting for the device; operations and memory in passes
-    of their own. In training the whole is forward, losses and backward, the last two with a row each; else forward and
-    decoding.
+    Operations and memory are counted in a pass of their own, the first; time is measured by hooks inside of those that
+    follow, each hook waiting for the device. In training the whole is forward, losses and backward, the last two with
+    a row each; else forward and decoding. Where a batch has a past, training goes through all of it, and a stage is
+    what it is for all keyframes together; inference is one step of a stream, which remembers the past.
 
     Args:
         config: of the model.
         batch: on the device to measure on.
-        repeats: passes that are timed, after one that is not.
+        repeats: passes that are timed; 0: the one that counts is, which it makes a little slower.
         train: describe a training step instead of inference.
     """
-    device = batch.command.device
-    model = build_model(config, pretrained=False).to(device).train(train)
+    model = build_model(config, pretrained=False).to(batch.command.device).train(train)
     parts = stages(model)
-    outputs = _outputs_of(model, parts, batch)
-    forward = count_flops(lambda: model(batch))
-    flops = {name: forward.get(f"{type(model).__name__}.{name}", 0) for name in parts}
-    flops["whole"] = count_flops(lambda: _run(model, batch, train)).get("Global", 0)
-    flops["backward"] = flops["whole"] - forward.get("Global", 0)
-    memory = Memory([*model.parameters(), *model.buffers(), *_tensors(batch)])
-    with memory, memory.watch(parts):
-        _run(model, batch, train, memory.span)
-    clock = Clock(device)
-    with clock.watch(parts):
-        for attempt in range(repeats + 1):
-            clock.keep = attempt > 0
-            _run(model, batch, train, clock.span)
+    step = _Step(model, batch) if train else _Step.of_stream(model, batch)
+    operations, memory = Operations(), Memory([*model.parameters(), *model.buffers(), *_tensors(batch)])
+    clocks = [Clock(batch.command.device) for _ in range(repeats + 1)]
+    with operations.counter, memory, _noted(parts) as outputs:
+        step.run(parts, [operations, memory, clocks[0]])
+    for clock in clocks[1:]:
+        step.run(parts, [clock])
+    laps = [clock.times for clock in clocks[1:] or clocks]
     modules = parts | {"whole": model}
     return [
         Stage(
             name,
             outputs.get(name, ()),
             sum(p.numel() for p in modules[name].parameters()) if name in modules else 0,
-            flops.get(name, 0),
+            operations.counts[name],
             memory.peaks[name],
-            statistics.median(times),
+            statistics.median(lap[name] for lap in laps),
         )
-        for name, times in clock.times.items()
+        for name in laps[0]
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One pass of a model over a batch, in the mode that it is in."""
+
+    model: Model
+    batch: Batch
+    memory: Any = None  # what the model remembers of the past, where the batch has none
+
+    @staticmethod
+    def of_stream(model: Model, batch: Batch) -> _Step:
+        """The next step of a stream that has seen the batch's past."""
+        memory = None
+        with torch.no_grad():
+            for past in reversed(batch.history):
+                memory = model(past.batch, memory)["memory"]
+        return _Step(model, dataclasses.replace(batch, history=()), memory)
+
+    def run(self, parts: Mapping[str, nn.Module], probes: Sequence[Probe]) -> None:
+        """Forward and decoding, or in training losses and backward, with every probe at every part."""
+        model, batch = self.model, self.batch
+        model.zero_grad()
+        with ExitStack() as watched, torch.set_grad_enabled(model.training):
+            for probe in probes:
+                watched.enter_context(probe.watch(parts))
+            with _spans(probes, "whole"):
+                outputs = model(batch, self.memory)
+                if not model.training:
+                    with _spans(probes, "decode"):
+                        model.decode(outputs, batch)
+                    return
+                with _spans(probes, "losses"):
+                    loss = torch.stack(list(model.losses(outputs, batch).values())).sum()
+                with _spans(probes, "backward"):
+                    loss.backward()
+
+
+@contextmanager
+def _spans(probes: Sequence[Probe], name: str) -> Iterator[None]:
+    with ExitStack() as spans:
+        for probe in probes:
+            spans.enter_context(probe.span(name))
+        yield
 
 
 def stages(model: nn.Module) -> dict[str, nn.Module]:
@@ -97,19 +132,20 @@ def stages(model: nn.Module) -> dict[str, nn.Module]:
     return parts
 
 
-def _outputs_of(model: nn.Module, parts: Mapping[str, nn.Module], batch: Batch) -> dict[str, tuple[str, ...]]:
-    """The shapes that every part gives."""
+@contextmanager
+def _noted(parts: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[str, ...]]]:
+    """The shapes that every part gives, filled as they are called."""
     found: dict[str, tuple[str, ...]] = {}
 
     def note(name: str) -> Callable[..., None]:
         return lambda module, given, output: found.update({name: tuple(format_shapes(output))})
 
     hooks = [module.register_forward_hook(note(name)) for name, module in parts.items()]
-    with torch.no_grad():
-        model(batch)
-    for hook in hooks:
-        hook.remove()
-    return found
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def format_shapes(value: Any, name: str = "") -> Iterator[str]:
@@ -130,22 +166,6 @@ def format_shapes(value: Any, name: str = "") -> Iterator[str]:
             yield from format_shapes(item, name)
 
 
-def _run(model: Model, batch: Batch, train: bool, span: Callable[[str], Any] | None = None) -> None:
-    """One pass, its steps inside of ``span``."""
-    step = span or (lambda name: nullcontext())
-    model.zero_grad()
-    with torch.set_grad_enabled(train), step("whole"):
-        outputs = model(batch)
-        if train:
-            with step("losses"):
-                loss = torch.stack(list(model.losses(outputs, batch).values())).sum()
-            with step("backward"):
-                loss.backward()
-        else:
-            with step("decode"):
-                model.decode(outputs, batch)
-
-
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -155,98 +175,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _tensors(item)
-
-
-class Probe:
-    """Something to be read at both ends of named spans, which modules can be made into."""
-
-    def begin(self) -> Any:
-        """At the start of a span."""
-        raise NotImplementedError
-
-    def end(self, name: str, begun: Any) -> None:
-        """At its end, with what ``begin`` gave."""
-        raise NotImplementedError
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """A part of the program as a span."""
-        begun = self.begin()
-        yield
-        self.end(name, begun)
-
-    @contextmanager
-    def watch(self, parts: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Every call of these modules as a span."""
-        begun: dict[str, Any] = {}
-        hooks = []
-        for name, module in parts.items():
-            hooks.append(module.register_forward_pre_hook(lambda *_, n=name: begun.update({n: self.begin()})))
-            hooks.append(module.register_forward_hook(lambda *_, n=name: self.end(n, begun[n])))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-class Clock(Probe):
-    """Milliseconds of every span, with the device's queue emptied at both ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.times: dict[str, list[float]] = {}
-        self.keep = True
-
-    def begin(self) -> float:
-        """Now [s]."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def end(self, name: str, begun: float) -> None:
-        """Keep how long it took."""
-        now = self.begin()
-        if self.keep:
-            self.times.setdefault(name, []).append((now - begun) * 1e3)
-
-
-class Memory(Probe, TorchDispatchMode):
-    """The most bytes of tensors that were alive at once in every span, on any device.
-
-    Seen from outside: scratch memory within an operation is not counted.
-    """
-
-    def __init__(self, there: list[Tensor]) -> None:
-        super().__init__()
-        self.live = self.most = 0
-        self.peaks: dict[str, int] = {}
-        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in there)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        """Count what an operation allocates, once, until it is freed."""
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._known:
-                storage = tensor.untyped_storage()
-                self._known.add(storage)
-                self._change(storage.nbytes())
-                weakref.finalize(storage, self._change, -storage.nbytes())
-        return out
-
-    def _change(self, nbytes: int) -> None:
-        self.live += nbytes
-        self.most = max(self.most, self.live)
-
-    def begin(self) -> int:
-        """The most until now; it is counted anew from what is alive."""
-        before, self.most = self.most, self.live
-        return before
-
-    def end(self, name: str, begun: int) -> None:
-        """Keep the most of the span."""
-        self.peaks[name] = max(self.peaks.get(name, 0), self.most)
-        self.most = max(self.most, begun)
 
 
 def format_table(rows: list[Stage], title: str) -> str:

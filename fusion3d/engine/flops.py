@@ -20,10 +20,14 @@ def count_flops(run: Callable[[], Any]) -> dict[str, int]:
 
     A module's count holds that of its parts; "Global" is all. With gradients on, a backward pass counts too.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_own_formulas())
-    with counter:
+    with flop_counter() as counter:
         run()
     return {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+
+
+def flop_counter() -> FlopCounterMode:
+    """A context that counts what is done in it; ``get_total_flops`` says how much that is until now."""
+    return FlopCounterMode(display=False, custom_mapping=_own_formulas())
 
 
 def _own_formulas() -> dict[Any, Callable[..., int]]:

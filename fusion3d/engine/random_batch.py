@@ -5,6 +5,7 @@ Letters: B samples, M images, P points, R returns, K boxes, T future steps.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -18,10 +19,12 @@ from fusion3d.types import (
     MAP_CLASSES,
     RADAR_FIELDS,
     RADARS,
+    TIME_STEP,
     Batch,
     Boxes,
     Cameras,
     EgoStatus,
+    History,
     PointCloud,
     Trajectory,
 )
@@ -38,8 +41,10 @@ def random_batch(
     """A batch with every sensor and every target, random but plausible: six cameras around, points on the ground and
     on the boxes, some unknown velocities and attributes. The same for the same arguments.
 
+    A model with memory gets as many keyframes before as it is trained with, in which sensors read what they do now.
+
     Args:
-        config: gives the image size, the grid and the number of planned steps.
+        config: gives the image size, the grid, the number of planned steps and that of keyframes.
         size: B.
         num_points: LiDAR points of each sample, all sweeps together.
         num_returns: radar returns of each sample.
@@ -56,7 +61,7 @@ def random_batch(
     along = torch.arange(1, steps + 1)[None, :, None] * speed * torch.tensor([1.0, 0.1])
     mask = torch.ones(size, steps, dtype=torch.bool)
     sample = torch.arange(size)
-    return Batch(
+    batch = Batch(
         tokens=tuple(f"sample-{i}" for i in range(size)),
         scenes=tuple(f"scene-{i}" for i in range(size)),
         timestamp=torch.zeros(size, dtype=torch.int64),
@@ -74,6 +79,23 @@ def random_batch(
         map_known=torch.ones(size, len(MAP_CLASSES), dtype=torch.bool),
         annotated=present,
     )
+    before = range(1, 1 if config.temporal is None else config.temporal.keyframes)
+    return dataclasses.replace(batch, history=tuple(_past(batch, speed[:, 0, 0], steps_ago) for steps_ago in before))
+
+
+def _past(batch: Batch, speed: Tensor, steps_ago: int) -> History:
+    """The same readings, so many keyframes before, from where vehicles of that speed [B] [m/s] were then."""
+    pose = batch.global_from_ego.clone()
+    pose[:, 0, 3] -= speed * TIME_STEP * steps_ago
+    targets = ("boxes", "future", "past", "status", "map_mask", "map_known")
+    sensors = dataclasses.replace(
+        batch,
+        timestamp=batch.timestamp - round(TIME_STEP * 1e6) * steps_ago,
+        global_from_ego=pose,
+        annotated=torch.zeros_like(batch.annotated),
+        **dict.fromkeys(targets),
+    )
+    return History(sensors, tuple(range(len(batch))))
 
 
 def _random_cameras(config: Config, size: int, generator: torch.Generator) -> Cameras:

@@ -129,3 +129,29 @@ def test_only_what_exists_can_be_chosen():
     ):
         with pytest.raises(ConfigError, match=message):
             from_dict(values)
+
+
+@pytest.mark.parametrize(("encoder", "channels"), [("voxels", 16), ("windows", 8)])
+def test_without_a_dense_network_the_map_is_the_branchs_own(encoder, channels):
+    base = chosen("lidar", encoder).lidar
+    assert base is not None
+    lidar = dataclasses.replace(base, dense=None, channels=channels, windows=WindowConfig(0.8, 8, 2, 2, (8, 4)))
+    config = dataclasses.replace(TINY, lidar=lidar)
+    model, batch = build_model(config), random_batch(config, 2, 300, 40, 5)
+    found = model.lidar(batch.lidar)  # type: ignore[operator]
+    assert found.shape == (2, channels, *config.grid.shape)
+    where = (batch.lidar.points[:, :2] - torch.tensor([-12.8, -9.6])).div(0.8).floor().long()  # type: ignore[union-attr]
+    far = torch.ones(config.grid.shape, dtype=torch.bool)
+    for ix, iy in where.tolist():
+        far[max(iy - 2, 0) : max(iy + 3, 0), max(ix - 2, 0) : max(ix + 3, 0)] = False
+    assert far.any() and not found[:, :, far].any(), "nothing spreads where no point is near"
+    loss = torch.stack(list(model.losses(model(batch), batch).values())).sum()
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None for p in model.lidar.parameters())  # type: ignore[union-attr]
+    coarse = VoxelConfig(side=0.2, channels=(4, 4, 8, 8))
+    for change, message in (
+        ({"channels": 10}, f"lidar.channels: found 10.*set {channels}"),
+        ({"windows": base.windows, "voxels": coarse}, "lidar.dense: found null.* times grid.resolution"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_model(dataclasses.replace(config, lidar=dataclasses.replace(lidar, **change)))

@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from fusion3d import ops
-from fusion3d.engine.describe import Memory, describe, format_shapes, main
+from fusion3d.config import TemporalConfig
+from fusion3d.engine.describe import describe, format_shapes, main
 from fusion3d.engine.flops import count_flops
+from fusion3d.engine.probes import Memory
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.ops.library import PROBLEM
+from fusion3d.types import TIME_STEP
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_model import TINY
@@ -90,10 +93,37 @@ def test_the_walk_has_every_stage(train):
     whole = rows["whole"]
     assert whole.parameters == sum(rows[name].parameters for name in stages)
     forward = sum(rows[name].flops for name in stages)
-    assert whole.flops == forward + (rows["backward"].flops if train else 0)
+    assert whole.flops == forward + sum(rows[name].flops for name in ("losses", "backward") if train)
     assert whole.peak >= max(row.peak for row in rows.values())
     if train:
         assert 1.5 * forward < rows["backward"].flops < 2.5 * forward
+
+
+def test_memory_is_one_step_of_a_stream_and_in_training_a_clip():
+    """The parts that see go through every keyframe while training, and the others once."""
+    once = {row.name: row for row in describe(TINY, random_batch(TINY, 1, 300, 20), 0, True)}
+    for operator in ("concat", "recurrent"):
+        config = dataclasses.replace(TINY, temporal=TemporalConfig(operator, keyframes=3))
+        batch = random_batch(config, 1, 300, 20)
+        stream, clip = ({row.name: row for row in describe(config, batch, 1, train)} for train in (False, True))
+        assert {"temporal", "whole"} <= set(stream) & set(clip)
+        for name in ("camera.encoder", "lidar", "radar", "fuse"):
+            assert stream[name].flops == once[name].flops and clip[name].flops == 3 * once[name].flops
+        for name in ("trunk", "detection", "planning"):
+            assert stream[name].flops == clip[name].flops == once[name].flops
+        assert stream["temporal"].flops < clip["temporal"].flops < 3 * stream["temporal"].flops  # less past at first
+
+
+def test_the_past_of_a_random_batch_is_before_it():
+    config = dataclasses.replace(TINY, temporal=TemporalConfig(keyframes=4))
+    batch, alone = random_batch(config, 2, 30, 5), random_batch(TINY, 2, 30, 5)
+    assert torch.equal(batch.lidar.points, alone.lidar.points) and not alone.history
+    assert [int(past.batch.timestamp[0]) for past in batch.history] == [-500_000, -1_000_000, -1_500_000]
+    assert all(past.row == (0, 1) and past.batch.boxes is None for past in batch.history)
+    assert not any(past.batch.annotated.any() or past.batch.history for past in batch.history)
+    # As far back as the path of the future goes forward, at the same speed.
+    steps = torch.stack([past.batch.global_from_ego[:, 0, 3] for past in batch.history], dim=1)
+    torch.testing.assert_close(-steps.float(), batch.future.position[:, :3, 0] * TIME_STEP)
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
