@@ -35,6 +35,10 @@ Widths4 = Annotated[tuple[int, int, int, int], Range("four numbers, each at leas
 Sides = Annotated[tuple[int, int], Range("two numbers, each at least 1", lambda v: min(v) > 0)]
 Scales = Annotated[tuple[float, float], Range("0 < low <= high", lambda v: 0 < v[0] <= v[1] < math.inf)]
 Changes = Annotated[tuple[float, float], Range("-1 < low <= high", lambda v: -1 < v[0] <= v[1] < math.inf)]
+Drops = Annotated[
+    tuple[float, ...],
+    Range("numbers between 0 and 1, ascending", lambda v: sorted(v) == list(v) and all(0 < x < 1 for x in v)),
+]
 # By class, or by part of a box: those whose value is not the usual one.
 ClassCounts = Annotated[dict[ClassName, int], Range("at least 1 each", lambda v: min(v.values(), default=1) >= 1)]
 ClassAmounts = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fusion3d.config.ranges import Amount, Count, Fraction, Positive
+from fusion3d.config.ranges import Amount, Count, Drops, Fraction, Positive
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,10 @@ class TrainConfig:
     accumulate: Count = 1
     """Batches whose gradients are summed before a step."""
     learning_rate: Positive = 2e-4
-    """Peak of the one-cycle schedule."""
+    """Its peak."""
+    drops: Drops = ()
+    """Fractions of the steps after which the learning rate is a tenth of what it was, as in BEVDepth and CRN; none: a
+    cosine up to the peak and another one down."""
     weight_decay: Amount = 0.01
     """AdamW."""
     backbone_rate: Amount = 1.0
@@ -29,7 +32,7 @@ class TrainConfig:
     layer_decay: Fraction = 1.0
     """Learning rate of each stage of the image backbone over that of the stage after it."""
     warmup: Fraction = 0.3
-    """Fraction of the steps that rise to the peak."""
+    """Fraction of the steps that rise to the peak: in a cosine, or with ``drops`` in a line."""
     clip_norm: Positive = 35.0
     """Largest gradient norm."""
     ema: Fraction = 0.999

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,18 @@ def one_cycle(progress: float, warmup: float) -> float:
     if progress < warmup:
         return cosine(1 / 25, 1.0, progress / warmup)
     return cosine(1.0, 1 / 25e4, (progress - warmup) / max(1 - warmup, 1e-9))
+
+
+def in_steps(progress: float, warmup: float, drops: Sequence[float]) -> float:
+    """Learning rate over its peak: up in a line until ``warmup``, and a tenth of what it was after each of ``drops``.
+
+    Args:
+        progress: fraction of the steps done, in [0, 1].
+        warmup: fraction of the steps that rise.
+        drops: fractions of the steps.
+    """
+    rise = min(progress / warmup, 1.0) if warmup else 1.0
+    return rise * 0.1 ** sum(progress >= drop for drop in drops)
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -36,7 +36,7 @@ from fusion3d.engine.checkpoint import (
 from fusion3d.engine.compilation import compile_parts
 from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.log import Clock, RunLog
-from fusion3d.engine.optimizer import build_optimizer, load_optimizer, one_cycle, set_learning_rate
+from fusion3d.engine.optimizer import build_optimizer, in_steps, load_optimizer, one_cycle, set_learning_rate
 from fusion3d.engine.parallel import Objective, accumulating, drop_untouched, fill, share_out, whole
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
 from fusion3d.engine.split import open_split
@@ -139,7 +139,9 @@ class Trainer:
     def set_learning_rate(self, step: int) -> None:
         """The rate for step number ``step``, counted from 1."""
         settings, progress = self.config.train, (step - 1) / max(self.total_steps - 1, 1)
-        set_learning_rate(self.optimizer, settings.learning_rate * one_cycle(progress, settings.warmup))
+        warmup, drops = settings.warmup, settings.drops
+        share = in_steps(progress, warmup, drops) if drops else one_cycle(progress, warmup)
+        set_learning_rate(self.optimizer, settings.learning_rate * share)
 
     def take_step(self, step: int, group: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """One optimiser step over a group of batches: mean loss parts and the gradient's norm, unclipped.

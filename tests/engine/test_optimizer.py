@@ -12,7 +12,7 @@ from fusion3d.bev.fusion import ConcatFusion, WeightedFusion
 from fusion3d.build import build_model
 from fusion3d.config import PlanningConfig, TrainConfig
 from fusion3d.encoders.sparse import SparseConv3d
-from fusion3d.engine.optimizer import build_optimizer, load_optimizer, one_cycle, set_learning_rate
+from fusion3d.engine.optimizer import build_optimizer, in_steps, load_optimizer, one_cycle, set_learning_rate
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.types import BEVGrid
 
@@ -110,3 +110,15 @@ def test_another_optimisers_state_is_refused():
     state = build_optimizer(model, TrainConfig()).state_dict()
     with pytest.raises(ValueError, match="parameter group"):
         load_optimizer(build_optimizer(TinyModel(norm=False), TrainConfig()), state)
+
+
+def test_steps_are_torchs():
+    """BEVDepth's: epochs 16 and 19 of 20, after a rise in the first."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [160, 190])
+    for step in range(200):
+        if step >= 10:
+            assert in_steps(step / 200, 0.05, (0.8, 0.95)) == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert in_steps(0.0, 0.1, (0.5,)) == 0 and in_steps(0.05, 0.1, (0.5,)) == 0.5 and in_steps(0.0, 0.0, ()) == 1
