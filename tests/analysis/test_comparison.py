@@ -6,8 +6,10 @@ import dataclasses
 import fcntl
 import json
 import math
+import multiprocessing
 import os
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -254,6 +256,31 @@ def test_runs_go_on_beside_one_that_fails(run, tmp_path, monkeypatch):
     told = [(one.folder / jobs.LOG).read_text() for one in several]
     assert all("threads 1" in text and f"process {os.getpid()}" not in text for text in told)
     assert said[-1].startswith("[3/3") and len(said) > 1 and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_runs_end_with_the_comparison_that_is_killed(run):
+    """Seed 2 sleeps for a minute; who started it is killed meanwhile."""
+    context = multiprocessing.get_context("spawn")
+    slow = dataclasses.replace(run, seed=2)
+    parent = context.Process(target=jobs.run_all, args=([slow], 1, print, stand_in.work))
+    parent.start()
+    output, patience = run.folder / jobs.LOG, time.monotonic() + 60
+    while "process" not in jobs.last_line(output) and time.monotonic() < patience:
+        time.sleep(0.05)
+    child = int(jobs.last_line(output).split()[-1])
+    os.kill(child, 0)  # it is there
+    parent.kill()
+    parent.join()
+    with open(run.folder / jobs.LOCK, "w") as lock:
+        while time.monotonic() < patience:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                time.sleep(0.05)
+        else:
+            pytest.fail("the run works on without the comparison")
+    assert not slow.finished
 
 
 def test_two_processes_do_not_work_in_one_folder(run):

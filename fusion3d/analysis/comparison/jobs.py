@@ -6,6 +6,7 @@ import fcntl
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
@@ -87,6 +88,7 @@ def _enter(run: Run, target: Callable[[Run], None]) -> None:
     output = open(run.folder / LOG, "ab")  # closed with the process
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(run.folder / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,6 +100,14 @@ def _enter(run: Run, target: Callable[[Run], None]) -> None:
         except Fusion3DError as error:
             print(error, flush=True)
             sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """Whoever kills the comparison, in whatever way, kills its runs: they go on from their checkpoints."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _progress(done: int, total: int, running: Sequence[Run], seconds: float) -> str:

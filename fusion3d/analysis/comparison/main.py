@@ -175,7 +175,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", nargs="+", default=(), metavar="ROW", help="rows, such as gated or hybrid-concat")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--epochs", type=int, default=2, help="of all sensors together")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of these epochs")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate of these epochs")
     parser.add_argument(
         "--alone-epochs", nargs="+", type=int, default=(20, 8, 8), metavar="N", help="of each sensor's own model"
     )
