@@ -10,12 +10,14 @@ import copy
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fusion3d.build import build_model
@@ -92,13 +94,9 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
 # What is refused, by pairs, and what the one line must name.
 REFUSED: dict[tuple[tuple[str, str], tuple[str, str]], str] = {
     **{
-        (("stage", stage), (setting, choice)): rf"fusion\.{key}: .*fusion\.stage '{stage}'"
+        (("stage", stage), (setting, choice)): rf"fusion\.{setting}: .*fusion\.stage '{stage}'"
         for stage in ("early", "late")
-        for setting, key, usual in (
-            ("operator", "operator", "concat"),
-            ("representation", "representation", "joint"),
-            ("align", "align", "none"),
-        )
+        for setting, usual in (("operator", "concat"), ("representation", "joint"), ("align", "none"))
         for choice in CHOICES[setting]
         if choice != usual
     },
@@ -125,7 +123,7 @@ def rows_of_all_pairs(seed: int = 0) -> Iterator[Row]:
         for a, b in itertools.product([(one, choice) for choice in of_one], [(other, choice) for choice in of_other])
     } - set(REFUSED)
     while missing:
-        row: Row = dict([*min(missing, key=lambda pair: (rng.random(), pair))])
+        row: Row = dict(rng.choice(sorted(missing)))  # sorted, for the order of a set differs between runs
         for name in rng.sample(list(CHOICES), len(CHOICES)):
             if name not in row:
                 fitting = [choice for choice in CHOICES[name] if not _pairs_with(row, name, choice) & set(REFUSED)]
@@ -217,7 +215,7 @@ def check_every_subset(model: Model, samples: list[Sample]) -> None:
         outputs = model(batch)
         for name, alone in raw_maps(outputs):
             beside, what = together[name][number], f"{name} of sample {number}"
-            assert torch.allclose(alone[0], beside, atol=2e-5, rtol=2e-5), f"{what}: {(alone[0] - beside).abs().max()}"
+            assert torch.allclose(alone[0], beside, atol=1e-4, rtol=1e-4), f"{what}: {(alone[0] - beside).abs().max()}"
         boxes = model.decode(outputs, batch).boxes
         for of_sample in boxes or ():
             assert all(getattr(of_sample, part).isfinite().all() for part in ("center", "size", "yaw", "score"))
@@ -239,6 +237,19 @@ def spoilt(sample: Sample) -> list[Sample]:
     lidar, radar = sample.lidar.clone(), sample.radar.clone()
     lidar[::3, :3] = radar[::3, :6] = torch.nan
     return [dataclasses.replace(sample, lidar=a, radar=b) for a, b in (*clouds, (lidar, radar))]
+
+
+@contextmanager
+def rounded() -> Iterator[None]:
+    """bfloat16 autocast with CUDA's types: there what comes out of a normalisation is float32, on the CPU it is not."""
+
+    def in_float32(of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, *more, **named: of(x.float(), *more, **named)
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        for name in ("group_norm", "layer_norm"):
+            patch.setattr(F, name, in_float32(getattr(F, name)))
+        yield
 
 
 @cache
@@ -266,7 +277,8 @@ def test_a_row_of_choices_works(number):
     check_training(model, select_sensors(full, config.branches[-1:]), full)
     for sample in spoilt(samples[6]):
         batch = collate([sample])
-        check_training(model, batch, batch)
+        with rounded() if number % 2 else nullcontext():
+            check_training(model, batch, batch)
 
 
 @pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: "+".join(choice for _, choice in pair))
