@@ -231,11 +231,12 @@ def check_training(model: Model, seen: Batch, full: Batch) -> None:
 
 
 def spoilt(sample: Sample) -> list[Sample]:
-    """Clouds without points, of one point, and with places that are no numbers."""
+    """Clouds without points, of one point, and with what is no number."""
     assert sample.lidar is not None and sample.radar is not None
     clouds = [(sample.lidar[:0], sample.radar[:0]), (sample.lidar[:1], sample.radar[:1])]
     lidar, radar = sample.lidar.clone(), sample.radar.clone()
-    lidar[::3, :3] = radar[::3, :6] = torch.nan
+    lidar[::3, :3] = lidar[1::3, 3:] = radar[::3, :6] = torch.nan
+    lidar[2, 0] = lidar[5, 3] = radar[1, 0] = radar[2, 3] = torch.inf
     return [dataclasses.replace(sample, lidar=a, radar=b) for a, b in (*clouds, (lidar, radar))]
 
 
