@@ -44,30 +44,41 @@ def build_model(config: Config, pretrained: bool = True) -> Model:
         raise ConfigError("camera, lidar and radar are all null; expected at least one sensor's branch")
     if config.detection is None and config.planning is None and config.map is None:
         raise ConfigError("detection, planning and map are all null; expected at least one head")
+    if stage in ("early", "late"):
+        _check_no_maps_meet(config)
     if stage not in ("late", "hybrid"):
         return _build_one(config, pretrained)
     if len(sensors) < 2:
         raise ConfigError(
             f"fusion.stage {stage!r} merges what several sensors say; only {'+'.join(sensors)} is not null"
         )
-    if stage == "late":
-        for key, usual in (("representation", "joint"), ("align", "none")):
-            found = getattr(config.fusion, key)
-            if found != usual:
-                raise ConfigError(
-                    f"fusion.{key}: found {found!r}; with fusion.stage 'late' no maps meet: set {usual!r}"
-                )
+    if config.camera is not None and config.camera.view in ("lidar_lift", "radar_lift"):
+        raise ConfigError(
+            f"camera.view: found {config.camera.view!r}; with fusion.stage {stage!r} cameras have a model of their "
+            "own, which sees no other sensor: expected a view that needs none"
+        )
     models = {name: _build_one(_alone(config, name), pretrained) for name in sensors}
     if stage == "hybrid":
         models[JOINT] = _build_one(config, pretrained)
     return LateFusion(models, config.fusion.merge)
 
 
+def _check_no_maps_meet(config: Config) -> None:
+    """ConfigError where sensors' maps are to be joined or related, and the stage makes none that meet."""
+    for key, usual in (("operator", "concat"), ("representation", "joint"), ("align", "none")):
+        found = getattr(config.fusion, key)
+        if found != usual:
+            raise ConfigError(
+                f"fusion.{key}: found {found!r}; with fusion.stage {config.fusion.stage!r} no maps of sensors meet: "
+                f"set {usual!r}"
+            )
+
+
 def _alone(config: Config, sensor: str) -> Config:
     """The configuration of a model of one sensor; its head is loss enough for its branch."""
     others = {name: None for name in config.branches if name != sensor}
     detection = config.detection and dataclasses.replace(config.detection, sensor_weight=0.0)
-    fusion = dataclasses.replace(config.fusion, operator="concat", representation="joint", align="none")
+    fusion = dataclasses.replace(config.fusion, stage="middle", operator="concat", representation="joint", align="none")
     return dataclasses.replace(config, detection=detection, fusion=fusion, **others)  # type: ignore[arg-type]
 
 

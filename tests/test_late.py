@@ -67,6 +67,28 @@ def test_only_samples_with_the_sensor_teach_its_model():
     assert before["radar.yaw"] == 0 == before["radar.planning"]
 
 
+def test_a_sensor_that_was_dropped_teaches_nothing():
+    """In training the losses get the batch with every sensor, and the model saw fewer."""
+    model, full = make("hybrid"), make_batch(3)
+    full = dataclasses.replace(full, command=torch.full((3,), -1))
+    seen = mixed_sensors(full)  # camera in the first, LiDAR in the second, nothing in the third
+    losses = model.losses(model(seen), full)
+    assert losses["radar.yaw"] == 0 == losses["radar.planning"]
+    assert losses["camera.yaw"] > 0 and losses["lidar.yaw"] > 0
+    assert full.boxes is not None
+    turned = tuple(dataclasses.replace(b, yaw=b.yaw + 1) if i == 2 else b for i, b in enumerate(full.boxes))
+    after = model.losses(model(seen), dataclasses.replace(full, boxes=turned))
+    assert after["joint.yaw"] == losses["joint.yaw"]
+
+
+def test_the_joint_model_has_no_say_on_a_sensor_that_it_lacks():
+    config = dataclasses.replace(TINY, lidar=None, fusion=dataclasses.replace(TINY.fusion, stage="hybrid"))
+    model = build_model(config)
+    assert isinstance(model, LateFusion)
+    say = model.has_say(select_sensors(make_batch(2), ["lidar"]))
+    assert list(say) == ["camera", "radar", "joint"] and not any(has.any() for has in say.values())
+
+
 def box(x: float, score: float, label: int = 0) -> Boxes:
     size = torch.tensor([[4.6, 1.9, 1.7]])
     return Boxes.of(

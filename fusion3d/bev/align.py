@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d.bev.fusion.entry import only_present
-from fusion3d.bev.tokens import cell_centers, read_places, to_map
+from fusion3d.bev.tokens import cell_centers, interpolation, read_places, to_map
 from fusion3d.config import FusionConfig
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.errors import ConfigError
@@ -52,7 +52,8 @@ class DeformableAlign(nn.Module):
         self.find = nn.ModuleDict({name: _offset_net() for name in channels})
         coarse = tuple(-(-count // 4) for count in grid.shape)
         for name, fine, few in zip(("to_Yy", "to_Xx"), grid.shape, coarse, strict=True):
-            self.register_buffer(name, interpolation(fine, few), persistent=False)
+            middle = (torch.arange(fine) + 0.5) / 4 - 0.5  # of each fine cell, among the coarse ones
+            self.register_buffer(name, interpolation(middle, few), persistent=False)
         self.to_Yy: Tensor
         self.to_Xx: Tensor
         self.center_Q2: Tensor
@@ -98,9 +99,3 @@ def _offset_net() -> nn.Sequential:
         conv_block(2 * _WIDTH, 2 * _WIDTH, stride=2, norm="group"),
         last,
     )
-
-
-def interpolation(fine: int, coarse: int) -> Tensor:
-    """[fine, coarse] matrix of linear interpolation between the middles of ``coarse`` cells, each 4 fine ones wide."""
-    at = ((torch.arange(fine) + 0.5) / 4 - 0.5).clamp(0, coarse - 1)
-    return (1 - (at[:, None] - torch.arange(coarse)).abs()).clamp(min=0)

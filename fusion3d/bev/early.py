@@ -144,13 +144,6 @@ def make_early(config: Config) -> EarlyFusion:
         ConfigError: settings that do not go together.
     """
     fusion, sensors = config.fusion, config.branches
-    for key, usual in (("representation", "joint"), ("align", "none")):
-        found = getattr(fusion, key)
-        if found != usual:
-            raise ConfigError(
-                f"fusion.{key}: found {found!r}; with fusion.stage 'early' sensors have no maps of their own: set "
-                f"{usual!r}"
-            )
     num_features, cameras = num_fields(sensors), None
     if config.camera is not None:
         cameras = _make_cameras(config, config.camera)

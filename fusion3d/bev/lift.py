@@ -37,6 +37,12 @@ class DepthBins:
                 f"camera.depth: found first edge {self.first}, last edge {self.last}, step {self.step} m; "
                 "expected 0 < first < last and a positive step that fits between them"
             )
+        steps = (self.last - self.first) / self.step
+        if abs(steps - round(steps)) > 1e-4:
+            raise ConfigError(
+                f"camera.depth: found {steps:.3f} steps of {self.step} m from {self.first} to {self.last}; expected a "
+                "whole number"
+            )
 
     def __len__(self) -> int:
         return round((self.last - self.first) / self.step)

@@ -125,7 +125,8 @@ class ConcatTemporal(Temporal):
 class RecurrentTemporal(Temporal):
     """A state is moved along and updated by gates (ConvGRU, Ballas et al., 2016), as in streaming detectors.
 
-    The state of a new scene, and in cells that come into view, is zero.
+    The state of a new scene, and in cells that come into view, is zero. It is float32 whatever the autocast type: what
+    is rounded in every frame would drift.
     """
 
     def __init__(self, config: TemporalConfig, channels: int, grid: BEVGrid) -> None:
@@ -138,14 +139,15 @@ class RecurrentTemporal(Temporal):
         """See the class."""
         if past:
             ((moved, there),) = past
-            moved = torch.where(there[:, None, None, None], moved, 0).to(bev_BCYX.dtype)
+            moved = torch.where(there[:, None, None, None], moved, 0).float()
             moved = moved.contiguous()  # as a state of zeros is: the convolution rounds alike
         else:
-            moved = bev_BCYX.new_zeros(len(bev_BCYX), bev_BCYX.shape[1] + 1, *bev_BCYX.shape[2:])
+            size = (len(bev_BCYX), bev_BCYX.shape[1] + 1, *bev_BCYX.shape[2:])
+            moved = bev_BCYX.new_zeros(size, dtype=torch.float32)
         state, seen = moved[:, :-1], moved[:, -1:]
         update, reset = self.gates(torch.cat([bev_BCYX, state, seen], dim=1)).sigmoid().chunk(2, dim=1)
         candidate = self.candidate(torch.cat([bev_BCYX, reset * state, seen], dim=1)).tanh()
-        state = torch.lerp(state, candidate, update)
+        state = torch.lerp(state, candidate.float(), update.float())
         return (bev_BCYX + self.norm(state)).relu(), state
 
     def keep(self, now: Frame, past: tuple[Frame, ...]) -> tuple[Frame, ...]:

@@ -1,6 +1,6 @@
 """Maps as rows of tokens, where each of them is, and maps read at any place.
 
-Letters: B samples, K tokens, Q places, C channels, Y X grid cells.
+Letters: B samples, K tokens or positions, Q places, C channels, Y X grid cells.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ def cell_centers(grid: BEVGrid) -> Tensor:
     rows, cols = grid.shape
     y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(cols) + 0.5, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
+
+
+def interpolation(position_K: Tensor, count: int) -> Tensor:
+    """[K, count] matrix that reads ``count`` values in a row at K positions, linearly; beyond the ends as it is there.
+
+    Two products with it resample a map, deterministically in both directions: CUDA's own interpolation is not.
+    """
+    return (1 - (position_K.clamp(0, count - 1)[:, None] - torch.arange(count)).abs()).clamp(min=0)
 
 
 def read_places(map_BCYX: Tensor, place_BQ2: Tensor) -> Tensor:

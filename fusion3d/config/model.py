@@ -182,7 +182,7 @@ class FusionConfig:
     """early: as one cloud of points, painted by the images; middle: in their maps; hierarchical: in their maps at
     several scales; late: each sensor has a model of its own, and the boxes are merged; hybrid: those models and one of
     all sensors, whose boxes are merged too. Of the branches, early reads that of the images, lidar for the whole cloud
-    (dynamic pillars as wide as a cell, where it is null) and radar.advance; and no operator."""
+    (dynamic pillars as wide as a cell, where it is null) and radar.advance. Early and late have no operator."""
     paint: Literal["features", "scores"] = "features"
     """early: what is appended to a point from where it is in the images. features: those of the image network, which
     learn from it; scores: of the ten classes, which learn from camera.image_loss alone."""

@@ -24,8 +24,9 @@ _X, _Y, _RCS, _VX, _VY, _TIME, _AMBIGUITY = (
 
 
 def moving(returns: Tensor) -> Tensor:
-    """[R] bool: the velocity is known without ambiguity, and too large to be noise. NaN is not known."""
-    return (returns[:, _AMBIGUITY] == 3) & (returns[:, _VX].hypot(returns[:, _VY]) > _SLOWEST)
+    """[R] bool: the velocity is known without ambiguity, and too large to be noise. NaN and infinite are not known."""
+    speed_R = returns[:, _VX].hypot(returns[:, _VY])
+    return (returns[:, _AMBIGUITY] == 3) & (speed_R > _SLOWEST) & speed_R.isfinite()
 
 
 def advance(returns: Tensor) -> Tensor:

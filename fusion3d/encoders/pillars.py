@@ -60,9 +60,10 @@ class PillarNet(nn.Module):
     def describe(self, xyz_P3: Tensor, features_PF: Tensor, plan: ops.SegmentPlan) -> Tensor:
         """[P, F + 8]: features, position / 10 m, offset from the pillar's mean [m] and from its centre [pillars].
 
-        Every point must be in a pillar of the plan.
+        Every point must be in a pillar of the plan. A feature that is NaN or infinite was not measured, and is 0.
         """
         grid = self.grid
+        features_PF = features_PF.nan_to_num(0.0, 0.0, 0.0)
         offset_P3 = xyz_P3 - ops.segment_reduce(xyz_P3, plan, "mean")[plan.segment]
         low = xyz_P3.new_tensor([grid.x[0], grid.y[0]])
         steps_P2 = (xyz_P3[:, :2] - low) / grid.resolution

@@ -105,9 +105,9 @@ def describe(points_RF: Tensor) -> Tensor:
 
     The bits say "valid" (invalid_state 0) and "unambiguous Doppler" (ambig_state 3); the raw returns are all kept,
     since the devkit's default filters also remove true ones. A motion code out of range has no bit set; a number that
-    was not measured (NaN) is 0.
+    was not measured (NaN, infinite) is 0.
     """
-    field = dict(zip(RADAR_FIELDS, points_RF.nan_to_num(nan=0.0).unbind(1), strict=True))
+    field = dict(zip(RADAR_FIELDS, points_RF.nan_to_num(0.0, 0.0, 0.0).unbind(1), strict=True))
     numbers = [field["rcs"] / 10, field["vx"] / 10, field["vy"] / 10, field["time"]]
     bits = [(field["invalid_state"] == 0).float(), (field["ambig_state"] == 3).float()]
     code = field["dyn_prop"].long()

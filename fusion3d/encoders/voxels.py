@@ -73,13 +73,13 @@ class VoxelNet(nn.Module):
     def voxelize(self, points_PF: Tensor, sample_P: Tensor, num_samples: int) -> SparseTensor:
         """Voxels that hold a point, with the means of its offset from the voxel's middle [voxels] and of the rest.
 
-        Points with NaN and those out of range are in no voxel.
+        Points with NaN for a place and those out of range are in no voxel; what else is NaN or infinite is 0.
         """
         samples = torch.arange(num_samples + 1, device=sample_P.device)
         ptr = torch.searchsorted(sample_P.contiguous(), samples)
         with torch.autocast(points_PF.device.type, enabled=False):
             steps_P3 = (points_PF[:, :3] - points_PF.new_tensor(self.range[:3])) / points_PF.new_tensor(self.size)
-            told_PF = torch.cat([steps_P3 - steps_P3.floor() - 0.5, points_PF[:, 3:]], dim=1)
+            told_PF = torch.cat([steps_P3 - steps_P3.floor() - 0.5, points_PF[:, 3:].nan_to_num(0.0, 0.0, 0.0)], dim=1)
             no_limit = max(len(points_PF), 1)
             means_NF, voxels = ops.voxelize_mean(
                 points_PF, self.size, self.range, no_limit, no_limit, ptr, order="key", features=told_PF

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusion3d.bev.tokens import interpolation
 from fusion3d.config import MapConfig
 from fusion3d.counts import divisor
 from fusion3d.encoders.blocks import conv_block
@@ -88,8 +89,8 @@ class Resample(nn.Module):
                     f"found {(first, last)}"
                 )
         (rows, cols), (centers_y, centers_x) = source.shape, (target.centers()[:, 0, 1], target.centers()[0, :, 0])
-        of_y = _interpolation((centers_y - source.y[0]) / source.resolution - 0.5, rows)
-        of_x = _interpolation((centers_x - source.x[0]) / source.resolution - 0.5, cols)
+        of_y = interpolation((centers_y - source.y[0]) / source.resolution - 0.5, rows)
+        of_x = interpolation((centers_x - source.x[0]) / source.resolution - 0.5, cols)
         self.register_buffer("of_y", of_y, persistent=False)
         self.register_buffer("of_x", of_x, persistent=False)
 
@@ -97,11 +98,6 @@ class Resample(nn.Module):
         """[B, C, H, W] to [B, C, Y, X]."""
         of_y, of_x = self.of_y.to(bev_BCHW.dtype), self.of_x.to(bev_BCHW.dtype)
         return of_y @ (bev_BCHW @ of_x.mT)
-
-
-def _interpolation(position: Tensor, count: int) -> Tensor:
-    """[K, count] weights that read ``count`` values at K positions [cells], linearly."""
-    return (1 - (position.clamp(0, count - 1)[:, None] - torch.arange(count)).abs()).clamp(min=0)
 
 
 def _focal(logits: Tensor, target: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ def merge_boxes(answers: Sequence[Boxes], how: Literal["weighted", "voting"] = "
       than a right angle from the best one's counts turned round); class and attribute are the best one's. The score is
       the sum over V: an answer without the object counts 0.
     - voting: an object stands if at least half of the answers have it. It is the best one's box; its score is the
-      chance that not all of them are wrong, if they err independently (as in ProbEn, Chen et al., 2022).
+      chance that not all of them are wrong, if they err independently. (ProbEn, Chen et al., 2022, multiplies the odds
+      of independent detectors instead; there an answer below one half lowers the score, here each one that agrees
+      raises it.)
 
     Args:
         answers: boxes in one frame, on the CPU.

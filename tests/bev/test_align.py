@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusion3d.bev.align import DeformableAlign, interpolation, make_align
+from fusion3d.bev.align import DeformableAlign, make_align
+from fusion3d.bev.tokens import interpolation
 from fusion3d.config import FusionConfig
 from fusion3d.errors import ConfigError
 from fusion3d.types import BEVGrid
@@ -62,8 +63,9 @@ def test_resampling_is_bilinear():
 def test_interpolation_is_linear_between_the_middles(fine, coarse):
     ramp = torch.arange(coarse) * 4 + 1.5  # the middles of the coarse cells, in fine ones
     expected = torch.arange(fine).float().clamp(1.5, ramp[-1].item())
-    torch.testing.assert_close(interpolation(fine, coarse) @ ramp, expected)
-    assert (interpolation(fine, coarse).sum(1) == 1).all()
+    matrix = interpolation((torch.arange(fine) + 0.5) / 4 - 0.5, coarse)
+    torch.testing.assert_close(matrix @ ramp, expected)
+    assert (matrix.sum(1) == 1).all()
 
 
 def test_no_offset_is_farther_than_the_reach():

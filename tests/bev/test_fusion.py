@@ -87,6 +87,12 @@ def test_samples_do_not_see_each_other(fuse):
         torch.testing.assert_close(whole[sample : sample + 1], alone, atol=1e-5, rtol=1e-5)
 
 
+def test_a_sample_without_any_sensor_does_not_see_the_others_either(fuse):
+    beside = fuse(maps(), present("xx.", ".x.", "x.."))[2:]
+    alone = fuse([None, None, None], [torch.tensor([False])] * 3)
+    torch.testing.assert_close(beside, alone, atol=1e-5, rtol=1e-5)
+
+
 def test_nothing_at_all_is_finite_and_has_gradients(fuse):
     result = fuse([None, None, None], present("...", "...", "..."))
     assert result.shape == (3, 8, *GRID.shape) and result.isfinite().all()

@@ -161,3 +161,5 @@ def test_depth_bins():
     assert BINS.index_of(torch.tensor([0.99, 13.0, torch.inf])).tolist() == [-1, -1, -1]
     with pytest.raises(ConfigError, match=r"camera\.depth"):
         DepthBins(5.0, 2.0, 0.5)
+    with pytest.raises(ConfigError, match=r"camera\.depth: found 14\.750 steps"):
+        DepthBins(1.0, 60.0, 4.0)

@@ -71,6 +71,23 @@ def test_a_world_function_stays_where_it_is(augmented):
     assert (moved[0, 0] - drawn(now)[0, 0]).abs()[inside].max() < 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_bfloat16_stays_near_float32(operator, dtype):
+    """Maps come in either type: some fusion operators end in a normalisation, which autocast leaves in float32."""
+    torch.manual_seed(0)
+    temporal = make_temporal(TemporalConfig(operator), 4, GRID)
+    moved, there = torch.randn(2, 5, *GRID.shape), torch.tensor([True, False])
+    bev = torch.randn(2, 4, *GRID.shape)
+    for past in ([], [(moved, there)]):
+        exact, kept = temporal.combine(bev, past)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough, kept_rough = temporal.combine(bev.to(dtype), past)
+        torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.1)
+        torch.testing.assert_close(kept_rough.float(), kept, atol=0.1, rtol=0.1)
+        rough.float().sum().backward()
+
+
 def a_clip(seed: int, start: float = 0.0, length: int = 3, scene: str = "a") -> list[Sample]:
     """Keyframes of a vehicle that drives on, with a little LiDAR and radar."""
     generator = torch.Generator().manual_seed(seed)

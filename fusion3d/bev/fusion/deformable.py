@@ -97,6 +97,7 @@ class _ReadNear(nn.Module):
 
     def forward(self, tokens_BQC: Tensor, read: _Levels | None, place_Q2: Tensor, shape: tuple[int, int]) -> Tensor:
         """Tokens [B, Q, C] of all cells, at ``place_Q2`` [fraction of the grid], having read what there is to read."""
+        heard_BQC = torch.zeros_like(tokens_BQC)  # as a sample hears that has no sensor, in a batch that has some
         if read is not None:
             query_BQC = self.norm(tokens_BQC)
             offsets = self.offsets(query_BQC).float().unflatten(-1, (HEADS, self.num_sensors, _POINTS, 2)).unbind(3)
@@ -110,5 +111,4 @@ class _ReadNear(nn.Module):
             place_BQ2 = place_Q2.expand(len(tokens_BQC), -1, -1)
             shapes = [shape] * len(read.sensors)
             heard_BQC = ops.ms_deform_attn(value_BSHD, shapes, place_BQ2, offsets_BQHLP2, logits_BQHLP)
-            tokens_BQC = tokens_BQC + self.out(heard_BQC)
-        return self.feed(tokens_BQC)
+        return self.feed(tokens_BQC + self.out(heard_BQC))

@@ -53,15 +53,16 @@ class PerceiverFusion(nn.Module):
         projected = self.project(maps, present)
         mean_BCYX = weighted_sum(projected, shares(self.weight, present), self.shape)
         latents_BNC = self.latents.repeat(len(mean_BCYX), 1, 1)
-        tokens, there = [], []
+        # A token that is not there: what a sample without any sensor reads does not depend on what the others have.
+        tokens = [mean_BCYX.new_zeros(len(mean_BCYX), 1, mean_BCYX.shape[1])]
+        there = [torch.zeros_like(present[0])[:, None]]
         for map_BCYX, present_B, mark_C in zip(projected, present, self.mark, strict=True):
             if map_BCYX is not None:
                 pooled_BCYX = F.avg_pool2d(map_BCYX, _POOL, ceil_mode=True, count_include_pad=False)
                 tokens_BKC = to_tokens(pooled_BCYX) + mark_C + self.position(self.where_KF)
                 tokens.append(tokens_BKC)
                 there.append(present_B[:, None].expand(-1, tokens_BKC.shape[1]))
-        if tokens:
-            latents_BNC = self.read(latents_BNC, torch.cat(tokens, dim=1), torch.cat(there, dim=1))
+        latents_BNC = self.read(latents_BNC, torch.cat(tokens, dim=1), torch.cat(there, dim=1))
         for layer in self.layers:
             latents_BNC = layer(latents_BNC, latents_BNC)
         asked_BQC = to_tokens(mean_BCYX.contiguous(memory_format=torch.channels_last)) + self.position(self.where_QF)
