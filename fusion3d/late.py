@@ -31,20 +31,24 @@ class LateFusion(nn.Module):
         self.merge: Literal["weighted", "voting"] = merge
 
     def forward(self, batch: Batch, memory: Mapping[str, Memory] | None = None) -> dict[str, Any]:
-        """Each model's outputs by its name, and "memory" by its name too, where the models have any."""
+        """Each model's outputs by its name, "say" (``has_say``), and "memory" by name, where the models have any."""
         said: dict[str, Any] = {}
         for name, model in self.models.items():
             said[name] = model(batch, None if memory is None else memory[name])
         kept = {name: outputs.pop("memory") for name, outputs in said.items() if "memory" in outputs}
-        return said | ({"memory": kept} if kept else {})
+        return said | {"say": self.has_say(batch)} | ({"memory": kept} if kept else {})
 
     def losses(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
-        """The terms of all models, "lidar.heatmap" and so on, each over the samples that it can know."""
+        """The terms of all models, "lidar.heatmap" and so on, each over the samples whose sensor it was given.
+
+        Args:
+            outputs: of ``forward``, which may have seen fewer sensors than there are.
+            batch: with every sensor.
+        """
         terms: dict[str, Tensor] = {}
-        say = self.has_say(batch)
         for name, model in self.models.items():
             with named(name):
-                of_model = model.losses(outputs[name], _only(batch, say[name]))  # type: ignore[operator]
+                of_model = model.losses(outputs[name], _only(batch, outputs["say"][name]))  # type: ignore[operator]
             terms |= {f"{name}.{key}": value for key, value in of_model.items()}
         return terms
 
@@ -57,7 +61,7 @@ class LateFusion(nn.Module):
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> Predictions:
         """Merged boxes and the means of plans and maps, of the models that have a say; of all, where none has."""
         answers = {name: model.decode(outputs[name], batch) for name, model in self.models.items()}  # type: ignore[operator]
-        say_SB = torch.stack(list(self.has_say(batch).values())).cpu()
+        say_SB = torch.stack(list(outputs["say"].values())).cpu()
         say_SB |= ~say_SB.any(0)
         chosen = [[a for a, has in zip(answers.values(), say, strict=True) if has] for say in say_SB.T.tolist()]
         device = batch.command.device
