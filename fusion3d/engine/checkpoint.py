@@ -74,8 +74,7 @@ def find_checkpoint(path: str | Path) -> Path:
     of_run = list_checkpoints(path)
     if not of_run:
         raise CheckpointError(
-            f"no checkpoint in {path}: expected a folder with {CONFIG} and {MODEL}, or a run folder with "
-            f"checkpoints/; "
+            f"no checkpoint in {path}: expected a folder with {CONFIG} and {MODEL}, or a run folder with checkpoints/; "
             "give the folder that training printed"
         )
     return of_run[-1]
