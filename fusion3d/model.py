@@ -139,7 +139,7 @@ class Fusion3D(nn.Module):
             "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "map" ([B, N, Y, X] logits), "depth"
             (DepthOutput), "image" (ImageOutput), "memory" (Memory); "sensors" and "representation" in training.
         """
-        fused_BCYX, outputs = self.see(batch)
+        fused_BCYX, outputs = self.see(batch, learn=self.training)
         if self.temporal is not None:
             fused_BCYX, outputs["memory"] = self.remember(fused_BCYX, batch, memory)
         bev_BCYX = self.trunk(fused_BCYX)
@@ -152,8 +152,8 @@ class Fusion3D(nn.Module):
             outputs["map"] = self.map(bev_BCYX)
         return outputs
 
-    def see(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """The fused map [B, C, Y, X] of what the sensors see now, and what is said on the way to it."""
+    def see(self, batch: Batch, learn: bool) -> tuple[Tensor, dict[str, Any]]:
+        """The fused map [B, C, Y, X] of a keyframe, and what is said on the way to it; to ``learn``, for losses too."""
         outputs: dict[str, Any] = {}
         if isinstance(self.fuse, EarlyFusion):  # of sensors that meet as points, and have no maps of their own
             features, outputs = (None, {}) if self.camera is None else self.camera.look(batch)
@@ -167,13 +167,13 @@ class Fusion3D(nn.Module):
         if self.radar is not None:
             maps["radar"] = None if batch.radar is None else self.radar(batch.radar)
 
-        if self.training and self.sensors is not None:
+        if learn and self.sensors is not None:
             outputs["sensors"] = self.sensors(maps, batch.present)
         if self.align is not None:
             maps = self.align(maps, batch.present)
         if self.represent is not None:
             maps, said = self.represent(maps, batch.present)
-            if self.training:
+            if learn:
                 outputs["representation"] = said
         return self.fuse(list(maps.values()), [batch.present[name] for name in maps]), outputs
 
@@ -185,7 +185,7 @@ class Fusion3D(nn.Module):
             streams = range(len(batch))  # two samples of a training batch may be of one scene
             for past in reversed(batch.history):
                 with torch.no_grad():
-                    before_BCYX, _ = self.see(past.batch)
+                    before_BCYX, _ = self.see(past.batch, learn=False)
                 if past.row:  # of no sample, where another process has some: it was only to go through the layers
                     _, memory = self.temporal(before_BCYX, past.batch, memory, past.row)
         fused_BCYX, kept = self.temporal(fused_BCYX, batch, memory, streams)

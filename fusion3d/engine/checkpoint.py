@@ -36,7 +36,7 @@ FREE_KEYS = {
     "data.root", "data.workers", "data.split", "detection.nms", "detection.circle_radius", "detection.rotated_overlap",
     "detection.nms_scale", "detection.score_threshold", "detection.class_score_threshold", "detection.max_boxes",
     "detection.class_max_boxes", "train.log_every", "train.checkpoint_every", "evaluation.tta",
-    "augment.paste.database",
+    "evaluation.stream", "fusion.merge", "augment.paste.database",
 }  # change nothing that is learned  # fmt: skip
 
 
@@ -74,8 +74,7 @@ def find_checkpoint(path: str | Path) -> Path:
     of_run = list_checkpoints(path)
     if not of_run:
         raise CheckpointError(
-            f"no checkpoint in {path}: expected a folder with {CONFIG} and {MODEL}, or a run folder with "
-            f"checkpoints/; "
+            f"no checkpoint in {path}: expected a folder with {CONFIG} and {MODEL}, or a run folder with checkpoints/; "
             "give the folder that training printed"
         )
     return of_run[-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,11 @@ import numpy as np
 from fusion3d.config import Config, override
 from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
-from fusion3d.engine.distributed import processes
 from fusion3d.engine.ground_truth import detection_truth, obstacles
-from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets, run_split
+from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
 from fusion3d.engine.seed import set_deterministic
-from fusion3d.engine.share import Share, join_outputs, stretches
-from fusion3d.engine.split import open_split, streams
+from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
-from fusion3d.engine.views import views_of
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
 from fusion3d.metrics.detection import Truth, score_detections
@@ -63,6 +59,7 @@ def evaluate(
         ``num_samples``; ``seconds``. Nothing by a process that is not the first.
 
     Raises:
+        ConfigError: a subset that the checkpoint cannot take, or none that it can.
         DataError: the data set has no annotations, or cannot be read.
         CheckpointError: the checkpoint cannot be used.
         Fusion3DError: the devkit is not installed, or the output cannot be written.
@@ -75,16 +72,9 @@ def evaluate(
         raise DataError(f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict")
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
-    dataset = open_split(config, config.data.split, training=False)
-    batch_size, workers, stream = config.train.batch_size, config.data.workers, streams(config)
-    with processes(device) as where, nullcontext() if where.first else redirect_stdout(None):
-        share = Share(dataset, stretches(dataset, batch_size, stream), where)
-        parts = where.collect(
-            run_split(model, share, chosen, batch_size, workers, where.device, views_of(config), stream)
-        )
-    if not where.first:
+    output = run_shared(model, config, chosen, device)
+    if output is None:
         return {}
-    output = join_outputs(parts, dataset.tokens)
 
     scoring = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}

@@ -12,10 +12,7 @@ from fusion3d.metrics.detection import Truth
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES
 
 BICYCLE_RACK = "static_object.bicycle_rack"
-OBSTACLES = (
-    "vehicle.",
-    "human.",
-)  # prefixes of the categories that a plan must not hit: all that move by themselves
+OBSTACLES = ("vehicle.", "human.")  # prefixes of the categories that a plan must not hit: all that move by themselves
 
 
 def category_names(tables: Tables) -> list[str]:

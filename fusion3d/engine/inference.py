@@ -53,8 +53,13 @@ def sensor_subsets(config: Config) -> dict[str, tuple[str, ...]]:
     """Every non-empty subset of the sensors that the model has branches for and the configuration reads.
 
     By name: sensors joined with "+" in the order of ``SENSORS``; single sensors come first, all of them last.
+
+    Raises:
+        ConfigError: there is none.
     """
     there = [s for s in config.branches if s in config.data.sensors]
+    if not there:
+        raise ConfigError(f"the checkpoint has no branch for any of data.sensors = {config.data.sensors}")
     chosen = [subset for size in range(1, len(there) + 1) for subset in combinations(there, size)]
     return {"+".join(subset): subset for subset in chosen}
 
@@ -67,7 +72,7 @@ def choose_subsets(config: Config, names: Sequence[str] | None) -> dict[str, tup
         names: sensors joined with "+", in any order.
 
     Raises:
-        ConfigError: a name is none that this model can take.
+        ConfigError: a name is none that this model can take, or it can take none.
     """
     possible = sensor_subsets(config)
     chosen = set()

@@ -6,16 +6,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fusion3d.config import Config
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
-from fusion3d.engine.inference import run_split, sensor_subsets
+from fusion3d.engine.inference import sensor_subsets
 from fusion3d.engine.seed import set_deterministic
-from fusion3d.engine.split import open_split, streams
+from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
-from fusion3d.engine.views import views_of
 from fusion3d.errors import ConfigError
 from fusion3d.files import write_json
 from fusion3d.types import TIME_STEP
@@ -27,8 +25,10 @@ def predict(
     out_dir: str | Path,
     device: str | None = None,
     ema: bool = True,
-) -> Path:
+) -> Path | None:
     """Run a checkpoint over ``config.data.split`` with every sensor that is there.
+
+    Under torchrun the processes share the samples, and the first writes.
 
     Args:
         checkpoint: checkpoint or run folder.
@@ -40,7 +40,7 @@ def predict(
         ema: use the averaged weights.
 
     Returns:
-        ``out_dir``.
+        ``out_dir``; None by a process that is not the first.
 
     Raises:
         ConfigError: the model has no branch for any of ``config.data.sensors``.
@@ -49,21 +49,16 @@ def predict(
     """
     config = load_config_of(checkpoint) if config is None else config
     possible = sensor_subsets(config)
-    if not possible:
-        raise ConfigError(f"the checkpoint has no branch for any of data.sensors = {config.data.sensors}")
     if config.detection is None and config.planning is None:
         raise ConfigError(
             "detection and planning are null: predict writes boxes and plans; look at maps with visualize"
         )
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
-    dataset = open_split(config, config.data.split, training=False)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = list(possible)[-1]
-    batch_size, workers = config.train.batch_size, config.data.workers
-    output = run_split(
-        model, dataset, {name: possible[name]}, batch_size, workers, where, views_of(config), streams(config)
-    )
+    output = run_shared(model, config, {name: possible[name]}, device)
+    if output is None:
+        return None
     found = output.subsets[name]
     if config.detection is not None:
         write_submission(Path(out_dir, "results_nusc.json"), found.records(output.poses), found.used)
@@ -89,5 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     add_checkpoint_options(parser)
     options, overrides = parser.parse_known_args(argv)
     config = chosen_config(options, overrides)
-    print(f"written: {predict(options.checkpoint, config, options.out, options.device, not options.no_ema)}")
+    written = predict(options.checkpoint, config, options.out, options.device, not options.no_ema)
+    if written is not None:
+        print(f"written: {written}")
     return 0

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import reduce
 from itertools import chain, groupby
 from operator import iadd, itemgetter
 from typing import Any, TypeVar
 
-from fusion3d.engine.distributed import Processes
-from fusion3d.engine.inference import SplitOutput
+from fusion3d.config import Config
+from fusion3d.engine.distributed import Processes, processes
+from fusion3d.engine.inference import SplitOutput, run_split
+from fusion3d.engine.split import open_split, streams
+from fusion3d.engine.views import views_of
 from fusion3d.metrics.map import MapOverlap, MapTruth
 
 T = TypeVar("T")
+
+
+def run_shared(
+    model: Any, config: Config, subsets: dict[str, tuple[str, ...]], device: str | None = None
+) -> SplitOutput | None:
+    """Predict ``config.data.split`` under every subset, by all processes that torchrun started, or the only one.
+
+    Args:
+        model: in evaluation mode.
+        config: data, batch size, views and whether it is a stream.
+        subsets: sensors by subset name.
+        device: torch device name; None takes the GPU where there is one.
+
+    Returns:
+        What one process would have found; None by a process that is not the first.
+    """
+    dataset, stream = open_split(config, config.data.split, training=False), streams(config)
+    batch_size, workers = config.train.batch_size, config.data.workers
+    with processes(device) as where, nullcontext() if where.first else redirect_stdout(None):
+        share = Share(dataset, stretches(dataset, batch_size, stream), where)
+        parts = where.collect(
+            run_split(model, share, subsets, batch_size, workers, where.device, views_of(config), stream)
+        )
+    return join_outputs(parts, dataset.tokens) if where.first else None
 
 
 def stretches(dataset: Any, batch_size: int, stream: bool) -> list[list[int]]:

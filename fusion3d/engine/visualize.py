@@ -15,8 +15,9 @@ from fusion3d.data.collate import collate
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.seed import set_deterministic
+from fusion3d.engine.views import predict_views, views_of
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
-from fusion3d.types import CAMERAS, RADARS, SENSORS, Boxes, Sample, Trajectory, to_device
+from fusion3d.types import CAMERAS, RADARS, SENSORS, Boxes, Sample, Trajectory
 from fusion3d.view import pictures, scene
 
 IMAGE_SIZE = (450, 800)  # of what is drawn [px]: half a nuScenes image, whatever the network reads
@@ -44,6 +45,15 @@ def restrict(data: DataConfig, sensors: Sequence[str] | None) -> DataConfig:
     there = {"camera": bool(cameras), "lidar": "lidar" in sensors, "radar": bool(radars)}
     kinds = tuple(kind for kind in data.sensors if there[kind])
     return dataclasses.replace(data, sensors=kinds, cameras=cameras, radars=radars)
+
+
+def open_clips(config: Config) -> NuScenesDataset:
+    """The evaluated split with its maps and, for a model that remembers, the keyframes before each.
+
+    So also with ``evaluation.stream``: what is looked at is single samples.
+    """
+    keyframes = 1 if config.temporal is None else config.temporal.keyframes
+    return NuScenesDataset(config.data, config.data.split, config.map_grid, keyframes=keyframes)
 
 
 def choose(
@@ -86,7 +96,7 @@ def look(
     a sample is the model's, where it has a map head.
 
     Args:
-        dataset: without augmentation, with the network's image size.
+        dataset: of ``open_clips``.
         indices: which samples.
         checkpoint: checkpoint or run folder.
         config: the checkpoint's own with other data or thresholds.
@@ -97,10 +107,11 @@ def look(
         CheckpointError: the checkpoint cannot be used.
         DataError: a sample cannot be read.
     """
-    model = None
+    model, views = None, []
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if checkpoint is not None:
-        model = load_model(checkpoint, ema, config)[0].to(where)
+        model, config = load_model(checkpoint, ema, config)
+        model, views = model.to(where), views_of(config)
     data = dataset.config
     large = dataclasses.replace(data, image_size=IMAGE_SIZE, sensors=("camera",) if "camera" in data.sensors else ())
     to_show = NuScenesDataset(large, dataset.split, dataset.grid, with_map=False)
@@ -109,7 +120,7 @@ def look(
         if model is not None:
             batch = collate([sample]).to(where)
             with torch.inference_mode():
-                found = to_device(model.decode(model(batch), batch), "cpu")
+                found = predict_views(model, batch, views)
             boxes = None if found.boxes is None else found.boxes[0]
             if found.plan is not None:
                 plan = Trajectory(found.plan.position[0], found.plan.yaw[0], found.plan.mask[0])
@@ -148,7 +159,7 @@ def visualize(
     Raises:
         Fusion3DError: data, checkpoint or renderer cannot be used, or a file cannot be written.
     """
-    dataset = NuScenesDataset(config.data, config.data.split, config.map_grid)
+    dataset = open_clips(config)
     caption = _caption(config, checkpoint) if caption is None else caption
     written = []
     for index, seen in zip(indices, look(dataset, indices, checkpoint, config, device, ema), strict=True):
@@ -192,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     config = override(base, overrides)
     config = dataclasses.replace(config, data=restrict(config.data, options.sensors))
     set_deterministic(config.deterministic)
-    dataset = NuScenesDataset(config.data, config.data.split, config.map_grid)
+    dataset = open_clips(config)
     indices = choose(dataset, options.index, options.token, options.scene)
     if options.save is not None and len(indices) > 1:
         raise Fusion3DError(f"--save names one file, but {len(indices)} samples are chosen: use --out DIR")

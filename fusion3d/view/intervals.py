@@ -10,12 +10,8 @@ from pathlib import Path
 from fusion3d.files import write_whole
 
 INK, FAINT, LINE = "#1f4e79", "#7fa8cf", "#d5dbe1"
-_ROW, _TOP, _PANEL, _NAMES = (
-    0.27,
-    0.75,
-    3.6,
-    2.0,
-)  # [inch] height of a row and of the titles; width of a panel, of names
+# [inch] height of a row and of the titles; width of a panel and of the names
+_ROW, _TOP, _PANEL, _NAMES = 0.27, 0.75, 3.6, 2.0
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,15 @@ def test_streams_are_told_apart_in_any_order():
         model(collate([a[2]]), model(collate([a[0], a[1]]))["memory"])
 
 
+def test_keyframes_before_do_not_go_through_what_only_losses_read():
+    detection = dataclasses.replace(TINY.detection, sensor_weight=0.3)  # type: ignore[type-var]
+    model = build_model(dataclasses.replace(TINY, temporal=TemporalConfig(keyframes=3), detection=detection)).train()
+    asked: list[int] = []
+    model.get_submodule("sensors").register_forward_hook(lambda *_: asked.append(1))
+    outputs = model(collate([with_history(a_clip(1))]))
+    assert len(asked) == 1 and set(outputs["sensors"]) == {"lidar", "radar"}
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_subset_and_dropped_sensors_train(operator):
     model = tiny_model(operator).train()

@@ -22,9 +22,10 @@ from fusion3d.engine import evaluate as module
 from fusion3d.engine.checkpoint import list_checkpoints, load_model
 from fusion3d.engine.evaluate import COLUMNS, PLAN_COLUMNS, evaluate, format_table
 from fusion3d.engine.evaluate import main as evaluate_main
-from fusion3d.engine.inference import choose_subsets, run_split, sensor_subsets
+from fusion3d.engine.inference import choose_subsets, sensor_subsets
 from fusion3d.engine.log import read_log
 from fusion3d.engine.predict import main as predict_main
+from fusion3d.engine.share import run_shared
 from fusion3d.engine.split import open_split
 from fusion3d.engine.train import main as train_main
 from fusion3d.engine.train import train
@@ -195,7 +196,7 @@ def test_every_subset_from_one_checkpoint(whole_run, tmp_path, capsys):
 def test_the_same_numbers_again_and_by_name(whole_run, tmp_path, monkeypatch):
     config = load_model(whole_run)[1]
     outputs, left = [], []
-    monkeypatch.setattr(module, "run_split", lambda *args: outputs.append(run_split(*args)) or outputs[-1])
+    monkeypatch.setattr(module, "run_shared", lambda *args: outputs.append(run_shared(*args)) or outputs[-1])
     score = module.score_detections
 
     def scored(*args):
@@ -220,6 +221,9 @@ def test_subsets_of_what_the_checkpoint_has(config_file):
     assert tuple(sensor_subsets(no_radar)) == ("camera", "lidar", "camera+lidar")
     with pytest.raises(ConfigError, match=r"no sensor subset 'radar'.*possible: camera, lidar, camera\+lidar"):
         choose_subsets(no_radar, ["radar"])
+    nothing = dataclasses.replace(config, radar=None, data=dataclasses.replace(config.data, sensors=("radar",)))
+    with pytest.raises(ConfigError, match=r"no branch for any of data\.sensors = \('radar',\)"):
+        choose_subsets(nothing, None)
     with pytest.raises(ConfigError, match="no sensor subset 'sonar'"):
         choose_subsets(config, ["sonar"])
 
@@ -282,3 +286,8 @@ def test_two_processes_evaluate_as_one(whole_run, config_file, tmp_path):
     files = [path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("results_nusc.json")]
     assert len(files) == 3
     assert all((tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes() for file in files)
+    command = [sys.executable, str(ROOT / "tools" / "predict.py"), *command[2:-4]]  # of all sensors
+    ranks = run_ranks([*command, "--out", str(tmp_path / "predicted")])
+    assert [status for status, _ in ranks] == [0, 0] and "written: " in ranks[0][1] and not ranks[1][1], ranks
+    boxes = (tmp_path / "predicted" / "results_nusc.json").read_bytes()
+    assert boxes == (tmp_path / "1" / "camera+lidar+radar" / "results_nusc.json").read_bytes()

@@ -125,8 +125,9 @@ _DENSE = {"channels": 8, "dense": {"channels": [8], "blocks": [1]}}
             "lidar": _WINDOWS | _DENSE,
         },
         {"temporal": {"operator": "concat"}},  # half of the samples have no past: a process goes through it for nothing
+        {"temporal": {"operator": "concat"}, "fusion": {"channels": 8, "stage": "early", "paint": "scores"}},
     ],
-    ids=["hybrid", "query", "six", "keyframes"],
+    ids=["hybrid", "query", "six", "keyframes", "early"],
 )
 def test_other_parts_are_one_too_until_rounding_opens_a_relu_or_matches_other_boxes(tmp_path, more):
     train_small(tmp_path / "alone", small_config(**more))

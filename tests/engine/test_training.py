@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fusion3d.build import build_model
+from fusion3d.config import EvaluationConfig
 from fusion3d.data.collate import collate
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.checkpoint import list_checkpoints
@@ -136,7 +137,9 @@ def test_resuming_another_configuration_names_the_settings(tmp_path):
     data = dataclasses.replace(config.data, root="/elsewhere", split="test")
     assert config.detection is not None
     decoding = dataclasses.replace(config.detection, nms="rotated", score_threshold=0.3, max_boxes=7)
-    make_trainer(dataclasses.replace(config, data=data, detection=decoding), tmp_path).resume(folder)
+    later = {"detection": decoding, "evaluation": EvaluationConfig("flip", stream=True)}
+    fusion = dataclasses.replace(config.fusion, merge="voting")
+    make_trainer(dataclasses.replace(config, data=data, fusion=fusion, **later), tmp_path).resume(folder)
 
 
 def test_resuming_with_other_data_or_processes_is_refused(tmp_path):

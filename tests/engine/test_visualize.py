@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from fusion3d.build import build_model
-from fusion3d.config import Config, from_dict
+from fusion3d.config import Config, EvaluationConfig, TemporalConfig, from_dict
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.engine import visualize as visualize_module
 from fusion3d.engine.checkpoint import Position, save_checkpoint
 from fusion3d.engine.inference import run_split
-from fusion3d.engine.visualize import IMAGE_SIZE, choose, look, main, restrict, visualize
+from fusion3d.engine.split import open_split
+from fusion3d.engine.views import views_of
+from fusion3d.engine.visualize import IMAGE_SIZE, choose, look, main, open_clips, restrict, visualize
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.geometry import apply
 from fusion3d.types import CAMERAS, RADARS
@@ -87,6 +89,23 @@ def test_what_a_checkpoint_says_is_what_evaluation_scores(config, checkpoint, da
     torch.testing.assert_close(boxes.center, of_split.boxes[sample.token].center, atol=1e-4, rtol=1e-4)
     assert plan is not None and plan.position.shape == (6, 2)
     torch.testing.assert_close(plan.position, of_split.plans[sample.token].position, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_remembers_is_looked_at_with_its_past_and_its_views(config, tmp_path):
+    lidar = {"data": dataclasses.replace(config.data, sensors=("lidar",)), "camera": None, "radar": None}
+    config = dataclasses.replace(
+        config, **lidar, temporal=TemporalConfig(keyframes=3), evaluation=EvaluationConfig("flip")
+    )
+    torch.manual_seed(0)
+    folder, model = tmp_path / "checkpoints" / "step-00000001", build_model(config).eval()
+    save_checkpoint(folder, config, model.state_dict(), Position(1))
+    split = open_split(config, "val", training=False)
+    said = run_split(model, split, {"lidar": ("lidar",)}, 1, 0, torch.device("cpu"), views_of(config))
+    ((sample, boxes, plan),) = look(open_clips(config), [2], folder, device="cpu")
+    expected = said.subsets["lidar"]
+    assert boxes is not None and plan is not None and len(boxes) == len(expected.boxes[sample.token]) > 0
+    torch.testing.assert_close(boxes.center, expected.boxes[sample.token].center, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plan.position, expected.plans[sample.token].position, atol=1e-4, rtol=1e-4)
 
 
 def test_the_command_draws_a_checkpoint(config, checkpoint, dataset, tmp_path):

@@ -51,13 +51,14 @@ def run_all(
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append((waiting[0], _start(waiting.pop(0), target)))
-            wait([process.sentinel for _, process in running], patience)
-            ended = [(run, process) for run, process in running if process.exitcode is not None]
+            ready = wait([process.sentinel for _, process in running], patience)
+            ended = [(run, process) for run, process in running if process.sentinel in ready]
             running = [one for one in running if one not in ended]
             for run, process in ended:
+                process.join()
                 if process.exitcode:
-                    told = last_line(run.folder / LOG) or f"exit status {process.exitcode}"
-                    failed.append(f"{run}: {told}")
+                    told = last_line(run.folder / LOG)
+                    failed.append(f"{run}: {told or 'no word'} (exit status {process.exitcode})")
             done = len(runs) - len(waiting) - len(running)
             say(_progress(done, len(runs), [run for run, _ in running], time.perf_counter() - start))
     finally:

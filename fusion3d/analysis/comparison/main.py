@@ -22,7 +22,16 @@ from fusion3d.analysis.comparison import costs
 from fusion3d.analysis.comparison.jobs import run_all
 from fusion3d.analysis.comparison.page import write_page
 from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, WITH_OPERATOR, Row, alone, best_rows
-from fusion3d.analysis.comparison.runs import ALONE_SEED, Budget, Run, check, claim, make_run, unfinished
+from fusion3d.analysis.comparison.runs import (
+    ALONE_SEED,
+    FILL_ORDER,
+    Budget,
+    Run,
+    check,
+    claim,
+    make_run,
+    unfinished,
+)
 from fusion3d.analysis.comparison.summary import Metrics, estimate, nds
 from fusion3d.config import Config, differences, load_config
 from fusion3d.engine.benchmark_ops.table import environment, headline
@@ -44,8 +53,15 @@ class Comparison:
     only: tuple[str, ...] = ()  # rows; empty: all, and the best of the stages with an operator
 
     def alone(self) -> list[Run]:
-        """The sensors' own models."""
-        return [self.run(row, ALONE_SEED) for row in alone(self.base.branches)]
+        """The sensors' own models.
+
+        Raises:
+            ConfigError: the settings of one do not fit each other.
+        """
+        runs = [self.run(row, ALONE_SEED) for row in alone(self.base.branches)]
+        for run in runs:
+            check(run)
+        return runs
 
     def run(self, row: Row, seed: int) -> Run:
         """A row's run."""
@@ -101,9 +117,9 @@ def compare(comparison: Comparison, jobs: int) -> None:
         CheckpointError: a folder holds a run of other settings.
         Fusion3DError: runs failed.
     """
-    first = comparison.runs(comparison.first_rows())  # all are checked before anything is trained
+    singles, first = comparison.alone(), comparison.runs(comparison.first_rows())  # checked before any is trained
     steps = {
-        "each sensor alone": comparison.alone,
+        "each sensor alone": lambda: singles,
         "rows": lambda: first,
         "stages with the best operators": lambda: comparison.runs(comparison.last_rows()),
     }
@@ -150,12 +166,13 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
     cost = measured(comparison.out)
     about = cost.get("about") or environment("cpu", comparison.base.data.version)
     settings = {key: value for key, value in differences(comparison.base).items() if key != "data.root"}
+    first = next(name for name in FILL_ORDER if name in comparison.base.branches)
     header = {
         "about": f"{headline(about, None)}; {name}",
         "protocol": f"Same data, seeds ({', '.join(map(str, comparison.seeds))}) and budget for every row: "
         f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the sensors' own "
-        "models wherever names and shapes fit (`train.start`): trunk and heads are the LiDAR model's, what fuses is "
-        "new.",
+        f"models wherever names and shapes fit (`train.start`): trunk and heads are those of {first} alone, what fuses "
+        "is new.",
         "settings": settings,
         "environment": about,
     }
@@ -191,7 +208,7 @@ def main(argv: list[str]) -> int:
     if min(*options.alone_epochs, options.epochs, options.jobs) < 1:
         raise ConfigError("--epochs, --alone-epochs and --jobs: expected at least 1")
     budget = Budget(tuple(options.alone_epochs), options.epochs, options.rate)
-    comparison = Comparison(base, budget, tuple(options.seeds), options.out, tuple(options.only))
+    comparison = Comparison(base, budget, tuple(dict.fromkeys(options.seeds)), options.out, tuple(options.only))
     if not options.report:
         compare(comparison, options.jobs)
     print(report(comparison, options.page, options.config))

@@ -127,7 +127,8 @@ def _gain_lines(said: Sequence[Gain], alone: Scores, joint: Scores) -> list[str]
         "every row counted once and with every seed counted once, since runs of one row, or of one seed, may be alike. "
         "What is not parted from zero by both is not distinguishable. Other scenes may say something else: all runs "
         f"were scored on the same {first['num_samples']} keyframes and began with the same models of single sensors. "
-        "The best of the smaller subsets is the one with the highest mean on these very runs, which favours it.",
+        "The best of the smaller subsets is the one with the highest mean on these very runs, which favours it. The "
+        "model of a sensor alone is one run, whose own spread is in no interval.",
         "",
         *(f"- **{kinds[count]}**: {best(said, count)}" for count in range(size - 1, 0, -1)),
         *(f"- {one}" for one in said),

@@ -25,8 +25,10 @@ class Row:
         """``base`` with this row's branches and fusion."""
         if self.alone is not None:
             others = {name: None for name in base.branches if name != self.alone}
-            return dataclasses.replace(base, **others)  # type: ignore[arg-type]
+            base = dataclasses.replace(base, **others)  # type: ignore[arg-type]
         fusion = dataclasses.replace(base.fusion, stage=self.stage, operator=self.operator)  # type: ignore[arg-type]
+        if self.alone is not None:  # nothing to agree with
+            fusion = dataclasses.replace(fusion, representation="joint", align="none")
         return dataclasses.replace(base, fusion=fusion)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from fusion3d.analysis.comparison.rows import Row
 from fusion3d.build import build_model
 from fusion3d.config import Config, differences, from_dict, to_dict
-from fusion3d.engine.checkpoint import FREE_KEYS, check_same_config, list_checkpoints
+from fusion3d.engine.checkpoint import check_same_config, list_checkpoints
 from fusion3d.engine.start import weights_file
 from fusion3d.errors import CheckpointError, ConfigError
 from fusion3d.files import write_json
@@ -20,6 +20,9 @@ from fusion3d.files import write_json
 RECORD, METRICS = "record.json", Path("evaluation", "metrics.json")
 FILL_ORDER = ("lidar", "camera", "radar")  # whose trunk and heads the joint model begins with: the first one's
 ALONE_SEED = 0
+MAY_DIFFER = {  # neither learned nor scored otherwise; the beginnings are compared by what is in them
+    "data.root", "data.workers", "train.log_every", "train.checkpoint_every", "train.start", "augment.paste.database",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +72,12 @@ class Run:
 def make_run(base: Config, row: Row, seed: int, budget: Budget, out: Path) -> Run:
     """The run of a row."""
     if row.alone is not None:
-        epochs, rate, start = dict(zip(base.branches, budget.alone_epochs, strict=True))[row.alone], None, ()
+        epochs = dict(zip(base.branches, budget.alone_epochs, strict=True))[row.alone]
+        rate, start = base.train.learning_rate, ()
     else:
         epochs, rate = budget.joint_epochs, budget.joint_rate
         start = tuple(str(run_folder(out, name, ALONE_SEED)) for name in FILL_ORDER if name in base.branches)
-    train = dataclasses.replace(
-        base.train, epochs=epochs, learning_rate=rate or base.train.learning_rate, start=start, checkpoint_every=50
-    )
+    train = dataclasses.replace(base.train, epochs=epochs, learning_rate=rate, start=start, checkpoint_every=50)
     config = dataclasses.replace(
         row.config(base), seed=seed, train=train, data=dataclasses.replace(base.data, workers=0)
     )
@@ -83,13 +85,15 @@ def make_run(base: Config, row: Row, seed: int, budget: Budget, out: Path) -> Ru
 
 
 def check(run: Run) -> None:
-    """See that the settings of a row fit each other.
+    """See that the settings of a row are in their ranges, fit each other and can be scored.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: they are or do not.
     """
+    if run.config.detection is None:
+        raise ConfigError("detection: found null; ways to fuse are compared by their NDS, of boxes")
     try:
-        build_model(run.config, pretrained=False)
+        build_model(from_dict(to_dict(run.config)), pretrained=False)
     except ConfigError as error:
         raise ConfigError(f"row {run.row.name}: {error}") from error
 
@@ -114,10 +118,7 @@ def claim(run: Run) -> None:
     noted = _read(path)
     theirs = from_dict(noted["config"], source=str(path))
     old, new = differences(theirs, run.config), differences(run.config, theirs)
-    wrong = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
-        for key in sorted({*old, *new} - FREE_KEYS - {"train.start"})
-    ]
+    wrong = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in sorted({*old, *new} - MAY_DIFFER)]
     wrong += ["other data"] * (noted["data"] != data_digest(run.config))
     wrong += ["other weights to begin with"] * (noted["start"] != _starts(run.config))
     if wrong:
