@@ -56,7 +56,8 @@ class CameraBranch(nn.Module):
         self.classes = classes
 
     def look(self, batch: Batch) -> tuple[CameraFeatures | None, dict[str, Any]]:
-        """What images show, and what there is of "depth" (DepthOutput) and "image" (ImageOutput).
+        """What images show, and what there is of "depth" (DepthOutput) and "image" (ImageOutput; in training, and where
+        points are painted instead of a map made).
 
         Nothing without images; but in training, where processes may have to go through the layers together, cameras
         without an image do so. LiDAR is looked at where depth is helped by it.
@@ -68,7 +69,7 @@ class CameraBranch(nn.Module):
         outputs: dict[str, Any] = {}
         if features.depth is not None:
             outputs["depth"] = DepthOutput(features.depth, cameras)
-        if self.classes is not None:
+        if self.classes is not None and (self.training or self.view is None):
             outputs["image"] = self.classes(features.context, cameras)
         return features, outputs
 

