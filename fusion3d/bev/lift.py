@@ -73,12 +73,18 @@ class LiftSplat(nn.Module):
         self, features: CameraFeatures, cameras: Cameras, num_samples: int, radar: PointCloud | None = None
     ) -> Tensor:
         """Features of M images to [B, C, Y, X], zero for the samples without a camera; radar is not looked at."""
-        assert features.depth is not None, "the encoder was made without depth bins"
         rows, sample_M = torch.unique(cameras.batch_index, return_inverse=True)
+        map_BCYX = self.lift(features, cameras, rows, sample_M, radar)
+        return spread_rows(self.smooth(map_BCYX), rows, num_samples)
+
+    def lift(
+        self, features: CameraFeatures, cameras: Cameras, rows: Tensor, sample_M: Tensor, radar: PointCloud | None
+    ) -> Tensor:
+        """The map of the samples that have a camera: ``rows`` of the batch, counted anew in ``sample_M``."""
+        assert features.depth is not None, "the encoder was made without depth bins"
         with torch.autocast(features.depth.device.type, enabled=False):
             depth_MDHW = features.depth.float().softmax(1)
-            map_BCYX = self.splat(depth_MDHW, features.context.float(), cameras, sample_M, len(rows))
-        return spread_rows(self.smooth(map_BCYX), rows, num_samples)
+            return self.splat(depth_MDHW, features.context.float(), cameras, sample_M, len(rows))
 
     def splat(
         self, depth_MDHW: Tensor, context_MCHW: Tensor, cameras: Cameras, sample_M: Tensor, num_samples: int

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusion3d import ops
 from fusion3d.bev.lift import DepthBins
+from fusion3d.bev.tokens import read_images
 from fusion3d.encoders.raster import seen_points
 from fusion3d.geometry.rays import pixel_rays
 from fusion3d.types import Cameras, PointCloud
@@ -79,15 +80,7 @@ class Painting(nn.Module):
             return nothing_PC, torch.zeros_like(cloud.batch_index, dtype=torch.bool)
         with torch.autocast(paint_MCHW.device.type, enabled=False):
             image_K, point_K, place_K2 = self.hits(cameras, cloud, shape)
-            still_K = place_K2.new_zeros(len(image_K), 1, 1, 1, 2)
-            read_KC = ops.ms_deform_attn(
-                paint_MCHW.float().flatten(2).transpose(1, 2).unsqueeze(2),
-                [shape],
-                place_K2,
-                still_K,
-                still_K[..., 0],
-                map_of_query=image_K,
-            )
+            read_KC = read_images(paint_MCHW, image_K, place_K2)
             plan = ops.segment_plan(point_K, num_points, keep_empty=True)
             return ops.segment_reduce(read_KC, plan, "mean"), plan.ptr.diff() > 0
 

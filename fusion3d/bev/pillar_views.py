@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion3d import ops
+from fusion3d.bev.tokens import read_images
 from fusion3d.encoders.blocks import conv_block
 from fusion3d.encoders.clouds import spread_rows
 from fusion3d.encoders.depth import CameraFeatures
@@ -80,15 +81,7 @@ class Unproject(nn.Module):
         place_MN2 = places_in_images(cameras, points_QZ3, shape, self.stride).flatten(1, 2)
         num_points = place_MN2.shape[1]
         image_K, point_K = (place_MN2[..., 0] >= 0).nonzero().unbind(1)  # one host read on CUDA
-        still_K = place_MN2.new_zeros(len(image_K), 1, 1, 1, 2)
-        read_KC = ops.ms_deform_attn(
-            context_MCHW.flatten(2).transpose(1, 2).unsqueeze(2),
-            [shape],
-            place_MN2[image_K, point_K],
-            still_K,
-            still_K[..., 0],
-            map_of_query=image_K,
-        )
+        read_KC = read_images(context_MCHW, image_K, place_MN2[image_K, point_K])
         plan = ops.segment_plan(sample_M[image_K] * num_points + point_K, num_samples * num_points, keep_empty=True)
         mean_NC = ops.segment_reduce(read_KC, plan, "mean")
         rows, cols = self.grid.shape

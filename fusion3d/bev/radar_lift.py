@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fusion3d import ops
 from fusion3d.bev.lift import DepthBins, LiftSplat
 from fusion3d.encoders.blocks import ResidualBlock, conv_block
-from fusion3d.encoders.clouds import spread_rows
 from fusion3d.encoders.depth import CameraFeatures
 from fusion3d.encoders.radar import NUM_FEATURES, describe
 from fusion3d.encoders.raster import seen_points
@@ -40,24 +39,21 @@ class RadarLift(LiftSplat):
         self.join = conv_block(2 * channels, channels, kernel=1, norm="group")
         self.smooth = conv_block(channels, channels, norm="group")
 
-    def forward(
-        self, features: CameraFeatures, cameras: Cameras, num_samples: int, radar: PointCloud | None = None
+    def lift(
+        self, features: CameraFeatures, cameras: Cameras, rows: Tensor, sample_M: Tensor, radar: PointCloud | None
     ) -> Tensor:
-        """Features of M images to [B, C, Y, X], zero for the samples without a camera."""
-        assert features.depth is not None, "the encoder was made without depth bins"
-        rows, sample_M = torch.unique(cameras.batch_index, return_inverse=True)
-        with torch.autocast(features.depth.device.type, enabled=False):
-            context_MCHW = features.context.float()
-            depth_MDHW = features.depth.float().softmax(1)
-            map_BCYX = self.splat(depth_MDHW, context_MCHW, cameras, sample_M, len(rows))
-        if radar is not None:
-            occupancy_MDW = self.occupancy(cameras, radar, features.depth.shape[-1])
-            with torch.autocast(features.depth.device.type, enabled=False):
-                occupancy_MDHW = occupancy_MDW.float()[:, :, None].expand_as(depth_MDHW)
-                seen_BCYX = self.splat(occupancy_MDHW, context_MCHW, cameras, sample_M, len(rows))
-            joined_BCYX = self.join(torch.cat([map_BCYX, seen_BCYX], dim=1))
-            map_BCYX = torch.where(radar.present[rows][:, None, None, None], map_BCYX + joined_BCYX, map_BCYX)
-        return spread_rows(self.smooth(map_BCYX), rows, num_samples)
+        """The plain lift, with what stands along the occupancy where a sample has radar."""
+        map_BCYX = super().lift(features, cameras, rows, sample_M, radar)
+        if radar is None:
+            return map_BCYX
+        context_MCHW = features.context.float()
+        num_rows, num_cols = context_MCHW.shape[2:]
+        occupancy_MDW = self.occupancy(cameras, radar, num_cols)
+        with torch.autocast(context_MCHW.device.type, enabled=False):
+            occupancy_MDHW = occupancy_MDW.float()[:, :, None].expand(-1, -1, num_rows, -1)
+            seen_BCYX = self.splat(occupancy_MDHW, context_MCHW, cameras, sample_M, len(rows))
+        joined_BCYX = self.join(torch.cat([map_BCYX, seen_BCYX], dim=1))
+        return torch.where(radar.present[rows][:, None, None, None], map_BCYX + joined_BCYX, map_BCYX)
 
 
 class FrustumOccupancy(nn.Module):

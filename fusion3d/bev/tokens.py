@@ -1,6 +1,6 @@
 """Maps as rows of tokens, where each of them is, and maps read at any place.
 
-Letters: B samples, K tokens or positions, Q places, C channels, Y X grid cells.
+Letters: B samples, K tokens or positions, Q places, C channels, Y X grid cells, M images, H W their rows and columns.
 """
 
 from __future__ import annotations
@@ -65,3 +65,20 @@ def read_places(map_BCYX: Tensor, place_BQ2: Tensor) -> Tensor:
         corner_BQ2, one_BQ111 = torch.zeros_like(place_BQ2), place_BQ2.new_zeros(*place_BQ2.shape[:2], 1, 1, 1)
         value_BK1C, place_BQ1112 = to_tokens(map_BCYX)[:, :, None], place_BQ2[:, :, None, None, None]
         return ops.ms_deform_attn(value_BK1C, [shape], corner_BQ2, place_BQ1112, one_BQ111)
+
+
+def read_images(images_MCHW: Tensor, image_Q: Tensor, place_Q2: Tensor) -> Tensor:
+    """[Q, C] float32: feature maps of images read bilinearly, each place in an image of its own.
+
+    Never in reduced precision, and deterministic in both directions, on CUDA too.
+
+    Args:
+        images_MCHW: any maps.
+        image_Q: int64, which.
+        place_Q2: float32 x, y; 0 and 1 are the outer edges of the image.
+    """
+    shape = (images_MCHW.shape[2], images_MCHW.shape[3])
+    still_Q1112 = place_Q2.new_zeros(len(image_Q), 1, 1, 1, 2)  # offsets; and without the last axis, one weight
+    with torch.autocast(images_MCHW.device.type, enabled=False):
+        value_MK1C = to_tokens(images_MCHW.float())[:, :, None]
+        return ops.ms_deform_attn(value_MK1C, [shape], place_Q2, still_Q1112, still_Q1112[..., 0], map_of_query=image_Q)
