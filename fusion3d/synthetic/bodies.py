@@ -33,9 +33,9 @@ SIZES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] 
 # Mean radar cross-section [dBsm].
 RCS = {
     "vehicle.car": 10.0, "vehicle.truck": 15.0, "vehicle.bus.rigid": 18.0, "vehicle.bus.bendy": 18.0,
-    "vehicle.trailer": 17.0, "vehicle.construction": 14.0, "vehicle.motorcycle": 3.0, "vehicle.bicycle": -1.0,
+    "vehicle.trailer": 17.0, "vehicle.construction": 14.0, "vehicle.motorcycle": 1.0, "vehicle.bicycle": -3.0,
     "human.pedestrian.adult": -5.0, "human.pedestrian.child": -8.0, "human.pedestrian.construction_worker": -4.0,
-    "human.pedestrian.police_officer": -5.0, "movable_object.trafficcone": -12.0, "movable_object.barrier": 3.0,
+    "human.pedestrian.police_officer": -5.0, "movable_object.trafficcone": -18.0, "movable_object.barrier": 2.0,
 }  # fmt: skip
 CAR_COLORS = (
     (235, 235, 235), (180, 182, 186), (30, 30, 34), (95, 98, 104), (150, 22, 28), (28, 52, 120), (20, 82, 60),

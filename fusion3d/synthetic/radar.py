@@ -1,8 +1,12 @@
 """The five radars, simulated: a fan of beams in the plane, clusters as the sensors of nuScenes report them.
 
 A return is where a beam meets a body that it can see: through leaves and people, under vehicles, over kerbs, never
-through walls. Bodies answer by their radar cross-section, aspect and range, with 1 to 6 returns an actor. The sensor
-measures range, azimuth and the radial velocity; every other number is derived:
+through walls. A body answers by its radar cross-section and aspect, all of it stronger or weaker from scan to scan
+(Swerling's first case: exponential power), with up to 6 returns an actor; they share its cross-section. What is near
+must stand out from clutter, whose echo of one range cell falls by R^-3 where the target's falls by R^-4, what is far
+from noise: so most that is small is missed in most scans at any range, as in real files (people are in 3 of 10,
+cones in 1 of 30; `tests/synthetic/test_radar_statistics.py`). The sensor measures range, azimuth and the radial
+velocity; every other number is derived:
 
 - ``vx_comp, vy_comp``: the radial velocity over ground, as a vector along the line of sight.
 - ``vx, vy``: that, minus the velocity of the sensor against a resting point in its turning frame, in steps of 0.25 m/s,
@@ -31,13 +35,16 @@ RADAR_DTYPE = np.dtype(
      ("x_rms", "i1"), ("y_rms", "i1"), ("invalid_state", "i1"), ("pdh0", "i1"), ("vx_rms", "i1"), ("vy_rms", "i1")]
 )  # the 18 fields of nuScenes, 43 bytes, packed in this order  # fmt: skip
 MAX_RETURNS = 125
+MAX_OF_ACTOR = 6
 BEAM = np.radians(0.5)  # between neighbouring beams
 BEAM_AZIMUTH = np.arange(-120, 121) * BEAM  # +-60 degree, sensor frame
 RANGE_NOISE, VELOCITY_NOISE = 0.15, 0.1  # [m], [m/s] standard deviations
 MIN_RANGE, SHORT_RANGE, LONG_RANGE = 0.8, 70.0, 250.0  # [m] nearest; at +-60 degree; straight ahead
-_SENSITIVITY = 66.0  # [dB] a target of 0 dBsm is just seen at 45 m
+_ABOVE_CLUTTER = 16.0  # [dB] a target of 0 dBsm just stands out at 25 m, on average
+_ABOVE_NOISE = 84.0  # [dB] and is just seen at 125 m
 _ELEVATION = 0.12  # [rad] half opening of the beam
-_FLUCTUATION = 5.0  # [dB] standard deviation of what one body returns
+_FADING, _FLUCTUATION = 5.0, 2.0  # [dB] standard deviations by body, beside Swerling's; and of what a beam meets of it
+_SHARE_STATIC = 0.9  # of the beams that meet what is no actor, those that make a return
 
 # RCS [dBsm] of a patch as wide as a beam sees, at normal incidence, and what the beam keeps after passing a body.
 _STATIC = {
@@ -112,7 +119,7 @@ class _Returns:
 
 
 def _echoes(stage: Stage, time: float, global_from_sensor: np.ndarray, rng: np.random.Generator) -> _Returns:
-    """What the beams bring back: at most six returns an actor, and a share of all others."""
+    """What the beams bring back: at most MAX_OF_ACTOR returns an actor, and a share of all others."""
     solids, first = stage.solids, int(stage.first[0])
     static, state = slice(0, first), stage.actors_at(time)
     actors = len(state)
@@ -131,14 +138,18 @@ def _echoes(stage: Stage, time: float, global_from_sensor: np.ndarray, rng: np.r
     owner = np.where(solid >= first, solid - first, -1).astype(np.int32)
     count = len(beam)
     aspect = np.where(owner >= 0, 5 * facing - 3, 20 * np.log10(np.maximum(facing, 0.05)))
-    strength = rcs[solid] + aspect + _FLUCTUATION * rng.standard_normal(count)
-    margin = strength + loss - 40 * np.log10(distance) + _SENSITIVITY
+    fading = 10 * np.log10(rng.exponential(size=actors + 1) + 1e-3)  # the last is nobody's
+    fading += _FADING * rng.standard_normal(actors + 1)
+    strength = rcs[solid] + aspect + fading[owner] * (owner >= 0) + _FLUCTUATION * rng.standard_normal(count)
+    above = np.minimum(_ABOVE_CLUTTER - 10 * np.log10(distance), _ABOVE_NOISE - 40 * np.log10(distance))
+    margin = strength + loss + above
     luck = rng.random(count)
-    keep = (margin > 0) & np.where(owner >= 0, True, luck < 0.22)
+    keep = (margin > 0) & np.where(owner >= 0, True, luck < _SHARE_STATIC)
     for actor in np.unique(owner[keep & (owner >= 0)]):
         rows = np.flatnonzero(keep & (owner == actor))
-        wanted = 1 + min(5, int(max(margin[rows].max() - 6, 0) / 9 + luck[rows[0]]))
+        wanted = min(MAX_OF_ACTOR, 1 + int(max(margin[rows].max() - 6, 0) / 4 + luck[rows[0]]))
         keep[rows[np.argsort(-margin[rows] - 6 * luck[rows], kind="stable")[wanted:]]] = False
+        strength[rows] -= 10 * np.log10(min(wanted, len(rows)))
     beam, distance, owner = beam[keep], distance[keep], owner[keep]
     depth = (
         np.where(owner >= 0, 0.5 * np.append(stage.size[:, :2].min(1), 0.0)[owner], 0.3) * rng.random(len(beam)) ** 1.5
@@ -283,7 +294,8 @@ def _report(
 def _validity(found: _Returns, rng: np.random.Generator) -> np.ndarray:
     """[R] int8 invalid_state: 0 for most of what is really there, other codes for weak returns and artefacts."""
     count = len(found.range)
-    real = np.where(found.margin < 5, rng.choice([0, 0, 4], count), rng.choice([0] * 8 + [9, 11], count))
+    weak, strong = rng.choice([0, 0, 0, 4, 4, 11, 16], count), rng.choice([0, 0, 0, 0, 0, 4, 9, 11], count)
+    real = np.where(found.margin < 5, weak, strong)
     return np.where(found.sort == _REAL, real, rng.choice(_GHOST_STATES, count)).astype(np.int8)
 
 
@@ -296,8 +308,8 @@ def _motion_class(
     count = len(speed)
     velocity = np.concatenate([moving, np.zeros((1, 2))])[found.owner]
     across = np.abs(velocity[:, 0] * sight[:, 1] - velocity[:, 1] * sight[:, 0])
-    rest = rng.choice([1, 1, 1, 1, 1, 1, 1, 3, 3, 4], count)
-    actor_rest = np.where(across > 1.0, 5, np.where(rng.random(count) < 0.3, 7, rest))
+    rest = rng.choice([1] * 11 + [3] * 8 + [4], count)
+    actor_rest = np.where(across > 1.0, 5, np.where(rng.random(count) < 0.1, 7, rest))
     still = np.where(found.owner >= 0, actor_rest, rest)
     going = np.where(speed < 0, 2, 0)
     going = np.where((across > 2 * np.abs(speed)) & (found.owner >= 0), 6, going)
