@@ -47,7 +47,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
 ANNOTATION_TABLES = ("instance", "sample_annotation")  # a data set without annotations may lack both
 
 # The devkit's mapping of 23 categories to the ten detection classes; the others are no class at all.
-_CLASS_OF = {
+CLASS_OF = {
     **{f"vehicle.{name}": name for name in ("car", "truck", "trailer", "motorcycle", "bicycle")},
     **{f"vehicle.bus.{kind}": "bus" for kind in ("bendy", "rigid")},
     "vehicle.construction": "construction_vehicle",
@@ -62,7 +62,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 def detection_class(category: str) -> int:
     """Index in DETECTION_CLASSES of a nuScenes category name, -1 for none of the ten (devkit's mapping)."""
-    name = _CLASS_OF.get(category)
+    name = CLASS_OF.get(category)
     return -1 if name is None else DETECTION_CLASSES.index(name)
 
 

@@ -128,9 +128,9 @@ def claim(run: Run) -> None:
 
 
 def data_digest(config: Config) -> str:
-    """Tells one data set from another: of its table of keyframes and its splits."""
+    """Tells one data set from another: of its table of keyframes, its splits and what made it."""
     digest = hashlib.sha256(f"{config.data.train_split} {config.data.split}".encode())
-    for name in ("sample.json", "splits.json"):
+    for name in ("sample.json", "splits.json", "manifest.json"):  # the last says by which generator, if by one
         path = Path(config.data.root, config.data.version, name)
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()[:16]
