@@ -73,3 +73,5 @@ class EvaluationConfig:
     stream: bool = False
     """With temporal: samples come one by one and are read once; the model remembers all of the scene so far, as it does
     in a vehicle, instead of reading the last ``temporal.keyframes`` for each of them."""
+    strict: bool = False
+    """Refuse to run a model that reads more of the past than the nuScenes leaderboard allows."""

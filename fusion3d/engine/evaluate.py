@@ -15,6 +15,9 @@ from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.ground_truth import detection_truth, obstacles
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
+from fusion3d.engine.leaderboard import check_history
+from fusion3d.engine.results import Limits
+from fusion3d.engine.score_results import score_results
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
@@ -59,7 +62,8 @@ def evaluate(
         ``num_samples``; ``seconds``. Nothing by a process that is not the first.
 
     Raises:
-        ConfigError: a subset that the checkpoint cannot take, or none that it can.
+        ConfigError: a subset that the checkpoint cannot take, or none that it can; more history than
+            ``evaluation.strict`` allows.
         DataError: the data set has no annotations, or cannot be read.
         CheckpointError: the checkpoint cannot be used.
         Fusion3DError: the devkit is not installed, or the output cannot be written.
@@ -67,6 +71,7 @@ def evaluate(
     start = time.perf_counter()
     config = load_config_of(checkpoint) if config is None else config
     chosen = choose_subsets(config, subsets)
+    check_history(config)
     tables = Tables.open(config.data.root, config.data.version)
     if not tables.annotated:
         raise DataError(f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict")
@@ -169,34 +174,46 @@ def _row(name: str, values: Sequence[str | float]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Score a checkpoint under every subset of its sensors.
+    """Score a checkpoint under every subset of its sensors, or a result file.
 
     ``evaluate.py --checkpoint X --out DIR [--subsets camera camera+radar ...] [--data.root R --data.version V
-    ...]``
+    ...]``, or ``evaluate.py --results FILE --out DIR --data.root R --data.version V --data.split S``
     """
     parser = argparse.ArgumentParser("evaluate", description="Score a checkpoint under every subset of its sensors.")
     parser.allow_abbrev = False
-    add_checkpoint_options(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--results", help="score this result file, anybody's, instead of a checkpoint")
+    add_checkpoint_options(parser, source)
     parser.add_argument(
         "--subsets", nargs="+", help="e.g. lidar camera+radar (default: all that the checkpoint can take)"
     )
+    parser.add_argument("--max-boxes", type=int, default=Limits.max_boxes, help="of --results (default: %(default)s)")
+    parser.add_argument("--max-bytes", type=int, default=Limits.max_bytes, help="of --results (default: %(default)s)")
     options, overrides = parser.parse_known_args(argv)
-    config = chosen_config(options, overrides)
-    metrics = evaluate(options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema)
+    if options.results is not None:
+        data = override(Config(), overrides).data
+        limits = Limits(max_bytes=options.max_bytes, max_boxes=options.max_boxes)
+        metrics = score_results(options.results, data, options.out, limits)
+    else:
+        config = chosen_config(options, overrides)
+        metrics = evaluate(options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema)
     if metrics:
         print(format_table(metrics))
         print(f"written: {Path(options.out, 'metrics.json')}")
     return 0
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """The options that evaluation and prediction share."""
-    parser.add_argument("--checkpoint", required=True, help="checkpoint or run folder")
+def add_checkpoint_options(parser: argparse.ArgumentParser, source: Any = None) -> None:
+    """The options that evaluation and prediction share; ``source`` is the group in which a checkpoint is a choice."""
+    if source is None:
+        source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="checkpoint or run folder")
     parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
     parser.add_argument("--no-ema", action="store_true", help="use the last weights instead of their average")
     parser.add_argument("--tta", help="short for --evaluation.tta: flip, rotate or flip_rotate")
-    parser.add_argument("--stream", action="store_true", help="short for --evaluation.stream true")
+    parser.add_argument("--stream", action="store_true", help="short for --evaluation.stream")
+    parser.add_argument("--strict", action="store_true", help="short for --evaluation.strict")
     parser.epilog = (
         "The configuration is the checkpoint's; every setting can be overridden, e.g. --data.root PATH "
         "--data.version v1.0-mini --data.split mini_val (all are in fusion3d/config/)."
@@ -206,5 +223,5 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 def chosen_config(options: argparse.Namespace, overrides: Sequence[str]) -> Config:
     """The checkpoint's configuration with what the command line says."""
     short = [] if options.tta is None else ["--evaluation.tta", options.tta]
-    short += ["--evaluation.stream", "true"] if options.stream else []
+    short += [f"--evaluation.{flag}" for flag in ("stream", "strict") if getattr(options, flag)]
     return override(load_config_of(options.checkpoint), [*overrides, *short])

@@ -11,6 +11,7 @@ from fusion3d.config import Config
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
 from fusion3d.engine.inference import sensor_subsets
+from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
@@ -43,7 +44,8 @@ def predict(
         ``out_dir``; None by a process that is not the first.
 
     Raises:
-        ConfigError: the model has no branch for any of ``config.data.sensors``.
+        ConfigError: the model has no branch for any of ``config.data.sensors``, or reads more of the past than
+            ``evaluation.strict`` allows.
         CheckpointError: the checkpoint cannot be used.
         DataError: the data set cannot be read.
     """
@@ -53,6 +55,7 @@ def predict(
         raise ConfigError(
             "detection and planning are null: predict writes boxes and plans; look at maps with visualize"
         )
+    check_history(config)
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
     name = list(possible)[-1]
