@@ -165,7 +165,7 @@ class Reader:
             row = self.tokens.setdefault(token, len(self.tokens))
             if len(self.tokens) > self.limits.max_samples:
                 raise DataError(
-                    f"{stream.path} has more than {self.limits.max_samples} samples; raise max_samples if they are meant"
+                    f"{stream.path} has more than {self.limits.max_samples} samples; else raise max_samples"
                 )
             if stream.peek() == "[":
                 self._read_boxes(token, row)
