@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
-from fusion3d.metrics.assignment import assign
+from fusion3d.metrics.mot_kernels import MATCH, MISS, SWITCH, follow, lives
 
-MISS, MATCH, SWITCH = 0, 1, 2
 FRAME_TIME = 0.5  # [s] of a frame, for durations
 
 
@@ -81,7 +79,7 @@ def match(truth: Rows, found: Rows, limit: float) -> Matches:
         distance[start[f] : start[f + 1]] = distances(a, b).reshape(-1)
     distance[distance >= limit] = np.inf
     num_objects = int(truth.track.max(initial=-1)) + 1
-    state, apart, partner = _follow(truth.start, truth.track, found.start, found.track, start, distance, num_objects)
+    state, apart, partner = follow(truth.start, truth.track, found.start, found.track, start, distance, num_objects)
     return Matches(state, apart, partner)
 
 
@@ -95,70 +93,6 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     squared += np.einsum("ij,ij->i", a, a)[:, None]
     squared += np.einsum("ij,ij->i", b, b)[None]
     return np.sqrt(np.maximum(squared, 0))
-
-
-@numba.njit(cache=True)
-def _follow(
-    truth_start: np.ndarray,
-    truth_track: np.ndarray,
-    found_start: np.ndarray,
-    found_track: np.ndarray,
-    start: np.ndarray,
-    distance: np.ndarray,
-    num_objects: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``match`` on flat arrays; ``distance`` is infinite for pairs that cannot be."""
-    state = np.zeros(len(truth_track), dtype=np.int8)
-    apart = np.full(len(truth_track), np.nan)
-    partner = np.zeros(len(found_track), dtype=np.int8)
-    last = np.full(num_objects, -1, dtype=np.int64)  # the track that was matched with each object last
-    for f in range(len(truth_start) - 1):
-        g, p = truth_start[f], found_start[f]
-        rows, cols = truth_start[f + 1] - g, found_start[f + 1] - p
-        if rows == 0 or cols == 0:
-            continue
-        near = distance[start[f] : start[f + 1]].copy().reshape(rows, cols)
-        for i in range(rows):
-            if last[truth_track[g + i]] < 0:
-                continue
-            for j in range(cols):
-                if partner[p + j] == MISS and found_track[p + j] == last[truth_track[g + i]]:
-                    if near[i, j] < np.inf:
-                        state[g + i], partner[p + j], apart[g + i] = MATCH, MATCH, near[i, j]
-                        near[i, :] = np.inf
-                        near[:, j] = np.inf
-                    break
-        for i, j in enumerate(_pair(near)):
-            if j >= 0 and near[i, j] < np.inf:
-                before, now = last[truth_track[g + i]], found_track[p + j]
-                state[g + i] = partner[p + j] = SWITCH if before >= 0 and before != now else MATCH
-                apart[g + i] = near[i, j]
-                last[truth_track[g + i]] = now
-    return state, apart, partner
-
-
-@numba.njit(cache=True)
-def _pair(near: np.ndarray) -> np.ndarray:
-    """[N] int64: the column of each row, by the most pairs that are finite and then the least distance; -1 none."""
-    rows, cols = near.shape
-    single = np.full(rows, -1, dtype=np.int64)
-    taken = np.zeros(cols, dtype=np.bool_)
-    most, free = 0.0, True
-    for i in range(rows):
-        for j in range(cols):
-            if near[i, j] < np.inf:
-                most = max(most, near[i, j])
-                free = free and single[i] < 0 and not taken[j]
-                single[i], taken[j] = j, True
-    if free:  # nobody wants what another wants
-        return single
-    never = 2 * min(rows, cols) * (most + 1) + 1  # dearer than any way to do without
-    cost = near.copy()
-    for i in range(rows):
-        for j in range(cols):
-            if not near[i, j] < np.inf:
-                cost[i, j] = never
-    return assign(cost)
 
 
 def count(truth: Rows, found: Rows, matches: Matches) -> dict[str, float]:
@@ -175,8 +109,8 @@ def count(truth: Rows, found: Rows, matches: Matches) -> dict[str, float]:
     frames, objects = int(there.sum()), len(truth)
     order = np.argsort(truth.track, kind="stable")
     frame = (np.cumsum(there) - 1)[truth.frame]  # frames without any box are not counted in durations
-    lives = _lives(truth.track[order], frame[order], matches.state[order])
-    tracked, mostly_tracked, mostly_lost, broken, delay, gap = lives
+    fared = lives(truth.track[order], frame[order], matches.state[order])
+    tracked, mostly_tracked, mostly_lost, broken, delay, gap = fared
     recall = matched / objects
     found_again = matched + switched
     motar = 1 - (missed + switched + false - (1 - recall) * objects) / (recall * objects) if matched else np.nan
@@ -197,35 +131,3 @@ def count(truth: Rows, found: Rows, matches: Matches) -> dict[str, float]:
         "TID": FRAME_TIME * delay / tracked if tracked else np.nan,
         "LGD": FRAME_TIME * gap / tracked if tracked else np.nan,
     }
-
-
-@numba.njit(cache=True)
-def _lives(track: np.ndarray, frame: np.ndarray, state: np.ndarray) -> tuple[int, int, int, int, int, int]:
-    """Sums over objects, whose boxes come one after the other in order of time.
-
-    Returns:
-        Objects that were ever matched; those that were for at least 0.8, and for less than 0.2, of their boxes; how
-        often a tracked object was lost and found again; frames before the first match, and frames of the longest
-        gap, both summed over the matched objects.
-    """
-    tracked = mostly_tracked = mostly_lost = broken = delay = gap = 0
-    begin = 0
-    while begin < len(track):
-        end, hits, longest, since, losses = begin, 0, 0, frame[begin] - 1, 0
-        while end < len(track) and track[end] == track[begin]:
-            if state[end] != MISS:
-                if hits == 0:
-                    delay += frame[end] - frame[begin]
-                elif state[end - 1] == MISS:
-                    losses += 1
-                hits += 1
-                longest, since = max(longest, frame[end] - since - 1), frame[end]
-            end += 1
-        if hits > 0:
-            tracked += 1
-            broken += losses
-            gap += max(longest, frame[end - 1] - since)
-        mostly_tracked += hits / (end - begin) >= 0.8
-        mostly_lost += hits / (end - begin) < 0.2
-        begin = end
-    return tracked, mostly_tracked, mostly_lost, broken, delay, gap

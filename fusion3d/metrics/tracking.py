@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fusion3d.errors import Fusion3DError
-from fusion3d.metrics.clear_mot import MATCH, Matches, Rows, count, match
+from fusion3d.metrics.clear_mot import Matches, Rows, count, match
+from fusion3d.metrics.mot_kernels import MATCH
 from fusion3d.metrics.tracks import Frames, Tracks, prepare
 from fusion3d.types import TRACKING_CLASSES
 
