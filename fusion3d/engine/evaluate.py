@@ -54,11 +54,11 @@ def evaluate(
     Args:
         checkpoint: checkpoint or run folder.
         config: the checkpoint's own with other data, thresholds or sensors; None takes it as it is.
-        out_dir: gets ``metrics.json`` and ``<subset>/results_nusc.json``.
+        out_dir: gets ``metrics.json``, ``<subset>/results_nusc.json`` and, of tracks, ``<subset>/tracking_nusc.json``.
         subsets: names such as "camera+radar"; None is every one that the checkpoint can take.
         device: torch device name; None takes the GPU where there is one.
         ema: use the averaged weights.
-        tasks: those of ``TASKS`` to score; None is all that the model has a head for.
+        tasks: those of ``TASKS`` to score; None is all that the model has a head for, without tracking.
 
     Returns:
         ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, ``map`` with its
@@ -128,7 +128,7 @@ def evaluate(
 
 
 def choose_tasks(config: Config, names: Sequence[str] | None) -> tuple[str, ...]:
-    """The tasks to score, in the order of ``TASKS``; for None all that the model has a head for.
+    """The tasks to score, in the order of ``TASKS``; for None the heads that the model has: tracking must be asked for.
 
     Raises:
         ConfigError: a task that is unknown, or the model has no head for.

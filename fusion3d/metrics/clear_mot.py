@@ -99,7 +99,7 @@ def count(truth: Rows, found: Rows, matches: Matches) -> dict[str, float]:
     """The numbers of a class at one threshold, by the devkit's names in capitals; NaN where one is not defined.
 
     Args:
-        truth: at least one box.
+        truth: at least one box; objects without gaps.
         found: predictions.
         matches: of the two.
     """
@@ -108,8 +108,7 @@ def count(truth: Rows, found: Rows, matches: Matches) -> dict[str, float]:
     there = (np.diff(truth.start) > 0) | (np.diff(found.start) > 0)
     frames, objects = int(there.sum()), len(truth)
     order = np.argsort(truth.track, kind="stable")
-    frame = (np.cumsum(there) - 1)[truth.frame]  # frames without any box are not counted in durations
-    fared = lives(truth.track[order], frame[order], matches.state[order])
+    fared = lives(truth.track[order], matches.state[order])
     tracked, mostly_tracked, mostly_lost, broken, delay, gap = fared
     recall = matched / objects
     found_again = matched + switched

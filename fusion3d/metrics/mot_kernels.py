@@ -160,8 +160,8 @@ def assign_wide(cost: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def lives(track: np.ndarray, frame: np.ndarray, state: np.ndarray) -> tuple[int, int, int, int, int, int]:
-    """Sums over objects, whose boxes come one after the other in order of time.
+def lives(track: np.ndarray, state: np.ndarray) -> tuple[int, int, int, int, int, int]:
+    """Sums over objects, whose boxes come one after the other, frame by frame without gaps.
 
     Returns:
         Objects that were ever matched; those that were for at least 0.8, and for less than 0.2, of their boxes; how
@@ -171,20 +171,20 @@ def lives(track: np.ndarray, frame: np.ndarray, state: np.ndarray) -> tuple[int,
     tracked = mostly_tracked = mostly_lost = broken = delay = gap = 0
     begin = 0
     while begin < len(track):
-        end, hits, longest, since, losses = begin, 0, 0, frame[begin] - 1, 0
+        end, hits, longest, since, losses = begin, 0, 0, begin - 1, 0
         while end < len(track) and track[end] == track[begin]:
             if state[end] != MISS:
                 if hits == 0:
-                    delay += frame[end] - frame[begin]
+                    delay += end - begin
                 elif state[end - 1] == MISS:
                     losses += 1
                 hits += 1
-                longest, since = max(longest, frame[end] - since - 1), frame[end]
+                longest, since = max(longest, end - since - 1), end
             end += 1
         if hits > 0:
             tracked += 1
             broken += losses
-            gap += max(longest, frame[end - 1] - since)
+            gap += max(longest, end - 1 - since)
         mostly_tracked += hits / (end - begin) >= 0.8
         mostly_lost += hits / (end - begin) < 0.2
         begin = end

@@ -124,7 +124,7 @@ def score_thresholds(truth: Rows, found: Rows, matches: Matches) -> tuple[np.nda
         return np.full(NUM_LEVELS, np.nan), np.full(NUM_LEVELS, np.nan)
     recall = np.arange(1, len(score) + 1) / len(truth)
     wanted = np.linspace(MIN_RECALL, 1, NUM_LEVELS).round(12)
-    threshold = np.interp(wanted, recall, score, right=0)
+    threshold = np.interp(wanted, recall, score)
     threshold[wanted > recall.max()] = np.nan
     return threshold[::-1], wanted[::-1]
 

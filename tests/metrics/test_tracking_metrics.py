@@ -89,7 +89,9 @@ def test_numbers_are_the_devkits_whatever_the_scenes(mistakes, seed, scenes, len
 
 
 def scene(length: int, racks: Racks | None = None) -> Frames:
-    return Frames(np.zeros(length), 500_000 * np.arange(length), np.zeros((length, 2)), racks or Racks.none())
+    return Frames(
+        np.zeros(length, dtype=np.int64), 500_000 * np.arange(length), np.zeros((length, 2)), racks or Racks.none()
+    )
 
 
 def path(track: int, frames, x: float = 0.0, y: float = 0.0, score: float = 1.0, label: int = CAR, points: int = 5):
@@ -127,6 +129,22 @@ def test_pairs_stay_together_and_two_metres_are_too_far():
     alone = tracks_of(path(1, range(3), x=0))
     assert score_tracking(scene(3), alone, tracks_of(path(7, range(3), x=2.0)))["TP"] == 0
     assert score_tracking(scene(3), alone, tracks_of(path(7, range(3), x=1.999)))["TP"] == 3
+
+
+def test_as_many_pairs_as_can_be_before_near_ones():
+    """A is 0.1 m from the first object and 1.9 m from the second; B is 1.9 m from the first: both are found."""
+    truth = tracks_of(path(1, (0,), x=0) + path(2, (0,), x=2))
+    found = score_tracking(scene(1), truth, tracks_of(path(7, (0,), x=0.1) + path(8, (0,), x=-1.9)))
+    assert found["TP"] == 2 and found["MOTP"] == pytest.approx(1.9)
+
+
+def test_of_a_track_that_is_twice_in_a_frame_the_first_stays_with_its_object():
+    truth = tracks_of(path(1, range(2)))
+    rows = path(7, (0,)) + path(7, (1,), x=9) + path(7, (1,), x=1.5) + path(8, (1,), x=0.1)
+    found = score_tracking(scene(2), truth, tracks_of(rows))
+    assert found["IDS"] == 1, "the first is too far; then the nearest takes the object, and not the second"
+    nearer = path(7, (0,)) + path(7, (1,), x=1.5) + path(7, (1,), x=9) + path(8, (1,), x=0.1)
+    assert score_tracking(scene(2), truth, tracks_of(nearer))["IDS"] == 0
 
 
 def test_nothing_found_is_the_worst():
