@@ -19,7 +19,7 @@ VERBS = {
     "train": ("fusion3d.engine.train:main", "train a model by a configuration, or go on with an interrupted run"),
     "evaluate": (
         "fusion3d.engine.evaluate:main",
-        "score a checkpoint with the official metrics, for every subset of sensors",
+        "score a checkpoint for every subset of its sensors, or a result file, with the official metrics",
     ),
     "predict": (
         "fusion3d.engine.predict:main",
@@ -29,6 +29,10 @@ VERBS = {
     "make_synthetic": ("fusion3d.synthetic.writer:main", "make a synthetic data set in the nuScenes format"),
     "make_objects": ("fusion3d.data.paste.make:main", "cut the training split's objects out, to paste them elsewhere"),
     "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),
+    "check_submission": (
+        "fusion3d.engine.check_submission:main",
+        "check a result file, anybody's, by the rules of the nuScenes benchmark",
+    ),
     "benchmark": (
         "fusion3d.cli:benchmark",
         "time the data loader, the operations or whole models: benchmark data | ops | recipes",

@@ -24,7 +24,7 @@ from fusion3d.config.model import (
     WindowConfig,
 )
 from fusion3d.config.schema import Config
-from fusion3d.config.train import EvaluationConfig, TrainConfig
+from fusion3d.config.train import EvaluationConfig, TrackerConfig, TrainConfig
 
 __all__ = [
     "AugmentConfig",
@@ -46,6 +46,7 @@ __all__ = [
     "QueryConfig",
     "RadarConfig",
     "TemporalConfig",
+    "TrackerConfig",
     "TrainConfig",
     "TrunkConfig",
     "VoxelConfig",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from fusion3d.config.ranges import Amount, Count, Drops, Fraction, Positive
+from fusion3d.config.ranges import Amount, ClassAmounts, Count, Drops, Fraction, Positive
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,19 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class TrackerConfig:
+    """How detections become tracks."""
+
+    max_age: Count = 3
+    """Keyframes after its last detection in which a track can still be found again."""
+    min_score: Fraction = 0.0
+    """Detections with less score are no part of a track."""
+    gates: ClassAmounts = field(default_factory=dict)
+    """How far from where its velocity puts it before [m] a detection may be from its track, for classes whose gate is
+    not that of CenterPoint."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """How a trained model is run."""
 
@@ -73,3 +86,7 @@ class EvaluationConfig:
     stream: bool = False
     """With temporal: samples come one by one and are read once; the model remembers all of the scene so far, as it does
     in a vehicle, instead of reading the last ``temporal.keyframes`` for each of them."""
+    strict: bool = False
+    """Refuse to run a model that reads more of the past than the nuScenes leaderboard allows."""
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    """For the task tracking."""

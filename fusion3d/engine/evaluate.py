@@ -15,19 +15,27 @@ from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.ground_truth import detection_truth, obstacles
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
+from fusion3d.engine.leaderboard import check_history
+from fusion3d.engine.results import Limits
+from fusion3d.engine.score_results import score_results
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
-from fusion3d.errors import DataError
+from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
+from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
 from fusion3d.metrics.detection import Truth, score_detections
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import PROTOCOL, score_planners
+from fusion3d.metrics.tracking import PROTOCOL as TRACKING_PROTOCOL
 from fusion3d.types import MAP_CLASSES
 
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "collision@3s")
+TRACK_COLUMNS = ("AMOTA", "AMOTP", "MOTA", "MOTP", "recall", "IDS", "FRAG")
+# What can be scored, and the head of the model that it needs.
+TASKS = {"detection": "detection", "planning": "planning", "map": "map", "tracking": "detection"}
 
 
 def evaluate(
@@ -37,6 +45,7 @@ def evaluate(
     subsets: Sequence[str] | None = None,
     device: str | None = None,
     ema: bool = True,
+    tasks: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint on ``config.data.split`` and write everything into ``out_dir``.
 
@@ -45,21 +54,24 @@ def evaluate(
     Args:
         checkpoint: checkpoint or run folder.
         config: the checkpoint's own with other data, thresholds or sensors; None takes it as it is.
-        out_dir: gets ``metrics.json`` and ``<subset>/results_nusc.json``.
+        out_dir: gets ``metrics.json``, ``<subset>/results_nusc.json`` and, of tracks, ``<subset>/tracking_nusc.json``.
         subsets: names such as "camera+radar"; None is every one that the checkpoint can take.
         device: torch device name; None takes the GPU where there is one.
         ema: use the averaged weights.
+        tasks: those of ``TASKS`` to score; None is all that the model has a head for, without tracking.
 
     Returns:
-        ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, and ``map`` with its
-        numbers of ``score_map``;
+        ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, ``map`` with its
+        numbers of ``score_map``, and ``tracking`` with those of ``score_tracking``;
         ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
         the numbers of ``score_plan``; ``planning_protocol``;
         ``map``: for ``everywhere`` and ``average`` the numbers of ``score_map``; ``map_protocol``;
+        ``tracking_protocol``;
         ``num_samples``; ``seconds``. Nothing by a process that is not the first.
 
     Raises:
-        ConfigError: a subset that the checkpoint cannot take, or none that it can.
+        ConfigError: a task that is unknown, or the model has no head for; a subset that the checkpoint cannot take, or
+            none that it can; more history than ``evaluation.strict`` allows.
         DataError: the data set has no annotations, or cannot be read.
         CheckpointError: the checkpoint cannot be used.
         Fusion3DError: the devkit is not installed, or the output cannot be written.
@@ -67,6 +79,8 @@ def evaluate(
     start = time.perf_counter()
     config = load_config_of(checkpoint) if config is None else config
     chosen = choose_subsets(config, subsets)
+    tasks = choose_tasks(config, tasks)
+    check_history(config)
     tables = Tables.open(config.data.root, config.data.version)
     if not tables.annotated:
         raise DataError(f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict")
@@ -78,11 +92,17 @@ def evaluate(
 
     scoring = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
-    if config.detection is not None:
+    if "tracking" in tasks:
+        tracking = TrackScorer(tables, list(output.poses), config.evaluation.tracker)
+        for name, of_subset in output.subsets.items():
+            detections, path = of_subset.records(output.poses), Path(out_dir, name, TRACKS_FILE)
+            metrics["subsets"][name]["tracking"] = tracking.track(detections, of_subset.used, path)
+        metrics["tracking_protocol"] = TRACKING_PROTOCOL
+    if "detection" in tasks:
         truths = {token: detection_truth(tables, token) for token in output.poses}
         for name, of_subset in output.subsets.items():
             metrics["subsets"][name] |= _score_boxes(of_subset, output.poses, truths, Path(out_dir, name))
-    if config.planning is not None:
+    if "planning" in tasks:
         table = score_plans(output, tables)
         for name in chosen:
             metrics["subsets"][name]["planning"] = table[name]
@@ -91,7 +111,7 @@ def evaluate(
             **{k: v for k, v in table.items() if k not in chosen},
         }
         metrics["planning_protocol"] = PROTOCOL
-    if config.map is not None:
+    if "map" in tasks:
         for name, of_subset in output.subsets.items():
             metrics["subsets"][name]["map"] = score_map(of_subset.map)
         metrics["map"] = {name: score_map(overlap) for name, overlap in output.map_truth.baselines().items()}
@@ -105,6 +125,19 @@ def evaluate(
     }
     write_json(Path(out_dir, "metrics.json"), metrics)
     return metrics
+
+
+def choose_tasks(config: Config, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The tasks to score, in the order of ``TASKS``; for None the heads that the model has: tracking must be asked for.
+
+    Raises:
+        ConfigError: a task that is unknown, or the model has no head for.
+    """
+    there = [task for task, head in TASKS.items() if getattr(config, head) is not None]
+    wrong = [name for name in names or () if name not in there]
+    if wrong:
+        raise ConfigError(f"no task {wrong[0]!r} for this model; possible: {', '.join(there)}")
+    return tuple(task for task in there if (task in names if names is not None else task == TASKS[task]))
 
 
 def _score_boxes(
@@ -152,6 +185,10 @@ def format_table(metrics: dict[str, Any]) -> str:
     detection = {name: row for name, row in metrics["subsets"].items() if "NDS" in row}
     if detection:
         lines += [_row("sensors", COLUMNS)] + [_row(name, [row[c] for c in COLUMNS]) for name, row in detection.items()]
+    tracks = {name: row["tracking"] for name, row in metrics["subsets"].items() if "tracking" in row}
+    if tracks:
+        lines += ["", _row("tracking", TRACK_COLUMNS)]
+        lines += [_row(name, [row[c] for c in TRACK_COLUMNS]) for name, row in tracks.items()]
     if "planning" in metrics:
         plans = metrics["planning"]
         lines += ["", _row("planning", PLAN_COLUMNS)]
@@ -169,34 +206,50 @@ def _row(name: str, values: Sequence[str | float]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Score a checkpoint under every subset of its sensors.
+    """Score a checkpoint under every subset of its sensors, or a result file.
 
     ``evaluate.py --checkpoint X --out DIR [--subsets camera camera+radar ...] [--data.root R --data.version V
-    ...]``
+    ...]``, or ``evaluate.py --results FILE --out DIR --data.root R --data.version V --data.split S``
     """
     parser = argparse.ArgumentParser("evaluate", description="Score a checkpoint under every subset of its sensors.")
     parser.allow_abbrev = False
-    add_checkpoint_options(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--results", help="score this result file, anybody's, instead of a checkpoint")
+    add_checkpoint_options(parser, source)
     parser.add_argument(
         "--subsets", nargs="+", help="e.g. lidar camera+radar (default: all that the checkpoint can take)"
     )
+    parser.add_argument(
+        "--tasks", nargs="+", choices=list(TASKS), help="default: all that the model has a head for; tracking if asked"
+    )
+    parser.add_argument("--max-boxes", type=int, default=Limits.max_boxes, help="of --results (default: %(default)s)")
+    parser.add_argument("--max-bytes", type=int, default=Limits.max_bytes, help="of --results (default: %(default)s)")
     options, overrides = parser.parse_known_args(argv)
-    config = chosen_config(options, overrides)
-    metrics = evaluate(options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema)
+    if options.results is not None:
+        config = override(Config(), overrides)
+        limits = Limits(max_bytes=options.max_bytes, max_boxes=options.max_boxes)
+        metrics = score_results(options.results, config, options.out, limits, options.tasks)
+    else:
+        config = chosen_config(options, overrides)
+        how = options.device, not options.no_ema, options.tasks
+        metrics = evaluate(options.checkpoint, config, options.out, options.subsets, *how)
     if metrics:
         print(format_table(metrics))
         print(f"written: {Path(options.out, 'metrics.json')}")
     return 0
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """The options that evaluation and prediction share."""
-    parser.add_argument("--checkpoint", required=True, help="checkpoint or run folder")
+def add_checkpoint_options(parser: argparse.ArgumentParser, source: Any = None) -> None:
+    """The options that evaluation and prediction share; ``source`` is the group in which a checkpoint is a choice."""
+    if source is None:
+        source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="checkpoint or run folder")
     parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
     parser.add_argument("--no-ema", action="store_true", help="use the last weights instead of their average")
     parser.add_argument("--tta", help="short for --evaluation.tta: flip, rotate or flip_rotate")
-    parser.add_argument("--stream", action="store_true", help="short for --evaluation.stream true")
+    parser.add_argument("--stream", action="store_true", help="short for --evaluation.stream")
+    parser.add_argument("--strict", action="store_true", help="short for --evaluation.strict")
     parser.epilog = (
         "The configuration is the checkpoint's; every setting can be overridden, e.g. --data.root PATH "
         "--data.version v1.0-mini --data.split mini_val (all are in fusion3d/config/)."
@@ -206,5 +259,5 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 def chosen_config(options: argparse.Namespace, overrides: Sequence[str]) -> Config:
     """The checkpoint's configuration with what the command line says."""
     short = [] if options.tta is None else ["--evaluation.tta", options.tta]
-    short += ["--evaluation.stream", "true"] if options.stream else []
+    short += [f"--evaluation.{flag}" for flag in ("stream", "strict") if getattr(options, flag)]
     return override(load_config_of(options.checkpoint), [*overrides, *short])

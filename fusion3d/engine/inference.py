@@ -135,7 +135,8 @@ def _predict(
 ) -> None:
     start = time.perf_counter()
     seen = select_sensors(batch, of_subset.sensors)
-    of_subset.used |= {sensor for sensor, there in seen.present.items() if bool(there.any())}
+    for read in (seen, *(history.batch for history in seen.history)):
+        of_subset.used |= {sensor for sensor, there in read.present.items() if bool(there.any())}
     predictions = predict_views(model, seen, views, memories)
     of_subset.seconds += time.perf_counter() - start
     if predictions.boxes is not None:

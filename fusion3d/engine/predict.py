@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from fusion3d.config import Config
+from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
 from fusion3d.engine.inference import sensor_subsets
+from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
+from fusion3d.engine.tracking import TRACKS_FILE, track_split
 from fusion3d.errors import ConfigError
 from fusion3d.files import write_json
 from fusion3d.types import TIME_STEP
@@ -25,6 +28,7 @@ def predict(
     out_dir: str | Path,
     device: str | None = None,
     ema: bool = True,
+    tracks: bool = False,
 ) -> Path | None:
     """Run a checkpoint over ``config.data.split`` with every sensor that is there.
 
@@ -38,12 +42,14 @@ def predict(
             ego).
         device: torch device name; None takes the GPU where there is one.
         ema: use the averaged weights.
+        tracks: write ``tracking_nusc.json`` too, the submission for the tracking task.
 
     Returns:
         ``out_dir``; None by a process that is not the first.
 
     Raises:
-        ConfigError: the model has no branch for any of ``config.data.sensors``.
+        ConfigError: the model has no branch for any of ``config.data.sensors``, reads more of the past than
+            ``evaluation.strict`` allows, or has no boxes to track.
         CheckpointError: the checkpoint cannot be used.
         DataError: the data set cannot be read.
     """
@@ -53,6 +59,9 @@ def predict(
         raise ConfigError(
             "detection and planning are null: predict writes boxes and plans; look at maps with visualize"
         )
+    check_history(config)
+    if tracks and config.detection is None:
+        raise ConfigError("--tracks: detection is null, and tracks are made of its boxes")
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
     name = list(possible)[-1]
@@ -61,7 +70,12 @@ def predict(
         return None
     found = output.subsets[name]
     if config.detection is not None:
-        write_submission(Path(out_dir, "results_nusc.json"), found.records(output.poses), found.used)
+        records = found.records(output.poses)
+        write_submission(Path(out_dir, "results_nusc.json"), records, found.used)
+        if tracks:
+            tables = Tables.open(config.data.root, config.data.version)
+            tracked = track_split(tables, list(output.poses), records, config.evaluation.tracker)
+            write_submission(Path(out_dir, TRACKS_FILE), tracked, found.used)
     if config.planning is not None:
         plans = {}
         for token, plan in found.plans.items():
@@ -82,9 +96,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("predict", description="Boxes and plans for a data set without annotations.")
     parser.allow_abbrev = False
     add_checkpoint_options(parser)
+    parser.add_argument("--tracks", action="store_true", help="write tracks too: tracking_nusc.json")
     options, overrides = parser.parse_known_args(argv)
     config = chosen_config(options, overrides)
-    written = predict(options.checkpoint, config, options.out, options.device, not options.no_ema)
+    written = predict(options.checkpoint, config, options.out, options.device, not options.no_ema, options.tracks)
     if written is not None:
         print(f"written: {written}")
     return 0

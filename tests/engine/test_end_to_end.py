@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from fusion3d.config import load_config
 from fusion3d.engine import evaluate as module
+from fusion3d.engine.check_submission import main as check_main
 from fusion3d.engine.checkpoint import list_checkpoints, load_model
 from fusion3d.engine.evaluate import COLUMNS, PLAN_COLUMNS, evaluate, format_table
 from fusion3d.engine.evaluate import main as evaluate_main
@@ -291,3 +292,22 @@ def test_two_processes_evaluate_as_one(whole_run, config_file, tmp_path):
     assert [status for status, _ in ranks] == [0, 0] and "written: " in ranks[0][1] and not ranks[1][1], ranks
     boxes = (tmp_path / "predicted" / "results_nusc.json").read_bytes()
     assert boxes == (tmp_path / "1" / "camera+lidar+radar" / "results_nusc.json").read_bytes()
+
+
+def test_tracks_of_a_subset_are_scored_and_keep_the_rules(whole_run, synthetic_root, tmp_path, capsys):
+    """Only what is asked for is scored; the file of tracks, and that of ``predict --tracks``, pass the check."""
+    common = ["--checkpoint", str(whole_run), "--device", "cpu", "--data.workers", "0"]
+    tasks = ["--subsets", "lidar+radar", "--tasks", "tracking"]
+    assert evaluate_main([*common, "--out", str(tmp_path), *tasks]) == 0
+    assert "AMOTA" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics["subsets"]["lidar+radar"]) == ["tracking"] and "planning" not in metrics
+    assert metrics["subsets"]["lidar+radar"]["tracking"]["GT"] > 0
+    assert predict_main([*common, "--out", str(tmp_path / "predicted"), "--tracks"]) == 0
+    data = ["--data.root", str(synthetic_root), "--data.version", "v1.0-synthetic", "--data.split", "synthetic_val"]
+    for path, used in (("lidar+radar", "lidar, radar"), ("predicted", "camera, lidar, radar")):
+        assert check_main([str(tmp_path / path / "tracking_nusc.json"), *data]) == 0
+        assert f"made with {used}\n" in capsys.readouterr().out
+    assert check_main([str(tmp_path / "predicted" / "results_nusc.json"), *data]) == 0
+    with pytest.raises(ConfigError, match=r"evaluation\.strict: past frames read: lidar 11"):
+        evaluate_main([*common, "--out", str(tmp_path), "--strict", "--data.lidar-sweeps", "12"])

@@ -1,0 +1,67 @@
+"""Scoring a result file, anybody's, by the metrics that our own checkpoints get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fusion3d.config import Config
+from fusion3d.data.nuscenes import Tables
+from fusion3d.data.splits import samples_of
+from fusion3d.engine.ground_truth import detection_truth
+from fusion3d.engine.results import Limits, read_results
+from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
+from fusion3d.errors import ConfigError, DataError
+from fusion3d.files import write_json
+from fusion3d.metrics.detection import score_detections
+from fusion3d.metrics.tracking import PROTOCOL as TRACKING_PROTOCOL
+
+
+def score_results(
+    path: str | Path,
+    config: Config,
+    out_dir: str | Path,
+    limits: Limits | None = None,
+    tasks: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Score a result file on ``data.split`` and write ``metrics.json`` into ``out_dir``.
+
+    Args:
+        path: JSON as in ``read_results``.
+        config: ``data`` and ``evaluation.tracker`` are read.
+        out_dir: folder; gets the tracks too where detections are tracked.
+        limits: of the file's size.
+        tasks: "detection" or "tracking"; None is what the file holds. Detections can be tracked here.
+
+    Returns:
+        As ``evaluate``, with one row of ``subsets`` under the file's name without its ending.
+
+    Raises:
+        ConfigError: a task that the file does not serve.
+        DataError: the file or the data set cannot be read, has samples that the other lacks, or no annotations.
+    """
+    data = config.data
+    tables = Tables.open(data.root, data.version)
+    if not tables.annotated:
+        raise DataError(f"{data.root} ({data.version}) has no annotations to score against")
+    tokens = [tables.token(row) for row in samples_of(tables, data.split)]
+    results = read_results(path, tokens, limits)
+    possible = ("detection", "tracking") if results.task == "detection" else ("tracking",)
+    tasks = (results.task,) if tasks is None else tasks
+    wrong = [task for task in tasks if task not in possible]
+    if wrong:
+        raise ConfigError(f"{path} holds {results.task} results: no task {wrong[0]!r}; possible: {', '.join(possible)}")
+    row: dict[str, Any] = {}
+    metrics: dict[str, Any] = {"subsets": {Path(path).stem: row}, "num_samples": len(tokens), "meta": results.meta}
+    if "tracking" in tasks:
+        scorer = TrackScorer(tables, tokens, config.evaluation.tracker)
+        if results.task == "tracking":
+            row["tracking"] = scorer.score(results)
+        else:
+            row["tracking"] = scorer.track(results.records(), results.sensors, Path(out_dir, TRACKS_FILE))
+        metrics["tracking_protocol"] = TRACKING_PROTOCOL
+    if "detection" in tasks:
+        row |= score_detections({token: detection_truth(tables, token) for token in tokens}, results.records())
+    write_json(Path(out_dir, "metrics.json"), metrics)
+    return metrics
