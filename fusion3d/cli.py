@@ -26,6 +26,10 @@ VERBS = {
         "write a checkpoint's boxes and plans for a data set, annotated or not",
     ),
     "visualize": ("fusion3d.engine.visualize:main", "draw cameras, bird's-eye view and the 3-D scene"),
+    "explain": (
+        "fusion3d.analysis.explain.main:main",
+        "draw what speaks for an answer of a checkpoint: Grad-CAM",
+    ),
     "make_synthetic": ("fusion3d.synthetic.writer:main", "make a synthetic data set in the nuScenes format"),
     "make_objects": ("fusion3d.data.paste.make:main", "cut the training split's objects out, to paste them elsewhere"),
     "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),

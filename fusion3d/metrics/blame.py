@@ -56,7 +56,7 @@ def find_faults(classes: Mapping[str, ClassBoxes]) -> list[Fault]:
 
 
 def costs(boxes: ClassBoxes) -> tuple[np.ndarray, np.ndarray]:
-    """[K] what AP gains without each found box, where it is wrong; [J] what by one more on each true one that is missed.
+    """[K] what AP gains without each found box, where it is wrong; [J] what by one more on each missed one.
 
     The gains may be negative: official precision at a recall is interpolated, not enveloped.
     """

@@ -116,17 +116,31 @@ def compose(
     for i, line in enumerate(LAYOUT):
         for j, channel in enumerate(line):
             axes = place(_MARGIN + j * (_TILE + _GAP), _TITLE + i * (tile_height + _GAP), _TILE, tile_height)
-            _draw_camera(axes, sample.cameras, channel, sample.boxes, predictions)
+            draw_camera(axes, sample.cameras, channel, sample.boxes, predictions)
     above = place(_MARGIN * 2 + cameras_width, _TITLE, view_width, view_height)
     draw_birdseye(above, sample, predictions, plan, grid, view_height)
     _write_legend(page, sample, predictions, plan, _MARGIN, _TITLE + cameras_height + _MARGIN, cameras_width)
     return figure
 
 
-def _draw_camera(
-    axes: Axes, cameras: Cameras | None, channel: str, truth: Boxes | None, predictions: Boxes | None
+def draw_camera(
+    axes: Axes,
+    cameras: Cameras | None,
+    channel: str,
+    truth: Boxes | None,
+    predictions: Boxes | None,
+    over: np.ndarray | None = None,
 ) -> None:
-    """One camera's image and the boxes in it; an empty frame where the camera is absent."""
+    """One camera's image and the boxes in it; an empty frame where the camera is absent.
+
+    Args:
+        axes: emptied of ticks here.
+        cameras: of one sample.
+        channel: of CAMERAS.
+        truth: boxes in ego, or None.
+        predictions: boxes in ego, or None.
+        over: [h, w, 4] colours in [0, 1] that are laid over the whole image.
+    """
     axes.set(xticks=[], yticks=[])
     axes.set_facecolor(colors.PANEL)
     for spine in axes.spines.values():
@@ -143,6 +157,8 @@ def _draw_camera(
     image = cameras.images[index].detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
     rows, cols = image.shape[:2]
     axes.imshow((image * 255).round().astype(np.uint8), interpolation="bilinear", aspect="auto")
+    if over is not None:
+        axes.imshow(over, extent=(-0.5, cols - 0.5, rows - 0.5, -0.5), interpolation="bilinear", aspect="auto")
     pose, intrinsics = cameras.ego_from_cam[index].cpu(), cameras.image_from_cam[index].cpu()
     if truth is not None:
         seen = project_boxes(truth, pose, intrinsics, (rows, cols))
