@@ -30,6 +30,8 @@ VERBS = {
         "fusion3d.analysis.explain.main:main",
         "draw what speaks for an answer of a checkpoint: Grad-CAM",
     ),
+    "similarity": ("fusion3d.analysis.similarity:main", "how alike the sensors' maps are over a split: linear CKA"),
+    "calibrate": ("fusion3d.analysis.calibration:main", "make scores say how often they are right: temperatures, ECE"),
     "make_synthetic": ("fusion3d.synthetic.writer:main", "make a synthetic data set in the nuScenes format"),
     "make_objects": ("fusion3d.data.paste.make:main", "cut the training split's objects out, to paste them elsewhere"),
     "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),

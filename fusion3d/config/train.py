@@ -73,3 +73,6 @@ class EvaluationConfig:
     stream: bool = False
     """With temporal: samples come one by one and are read once; the model remembers all of the scene so far, as it does
     in a vehicle, instead of reading the last ``temporal.keyframes`` for each of them."""
+    calibrated: bool = False
+    """Scores at the checkpoint's temperatures, which ``calibrate`` wrote beside its weights: as sure as they are right.
+    No AP changes."""

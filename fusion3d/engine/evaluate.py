@@ -10,22 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from fusion3d.config import Config, override
+from fusion3d.config import Config, override, to_dict
 from fusion3d.data.nuscenes import Tables
-from fusion3d.engine.checkpoint import load_config_of, load_model
+from fusion3d.engine.checkpoint import find_checkpoint, load_config_of, load_model
 from fusion3d.engine.ground_truth import detection_truth, obstacles
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
+from fusion3d.engine.temperatures import load_temperatures, soften
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
 from fusion3d.metrics.detection import Truth, score_detections
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import PROTOCOL, score_planners
+from fusion3d.metrics.shapley import has_every_subset, sensor_worth
 from fusion3d.types import MAP_CLASSES
 
+RUN = "run.json"
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "collision@3s")
 
@@ -45,12 +48,13 @@ def evaluate(
     Args:
         checkpoint: checkpoint or run folder.
         config: the checkpoint's own with other data, thresholds or sensors; None takes it as it is.
-        out_dir: gets ``metrics.json`` and ``<subset>/results_nusc.json``.
+        out_dir: gets ``metrics.json``, ``<subset>/results_nusc.json`` and ``run.json``, what was evaluated and how.
         subsets: names such as "camera+radar"; None is every one that the checkpoint can take.
         device: torch device name; None takes the GPU where there is one.
         ema: use the averaged weights.
 
     Returns:
+        ``shapley``: what each sensor is worth, as ``sensor_worth`` gives it, where every subset is there;
         ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, and ``map`` with its
         numbers of ``score_map``;
         ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
@@ -71,6 +75,7 @@ def evaluate(
     if not tables.annotated:
         raise DataError(f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict")
     set_deterministic(config.deterministic)
+    temperatures = load_temperatures(checkpoint, list(chosen)) if config.evaluation.calibrated else {}
     model, _ = load_model(checkpoint, ema, config)
     output = run_shared(model, config, chosen, device)
     if output is None:
@@ -81,7 +86,10 @@ def evaluate(
     if config.detection is not None:
         truths = {token: detection_truth(tables, token) for token in output.poses}
         for name, of_subset in output.subsets.items():
-            metrics["subsets"][name] |= _score_boxes(of_subset, output.poses, truths, Path(out_dir, name))
+            at = temperatures.get(name)
+            metrics["subsets"][name] |= _score_boxes(of_subset, output.poses, truths, Path(out_dir, name), at)
+        if has_every_subset(metrics["subsets"]):
+            metrics["shapley"] = sensor_worth(metrics["subsets"])
     if config.planning is not None:
         table = score_plans(output, tables)
         for name in chosen:
@@ -104,14 +112,21 @@ def evaluate(
         "total": end - start,
     }
     write_json(Path(out_dir, "metrics.json"), metrics)
+    about = {"checkpoint": str(find_checkpoint(checkpoint)), "ema": ema, "config": to_dict(config)}
+    write_json(Path(out_dir, RUN), about)
     return metrics
 
 
 def _score_boxes(
-    of_subset: SubsetOutput, poses: dict[str, np.ndarray], truths: dict[str, Truth], folder: Path
+    of_subset: SubsetOutput,
+    poses: dict[str, np.ndarray],
+    truths: dict[str, Truth],
+    folder: Path,
+    temperature: dict[str, float] | None,
 ) -> dict[str, Any]:
     """Write one subset's submission and score it; its boxes are dropped: of all subsets they would fill the memory."""
     records = of_subset.records(poses)
+    records = records if temperature is None else soften(records, temperature)
     of_subset.boxes.clear()
     write_submission(folder / "results_nusc.json", records, of_subset.used)
     return score_detections(truths, records)
@@ -152,6 +167,10 @@ def format_table(metrics: dict[str, Any]) -> str:
     detection = {name: row for name, row in metrics["subsets"].items() if "NDS" in row}
     if detection:
         lines += [_row("sensors", COLUMNS)] + [_row(name, [row[c] for c in COLUMNS]) for name, row in detection.items()]
+    if "shapley" in metrics:
+        worth = {name: metrics["shapley"][name] for name in ("NDS", "mAP")}
+        lines += ["", _row("worth (Shapley)", [*worth["NDS"]])]
+        lines += [_row(name, [*of_sensor.values()]) for name, of_sensor in worth.items()]
     if "planning" in metrics:
         plans = metrics["planning"]
         lines += ["", _row("planning", PLAN_COLUMNS)]

@@ -14,6 +14,7 @@ from fusion3d.engine.inference import sensor_subsets
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
+from fusion3d.engine.temperatures import load_temperatures, soften
 from fusion3d.errors import ConfigError
 from fusion3d.files import write_json
 from fusion3d.types import TIME_STEP
@@ -61,7 +62,10 @@ def predict(
         return None
     found = output.subsets[name]
     if config.detection is not None:
-        write_submission(Path(out_dir, "results_nusc.json"), found.records(output.poses), found.used)
+        records = found.records(output.poses)
+        if config.evaluation.calibrated:
+            records = soften(records, load_temperatures(checkpoint, [name])[name])
+        write_submission(Path(out_dir, "results_nusc.json"), records, found.used)
     if config.planning is not None:
         plans = {}
         for token, plan in found.plans.items():

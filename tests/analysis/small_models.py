@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fusion3d.build import build_model
 from fusion3d.config import Config, from_dict
+from fusion3d.engine.checkpoint import Position, save_checkpoint
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.late import Model
 from fusion3d.types import Batch
@@ -48,3 +50,19 @@ def build(config: Config, seed: int = 0) -> Model:
 
 def batch_of(config: Config, size: int = 1, seed: int = 0) -> Batch:
     return random_batch(config, size, 300, 40, 4, seed)
+
+
+def on_synthetic(root: Path, **changes: Any) -> Config:
+    """``small`` with a coarse grid around, for the synthetic set."""
+    data = {
+        "root": str(root), "version": "v1.0-synthetic", "split": "val", "image_size": [64, 128], "lidar_sweeps": 1,
+        "radar_sweeps": 1, "workers": 0,
+    }  # fmt: skip
+    grid = {"x": [-25.6, 25.6], "y": [-25.6, 25.6], "resolution": 3.2}
+    return small(data=data, grid=grid, lidar__pillar=1.6, **changes)
+
+
+def saved(config: Config, folder: Path) -> Path:
+    """A checkpoint of the untrained model: what it says is noise, but it says it everywhere."""
+    save_checkpoint(folder, config, build(config).state_dict(), Position(1))
+    return folder

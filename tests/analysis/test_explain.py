@@ -16,14 +16,12 @@ from fusion3d.analysis.explain.gradcam import explain, heat
 from fusion3d.analysis.explain.main import explain_samples, main
 from fusion3d.analysis.explain.targets import Target, answer, parse_target
 from fusion3d.analysis.features import bev_modules, image_modules, watch
-from fusion3d.config import from_dict, to_dict
 from fusion3d.data.subset import select_sensors
-from fusion3d.engine.checkpoint import Position, save_checkpoint
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.types import DETECTION_CLASSES, SENSORS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_models import batch_of, build, small
+from small_models import batch_of, build, on_synthetic, saved, small
 
 STAGES = {
     "middle": (["camera", "lidar", "radar", "fused"], ["camera"]),
@@ -195,16 +193,7 @@ def test_what_cannot_be_explained_is_said():
 
 
 def test_the_verb_draws_what_it_says(synthetic_root, tmp_path, capsys):
-    values = to_dict(small(map=None))
-    values["data"] |= {
-        "root": str(synthetic_root), "version": "v1.0-synthetic", "split": "val", "image_size": [64, 128],
-        "lidar_sweeps": 1, "radar_sweeps": 1, "workers": 0,
-    }  # fmt: skip
-    values["grid"] = {"x": [-25.6, 25.6], "y": [-25.6, 25.6], "z": [-5, 3], "resolution": 3.2}
-    values["lidar"]["pillar"] = 1.6
-    config = from_dict(values)
-    folder = tmp_path / "checkpoints" / "step-00000001"
-    save_checkpoint(folder, config, build(config).state_dict(), Position(1))
+    folder = saved(on_synthetic(synthetic_root, map=None), tmp_path / "checkpoints" / "step-00000001")
     arguments = ["--checkpoint", str(folder), "--index", "2", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--target", "plan@1", "--sensors", "lidar", "CAM_FRONT"]) == 0
     told = capsys.readouterr().out

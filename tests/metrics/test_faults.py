@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from fusion3d.errors import Fusion3DError
 from fusion3d.geometry import quaternion_from_yaw
-from fusion3d.metrics.blame import average_precision, costs, find_faults
 from fusion3d.metrics.detection import Truth, score_detections
-from fusion3d.metrics.matching import DISTANCES, RIGHT_WITHIN, boxes_by_class, match, ranking
+from fusion3d.metrics.faults import _gain_without, average_precision, costs, find_faults
+from fusion3d.metrics.scored import boxes_by_class
 
 CLASSES = ("car", "bicycle", "barrier")
 
@@ -56,8 +56,7 @@ def test_average_precision_is_the_devkits(seed):
     theirs = score_detections(truths, results)
     for name, boxes in boxes_by_class(truths, results).items():
         assert len(boxes.true) == theirs["num_truth"][name]
-        order = ranking(boxes.found)
-        ours = [average_precision(match(boxes, d)[order] >= 0, len(boxes.true)) for d in DISTANCES]
+        ours = [average_precision(taken >= 0, len(boxes.true)) for taken in boxes.taken.T]
         assert np.mean(ours) == pytest.approx(theirs["AP"][name], abs=1e-12), name
 
 
@@ -69,13 +68,13 @@ def test_costs_are_what_the_devkit_says_without_the_box_or_with_one_more(seed):
         of_found, of_true = costs(boxes)
         for k in range(len(boxes.found)):
             token, row = boxes.tokens[boxes.found.sample[k]], boxes.found.row[k]
-            if any(match(boxes, d)[k] >= 0 for d in DISTANCES):  # right at one: there it would be missed
+            if (boxes.taken[k] >= 0).any():  # right at one: there it would be missed
                 continue
             without = results | {token: [b for i, b in enumerate(results[token]) if i != row]}
             assert ap(truths, without)[name] - before[name] == pytest.approx(of_found[k], abs=1e-12)
         for k in range(len(boxes.true)):
             token, row = boxes.tokens[boxes.true.sample[k]], boxes.true.row[k]
-            if all((match(boxes, d) != k).all() for d in DISTANCES):  # missed at every distance
+            if (boxes.taken != k).all():  # missed at every distance
                 more = box(token, name, *truths[token].boxes[row]["translation"][:2], detection_score=1.0)
                 with_it = results | {token: [*results[token], more]}
                 assert ap(truths, with_it)[name] - before[name] == pytest.approx(of_true[k], abs=1e-12)
@@ -84,8 +83,6 @@ def test_costs_are_what_the_devkit_says_without_the_box_or_with_one_more(seed):
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.booleans(), max_size=40), st.integers(0, 30))
 def test_the_gain_without_a_box_is_that_of_the_list_without_it(hits, more):
-    from fusion3d.metrics.blame import _gain_without
-
     hit, num_true = np.array(hits, dtype=bool), sum(hits) + more
     if not num_true:
         return
@@ -108,7 +105,7 @@ def test_right_boxes_cost_nothing_and_faults_come_by_cost():
         token: [b | {"detection_score": 0.5} for b in truth.boxes] for token, truth in truths.items()
     }  # equal scores: no order is wrong
     right = boxes_by_class(truths, perfect)
-    assert all((match(of, RIGHT_WITHIN) >= 0).sum() == len(of.true) for of in right.values())
+    assert all(of.right.sum() == len(of.true) for of in right.values())
     assert find_faults({}) == []
 
 

@@ -1,4 +1,4 @@
-"""Which boxes are right: the official nuScenes filters and matching, box by box instead of summed up.
+"""The boxes that count, and which are right: the official nuScenes filters and matching, box by box.
 
 Letters: K found boxes, J true boxes, of one class in all samples.
 """
@@ -25,7 +25,7 @@ _ON_RACKS = ("bicycle", "motorcycle")
 
 @dataclass(frozen=True)
 class Side:
-    """Boxes of one class, found or true, in the order of the samples."""
+    """Boxes of one class, found or true."""
 
     sample: np.ndarray  # [K] int64, which of the tokens
     row: np.ndarray  # [K] int64, which box of the sample, before the filters
@@ -35,14 +35,24 @@ class Side:
     def __len__(self) -> int:
         return len(self.row)
 
+    def __getitem__(self, keep: np.ndarray) -> Side:
+        """The boxes of an index array."""
+        return Side(self.sample[keep], self.row[keep], self.xy[keep], self.score[keep])
+
 
 @dataclass(frozen=True)
 class ClassBoxes:
     """What is scored of one class, after the filters."""
 
-    tokens: tuple[str, ...]
-    found: Side
-    true: Side
+    tokens: tuple[str, ...]  # of the samples
+    found: Side  # K, by falling score over all samples; of equal ones the last first
+    true: Side  # J, sample by sample
+    taken: np.ndarray  # [K, 4] int64, which true box each found one takes at each of DISTANCES; -1: a false positive
+
+    @property
+    def right(self) -> np.ndarray:
+        """[K] bool: true positives, as errors are taken of."""
+        return self.taken[:, DISTANCES.index(RIGHT_WITHIN)] >= 0
 
 
 def boxes_by_class(
@@ -64,24 +74,24 @@ def boxes_by_class(
             "the split, with an empty list where nothing was found"
         )
     tokens = tuple(truths)
-    sides = [
-        _sides(truths, {token: boxes[token] for token in tokens})
-        for boxes in (results, {token: truth.boxes for token, truth in truths.items()})
-    ]
-    return {name: ClassBoxes(tokens, *(side[name] for side in sides)) for name in DETECTION_CLASSES}
+    found = _sides(truths, {token: results[token] for token in tokens})
+    true = _sides(truths, {token: truth.boxes for token, truth in truths.items()})
+    classes = {}
+    for name in DETECTION_CLASSES:
+        best_first = found[name][np.lexsort((np.arange(len(found[name])), found[name].score))[::-1]]
+        taken = np.stack([_match(best_first, true[name], len(tokens), at) for at in DISTANCES], axis=1)
+        classes[name] = ClassBoxes(tokens, best_first, true[name], taken)
+    return classes
 
 
-def match(boxes: ClassBoxes, distance: float) -> np.ndarray:
-    """[K] int64: the true box that each found one takes, -1 where it is a false positive.
-
-    As the official evaluation: by falling score over all samples (equal ones: the last first), each box takes the
-    nearest true one of its sample that none took before, if it is nearer than ``distance`` [m] on the ground.
+def _match(found: Side, true: Side, samples: int, distance: float) -> np.ndarray:
+    """[K] int64: each box, best first, takes the nearest true one of its sample that none took before, if it is nearer
+    than ``distance`` [m] on the ground; -1 otherwise.
     """
-    found, true = boxes.found, boxes.true
     taken = np.full(len(found), -1, dtype=np.int64)
     free = np.ones(len(true), dtype=bool)
-    start = np.searchsorted(true.sample, np.arange(len(boxes.tokens) + 1))
-    for k in ranking(found):
+    start = np.searchsorted(true.sample, np.arange(samples + 1))
+    for k in range(len(found)):
         first, last = start[found.sample[k]], start[found.sample[k] + 1]
         if first == last:
             continue
@@ -92,11 +102,6 @@ def match(boxes: ClassBoxes, distance: float) -> np.ndarray:
             taken[k] = first + nearest
             free[first + nearest] = False
     return taken
-
-
-def ranking(found: Side) -> np.ndarray:
-    """[K] int64 found boxes by falling score, of equal ones the last first."""
-    return np.lexsort((np.arange(len(found)), found.score))[::-1]
 
 
 def _sides(truths: Mapping[str, Truth], boxes: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Side]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion3d.metrics.matching import DISTANCES, ClassBoxes, match, ranking
+from fusion3d.metrics.scored import ClassBoxes
 
 _RECALLS = np.linspace(0, 1, 101)
 _FIRST = 11  # recalls up to 0.1 do not count
@@ -63,16 +63,14 @@ def costs(boxes: ClassBoxes) -> tuple[np.ndarray, np.ndarray]:
     of_found, of_true = np.zeros(len(boxes.found)), np.zeros(len(boxes.true))
     if not len(boxes.true):
         return of_found, of_true
-    order = ranking(boxes.found)
-    for distance in DISTANCES:
-        taken = match(boxes, distance)
-        hit = taken[order] >= 0
-        of_found[order] += _gain_without(hit, len(boxes.true)) / len(DISTANCES)
+    for taken in boxes.taken.T:
+        hit = taken >= 0
+        of_found += _gain_without(hit, len(boxes.true)) / boxes.taken.shape[1]
         missed = np.ones(len(boxes.true), dtype=bool)
-        missed[taken[taken >= 0]] = False
+        missed[taken[hit]] = False
         more = np.concatenate([[True], hit])
         gain = average_precision(more, len(boxes.true)) - average_precision(hit, len(boxes.true))
-        of_true[missed] += gain / len(DISTANCES)
+        of_true[missed] += gain / boxes.taken.shape[1]
     return of_found, of_true
 
 
