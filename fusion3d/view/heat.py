@@ -14,7 +14,7 @@ from fusion3d.errors import Fusion3DError
 from fusion3d.files import write_whole
 from fusion3d.types import BEVGrid, Boxes, Sample, Trajectory
 from fusion3d.view import colors
-from fusion3d.view.birdseye import draw_birdseye, to_page
+from fusion3d.view.birdseye import draw_birdseye
 from fusion3d.view.pictures import LAYOUT, draw_camera
 
 if TYPE_CHECKING:
@@ -101,10 +101,9 @@ def draw_heat(
         page.text(left + _PANEL, top + _NAME / 2, said, fontsize=9.5, color=colors.MUTED, ha="right", va="center")
         axes = place_axes(left, top + _NAME, _PANEL, high)
         radar = sample.radar if "radar" in name else None  # its arrows would hide the heat of the others
-        draw_birdseye(axes, replace(sample, radar=radar, map_mask=None), Boxes.empty(), plan, grid, high)
+        marks = () if place is None else (place,)
+        draw_birdseye(axes, replace(sample, radar=radar, map_mask=None), Boxes.empty(), plan, grid, high, marks)
         lay_heat(axes, heat, grid)
-        if place is not None:
-            _mark(axes, place)
     for i, note in enumerate(notes):
         page.text(_MARGIN, height - below + 20 + 20 * i, note, fontsize=9, color=colors.MUTED, va="center")
     buffer = io.BytesIO()
@@ -125,10 +124,3 @@ def colour(heat: np.ndarray, hottest: float) -> np.ndarray:
     at = np.linspace(0, 1, len(_STOPS))
     rgb = [np.interp(part, at, _STOPS[:, channel]) for channel in range(3)]
     return np.stack([*rgb, _OPAQUE * np.sqrt(part)], axis=-1)
-
-
-def _mark(axes: Axes, place: tuple[float, float]) -> None:
-    import torch
-
-    x, y = to_page(torch.tensor([place]))[0]
-    axes.scatter([x], [y], s=220, facecolors="none", edgecolors=colors.TRUTH, linewidths=1.6, zorder=10)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fusion3d.engine.demo import DemoConfig, Stages, demo
+from fusion3d.demo import DemoConfig, Stages, demo
 from fusion3d.errors import DataError
 
 SUBSETS = {"camera", "lidar", "radar", "camera+lidar", "camera+radar", "lidar+radar", "camera+lidar+radar"}
