@@ -36,7 +36,7 @@ from fusion3d.errors import DataError
 from fusion3d.geometry import apply, invert
 from fusion3d.metrics.detection import Truth
 from fusion3d.metrics.faults import Fault, find_faults
-from fusion3d.metrics.scored import ClassBoxes, boxes_by_class
+from fusion3d.metrics.scored import DISTANCES, ClassBoxes, boxes_by_class
 from fusion3d.view.pictures import MIN_SCORE, draw_sample
 from fusion3d.view.report import write_report
 from fusion3d.view.sections import Findings, WorstSample
@@ -152,6 +152,7 @@ def _tell(fault: Fault, truth: Truth, found: Sequence[Mapping[str, Any]], pose: 
     box = (truth.boxes if fault.missed else found)[fault.row]
     x, y, _ = apply(invert(pose), np.array([box["translation"]], dtype=np.float64))[0].tolist()
     what = "missed" if fault.missed else f"false positive of score {fault.score:.2f}"
+    what += "" if fault.within == max(DISTANCES) else f" within {fault.within:g} m"
     return f"{what}, at x {x:.1f}, y {y:.1f} m", (x, y)
 
 

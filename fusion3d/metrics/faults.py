@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion3d.metrics.scored import ClassBoxes
+from fusion3d.metrics.scored import DISTANCES, ClassBoxes
 
 _RECALLS = np.linspace(0, 1, 101)
 _FIRST = 11  # recalls up to 0.1 do not count
@@ -35,6 +35,7 @@ class Fault:
     missed: bool
     score: float  # of a false positive; -1 where it was missed
     cost: float  # [mAP]
+    within: float  # [m] the greatest of DISTANCES at which it is wrong
 
 
 def find_faults(classes: Mapping[str, ClassBoxes]) -> list[Fault]:
@@ -46,11 +47,13 @@ def find_faults(classes: Mapping[str, ClassBoxes]) -> list[Fault]:
     faults = []
     for name, boxes in classes.items():
         of_found, of_true = costs(boxes)
-        share = 1 / len(classes)
-        for side, cost, missed in ((boxes.found, of_found, False), (boxes.true, of_true, True)):
+        missed = np.stack([_missed(taken, len(boxes.true)) for taken in boxes.taken.T], axis=1)
+        sides = ((boxes.found, of_found, boxes.taken < 0, False), (boxes.true, of_true, missed, True))
+        for side, cost, wrong, is_missed in sides:
             for k in np.flatnonzero(cost > 0):
-                place = boxes.tokens[side.sample[k]], int(side.row[k]), name, missed
-                faults.append(Fault(*place, float(side.score[k]), float(cost[k]) * share))
+                place = boxes.tokens[side.sample[k]], int(side.row[k]), name, is_missed
+                within = max(distance for distance, so in zip(DISTANCES, wrong[k], strict=True) if so)
+                faults.append(Fault(*place, float(side.score[k]), float(cost[k]) / len(classes), within))
     order = {token: i for i, token in enumerate(next(iter(classes.values())).tokens)} if classes else {}
     return sorted(faults, key=lambda f: (-f.cost, order[f.token], f.name, f.missed, f.row))
 
@@ -66,12 +69,17 @@ def costs(boxes: ClassBoxes) -> tuple[np.ndarray, np.ndarray]:
     for taken in boxes.taken.T:
         hit = taken >= 0
         of_found += _gain_without(hit, len(boxes.true)) / boxes.taken.shape[1]
-        missed = np.ones(len(boxes.true), dtype=bool)
-        missed[taken[hit]] = False
         more = np.concatenate([[True], hit])
         gain = average_precision(more, len(boxes.true)) - average_precision(hit, len(boxes.true))
-        of_true[missed] += gain / boxes.taken.shape[1]
+        of_true[_missed(taken, len(boxes.true))] += gain / boxes.taken.shape[1]
     return of_found, of_true
+
+
+def _missed(taken: np.ndarray, num_true: int) -> np.ndarray:
+    """[J] bool: true boxes that none took."""
+    missed = np.ones(num_true, dtype=bool)
+    missed[taken[taken >= 0]] = False
+    return missed
 
 
 def average_precision(hit: np.ndarray, num_true: int) -> float:

@@ -11,7 +11,7 @@ from fusion3d.errors import Fusion3DError
 from fusion3d.geometry import quaternion_from_yaw
 from fusion3d.metrics.detection import Truth, score_detections
 from fusion3d.metrics.faults import _gain_without, average_precision, costs, find_faults
-from fusion3d.metrics.scored import boxes_by_class
+from fusion3d.metrics.scored import DISTANCES, boxes_by_class
 
 CLASSES = ("car", "bicycle", "barrier")
 
@@ -100,6 +100,7 @@ def test_right_boxes_cost_nothing_and_faults_come_by_cost():
     for fault in faults:
         of = truths[fault.token].boxes if fault.missed else results[fault.token]
         assert of[fault.row]["detection_name"] == fault.name
+        assert fault.within in DISTANCES
         assert fault.score == (-1 if fault.missed else of[fault.row]["detection_score"])
     perfect = {
         token: [b | {"detection_score": 0.5} for b in truth.boxes] for token, truth in truths.items()
