@@ -34,7 +34,6 @@ from fusion3d.engine.submission import from_records
 from fusion3d.engine.visualize import look, open_clips
 from fusion3d.errors import DataError
 from fusion3d.geometry import apply, invert
-from fusion3d.metrics.detection import Truth
 from fusion3d.metrics.faults import Fault, find_faults
 from fusion3d.metrics.scored import DISTANCES, ClassBoxes, boxes_by_class
 from fusion3d.view.pictures import MIN_SCORE, draw_sample
@@ -100,7 +99,7 @@ def collect(folder: Path, config: Config, worst: int = 4, pictures: bool = True)
         truths = {token: detection_truth(tables, token) for token in found}
         boxes = boxes_by_class(truths, found)
         reliability = describe_scores(score_classes(boxes))
-        samples = _worst(boxes, truths, found, tables, config, worst, folder / WORST if pictures else None)
+        samples = _worst(boxes, found, tables, config, worst, folder / WORST if pictures else None)
     optional = {name: folder / name for name in (CALIBRATION, SIMILARITY, "robustness.json")}
     known = {name: read_json(path) if path.is_file() else None for name, path in optional.items()}
     return Findings(
@@ -123,7 +122,6 @@ def worst_tokens(faults: Sequence[Fault], count: int) -> dict[str, list[Fault]]:
 
 def _worst(
     boxes: Mapping[str, ClassBoxes],
-    truths: Mapping[str, Truth],
     found: Records,
     tables: Tables,
     config: Config,
@@ -134,7 +132,7 @@ def _worst(
     for token, faults in worst_tokens(find_faults(boxes), count).items():
         row = tables.row_of(token)
         pose = tables.global_from_ego(row)
-        told = [_tell(fault, truths[token], found[token], pose) for fault in faults[:_LISTED]]
+        told = [_tell(fault, pose) for fault in faults[:_LISTED]]
         name = f"{tables.scene(row)}, {token}"
         picture = None
         if folder is not None:
@@ -147,10 +145,9 @@ def _worst(
     return samples
 
 
-def _tell(fault: Fault, truth: Truth, found: Sequence[Mapping[str, Any]], pose: Any) -> tuple[str, tuple[float, float]]:
+def _tell(fault: Fault, pose: np.ndarray) -> tuple[str, tuple[float, float]]:
     """What is wrong, and where: x, y in ego [m]."""
-    box = (truth.boxes if fault.missed else found)[fault.row]
-    x, y, _ = apply(invert(pose), np.array([box["translation"]], dtype=np.float64))[0].tolist()
+    x, y, _ = apply(invert(pose), np.array([[*fault.xy, pose[2, 3]]]))[0].tolist()
     what = "missed" if fault.missed else f"false positive of score {fault.score:.2f}"
     what += "" if fault.within == max(DISTANCES) else f" within {fault.within:g} m"
     return f"{what}, at x {x:.1f}, y {y:.1f} m", (x, y)

@@ -30,16 +30,16 @@ class Fault:
     """One wrong box."""
 
     token: str  # of the sample
-    row: int  # of the sample's found boxes, or of its true ones where it was missed
     name: str  # class
     missed: bool
     score: float  # of a false positive; -1 where it was missed
+    xy: tuple[float, float]  # global [m]
     cost: float  # [mAP]
     within: float  # [m] the greatest of DISTANCES at which it is wrong
 
 
 def find_faults(classes: Mapping[str, ClassBoxes]) -> list[Fault]:
-    """Every box that costs something, the most costly first; equal ones by sample, class and row.
+    """Every box that costs something, the most costly first; equal ones by sample, class and place.
 
     Args:
         classes: of ``boxes_by_class``.
@@ -51,11 +51,12 @@ def find_faults(classes: Mapping[str, ClassBoxes]) -> list[Fault]:
         sides = ((boxes.found, of_found, boxes.taken < 0, False), (boxes.true, of_true, missed, True))
         for side, cost, wrong, is_missed in sides:
             for k in np.flatnonzero(cost > 0):
-                place = boxes.tokens[side.sample[k]], int(side.row[k]), name, is_missed
+                token, (x, y) = boxes.tokens[side.sample[k]], side.xy[k].tolist()
                 within = max(distance for distance, so in zip(DISTANCES, wrong[k], strict=True) if so)
-                faults.append(Fault(*place, float(side.score[k]), float(cost[k]) / len(classes), within))
+                of_all = float(cost[k]) / len(classes)
+                faults.append(Fault(token, name, is_missed, float(side.score[k]), (x, y), of_all, within))
     order = {token: i for i, token in enumerate(next(iter(classes.values())).tokens)} if classes else {}
-    return sorted(faults, key=lambda f: (-f.cost, order[f.token], f.name, f.missed, f.row))
+    return sorted(faults, key=lambda f: (-f.cost, order[f.token], f.name, f.missed, f.xy))
 
 
 def costs(boxes: ClassBoxes) -> tuple[np.ndarray, np.ndarray]:

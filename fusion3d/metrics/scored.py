@@ -28,16 +28,15 @@ class Side:
     """Boxes of one class, found or true."""
 
     sample: np.ndarray  # [K] int64, which of the tokens
-    row: np.ndarray  # [K] int64, which box of the sample, before the filters
     xy: np.ndarray  # [K, 2] float64, global [m]
     score: np.ndarray  # [K] float64; of true ones -1
 
     def __len__(self) -> int:
-        return len(self.row)
+        return len(self.score)
 
     def __getitem__(self, keep: np.ndarray) -> Side:
         """The boxes of an index array."""
-        return Side(self.sample[keep], self.row[keep], self.xy[keep], self.score[keep])
+        return Side(self.sample[keep], self.xy[keep], self.score[keep])
 
 
 @dataclass(frozen=True)
@@ -105,19 +104,19 @@ def _match(found: Side, true: Side, samples: int, distance: float) -> np.ndarray
 
 
 def _sides(truths: Mapping[str, Truth], boxes: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Side]:
-    columns: dict[str, list[tuple[int, int, float, float, float]]] = {name: [] for name in DETECTION_CLASSES}
+    columns: dict[str, list[tuple[int, float, float, float]]] = {name: [] for name in DETECTION_CLASSES}
     for number, (token, of_sample) in enumerate(boxes.items()):
         truth = truths[token]
-        for row, box in enumerate(of_sample):
+        for box in of_sample:
             name, (x, y, *_) = box["detection_name"], box["translation"]
             near = np.hypot(x - truth.ego[0], y - truth.ego[1]) < CLASS_RANGE[name]
             racked = name in _ON_RACKS and any(_inside(box["translation"], rack) for rack in truth.bicycle_racks)
             if near and box.get("num_pts", -1) != 0 and not racked:
-                columns[name].append((number, row, x, y, box.get("detection_score", -1.0)))
+                columns[name].append((number, x, y, box.get("detection_score", -1.0)))
     sides = {}
     for name, rows in columns.items():
-        table = np.array(rows, dtype=np.float64).reshape(-1, 5)
-        sides[name] = Side(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2:4], table[:, 4])
+        table = np.array(rows, dtype=np.float64).reshape(-1, 4)
+        sides[name] = Side(table[:, 0].astype(np.int64), table[:, 1:3], table[:, 3])
     return sides
 
 

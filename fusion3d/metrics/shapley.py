@@ -17,6 +17,7 @@ from fusion3d.errors import Fusion3DError
 JOIN = "+"  # between the names of a subset's sensors
 SCORES = ("NDS", "mAP")  # numbers of a row that are 0 where nothing is found
 BY_CLASS = "AP"  # and a mapping of such numbers
+INTERVALS = "intervals"  # of the numbers of a row, which are no scores themselves
 
 
 def shapley(scores: Mapping[str, float | None], empty: float = 0.0) -> dict[str, float]:
@@ -73,7 +74,7 @@ def _worth(rows: Mapping[str, Any], leaves: tuple[str, ...] = SCORES) -> dict[st
     found: dict[str, Any] = {}
     for key in next(iter(rows.values())):
         below = {name: row.get(key, ...) for name, row in rows.items()}
-        if all(isinstance(value, Mapping) for value in below.values()):
+        if key != INTERVALS and all(isinstance(value, Mapping) for value in below.values()):
             of_part = _worth(below, tuple(below[next(iter(rows))]) if key == BY_CLASS else SCORES)
             found |= {key: of_part} if of_part else {}
         elif key in leaves and all(value is None or isinstance(value, (int, float)) for value in below.values()):

@@ -12,6 +12,7 @@ from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart
 from fusion3d.view.sections import (
     Findings,
+    by_stratum,
     calibration,
     explained,
     missing_sensors,
@@ -60,7 +61,8 @@ def write_report(
         path: the ``.html`` file; its folder is made, it appears whole.
         metrics: as ``evaluate`` writes them: ``subsets.<name>.{NDS, mAP, ..., AP.<class>}``,
             ``planning.<planner>.{L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
-            ``subsets.<name>.interval.<number>`` [low, high], ``shapley`` as ``metrics.shapley.sensor_worth`` gives it,
+            ``subsets.<name>.intervals.<number>``, [low, high] or null; ``subsets.<name>.strata.<dimension>.<part>``, rows
+            of the same kind; ``shapley``, as ``metrics.shapley.sensor_worth`` gives it;
             ``subsets.<name>.map`` and ``map.<baseline>`` as ``score_map`` gives them, ``map_protocol``,
             ``seconds.<stage>``; each may be absent, and a number that is absent or not finite is shown as a dash.
         curves: the lines of ``log.jsonl``: ``step``, ``loss`` and ``loss/<part>``.
@@ -82,6 +84,7 @@ def write_report(
         ("sensors", "Detection by sensors", _subsets(metrics)),
         ("missing", "What is left without a sensor", missing_sensors(_subset_rows(metrics))),
         ("worth", "What each sensor is worth", sensor_worth(metrics.get("shapley") or {})),
+        ("strata", "By distance, light and the like", by_stratum(_subset_rows(metrics))),
         ("planning", "Planning", _planning(metrics)),
         ("map", "Map", _map(metrics)),
         ("classes", "Average precision by class", _classes(metrics)),

@@ -100,11 +100,30 @@ def _strata(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[s
     """Wherever several parts have a value of mAP: where that is, and the values by part."""
     below = {key: value for key, value in tree.items() if key != "AP" and isinstance(value, Mapping)}
     parts = {key: value["mAP"] for key, value in below.items() if isinstance(value.get("mAP"), Mapping)}
-    found = [(" ".join(path) or "part", parts)] if parts else []
+    found = [(" ".join(part for part in path if part != "strata") or "part", parts)] if parts else []
     for key, value in below.items():
         if key not in parts:
             found += _strata(value, (*path, key))
     return found
+
+
+def by_stratum(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """mAP in every part of the truth, by subset.
+
+    Args:
+        rows: detection numbers by subset; those with ``strata`` are shown.
+    """
+    known = {name: row["strata"] for name, row in rows.items() if row.get("strata")}
+    tables = []
+    for dimension in next(iter(known.values()), ()):
+        lines: dict[str, dict[str, Any]] = {}
+        for name, strata in known.items():
+            for part, of_part in strata.get(dimension, {}).items():
+                line = lines.setdefault(part, {"intervals": {}})
+                line[name], line["intervals"][name] = of_part.get("mAP"), (of_part.get("intervals") or {}).get("mAP")
+        columns = [(name, "mAP", True) for name in known]
+        tables.append(f"<h3>{escape(dimension)}</h3>" + table(lines, columns, "part", contest=()))
+    return "".join(tables)
 
 
 def explained(pictures: Sequence[tuple[str, Path]]) -> str:

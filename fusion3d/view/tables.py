@@ -37,7 +37,7 @@ def table(
 ) -> str:
     """Rows of numbers; the best of each column (among ``contest``, or all rows) is marked.
 
-    Where a row has ``interval``, from a column's name to [low, high], that stands under the number.
+    Where a row has ``intervals``, from a column's name to [low, high], that stands under the number.
     """
     head = "".join(f'<th scope="col">{escape(name)}<small>{escape(what)}</small></th>' for name, what, _ in columns)
     best: dict[str, float] = {}
@@ -66,7 +66,7 @@ def table(
 
 
 def _interval(row: Mapping[str, Any], key: str) -> str:
-    ends = (row.get("interval") or {}).get(key)
+    ends = (row.get("intervals") or {}).get(key)
     if not isinstance(ends, (list, tuple)) or len(ends) != 2 or None in ends:
         return ""
     return f'<small class="soft">{show(ends[0], key)} to {show(ends[1], key)}</small>'

@@ -88,7 +88,7 @@ def test_what_is_missing_or_broken_is_named(evaluation, tmp_path):
 
 def test_samples_are_ordered_by_what_their_boxes_cost():
     def fault(token: str, cost: float) -> Fault:
-        return Fault(token, 0, "car", True, -1.0, cost, 4.0)
+        return Fault(token, "car", True, -1.0, (0.0, 0.0), cost, 4.0)
 
     found = worst_tokens([fault("a", 0.3), fault("b", 0.2), fault("c", 0.1), fault("b", 0.15)], 2)
     assert {token: [f.cost for f in faults] for token, faults in found.items()} == {"b": [0.2, 0.15], "a": [0.3]}

@@ -67,17 +67,19 @@ def test_costs_are_what_the_devkit_says_without_the_box_or_with_one_more(seed):
     for name, boxes in boxes_by_class(truths, results).items():
         of_found, of_true = costs(boxes)
         for k in range(len(boxes.found)):
-            token, row = boxes.tokens[boxes.found.sample[k]], boxes.found.row[k]
+            token, xy = boxes.tokens[boxes.found.sample[k]], boxes.found.xy[k].tolist()
             if (boxes.taken[k] >= 0).any():  # right at one: there it would be missed
                 continue
-            without = results | {token: [b for i, b in enumerate(results[token]) if i != row]}
-            assert ap(truths, without)[name] - before[name] == pytest.approx(of_found[k], abs=1e-12)
+            kept = [b for b in results[token] if b["detection_name"] != name or b["translation"][:2] != xy]
+            assert len(kept) == len(results[token]) - 1
+            gain = ap(truths, results | {token: kept})[name] - before[name]
+            assert gain == pytest.approx(of_found[k], abs=1e-12)
         for k in range(len(boxes.true)):
-            token, row = boxes.tokens[boxes.true.sample[k]], boxes.true.row[k]
+            token, xy = boxes.tokens[boxes.true.sample[k]], boxes.true.xy[k].tolist()
             if (boxes.taken != k).all():  # missed at every distance
-                more = box(token, name, *truths[token].boxes[row]["translation"][:2], detection_score=1.0)
-                with_it = results | {token: [*results[token], more]}
-                assert ap(truths, with_it)[name] - before[name] == pytest.approx(of_true[k], abs=1e-12)
+                more = box(token, name, *xy, detection_score=1.0)
+                gain = ap(truths, results | {token: [*results[token], more]})[name] - before[name]
+                assert gain == pytest.approx(of_true[k], abs=1e-12)
 
 
 @settings(deadline=None, max_examples=200)
@@ -99,9 +101,9 @@ def test_right_boxes_cost_nothing_and_faults_come_by_cost():
     assert [f.cost for f in faults] == sorted((f.cost for f in faults), reverse=True) and faults[0].cost > 0
     for fault in faults:
         of = truths[fault.token].boxes if fault.missed else results[fault.token]
-        assert of[fault.row]["detection_name"] == fault.name
-        assert fault.within in DISTANCES
-        assert fault.score == (-1 if fault.missed else of[fault.row]["detection_score"])
+        (one,) = [b for b in of if tuple(b["translation"][:2]) == fault.xy]
+        assert one["detection_name"] == fault.name and fault.within in DISTANCES
+        assert fault.score == one.get("detection_score", -1)
     perfect = {
         token: [b | {"detection_score": 0.5} for b in truth.boxes] for token, truth in truths.items()
     }  # equal scores: no order is wrong

@@ -91,7 +91,7 @@ def test_every_score_of_the_rows_is_looked_into():
         bands = {"0-20 m": {"mAP": 2 * x, "AP": {"car": x}}, "20-50 m": {"mAP": None}}
         return {
             "NDS": x, "mAP": x / 2, "mATE": 1 - x, "AP": {"car": x, "bus": 3 * x}, "TP": {"car": {"ATE": x}},
-            "distance": bands, "planning": {"L2@1s": x}, "interval": {"NDS": [0, 1]},
+            "distance": bands, "planning": {"L2@1s": x}, "intervals": {"NDS": [0, 1], "mAP": None},
         }  # fmt: skip
 
     rows = {"camera": row(0.2), "lidar": row(0.4), "camera+lidar": row(0.5)}

@@ -237,22 +237,25 @@ def found_out(picture) -> Findings:
 
 def test_everything_that_was_found_out_is_shown(tmp_path, picture):
     metrics = numbers()
-    metrics["subsets"]["camera"]["interval"] = {"NDS": [0.05, 0.151]}
+    metrics["subsets"]["camera"]["intervals"] = {"NDS": [0.05, 0.151], "mAP": None}
+    part = {"mAP": 0.777, "intervals": {"mAP": [0.7, 0.8]}}
+    metrics["subsets"]["lidar"]["strata"] = {"light": {"night": part, "day": {"mAP": None}}}
     metrics["shapley"] = {
         "NDS": {"camera": 0.1, "lidar": 0.5, "radar": -0.02},
         "mAP": {"camera": 0.1, "lidar": 0.4, "radar": 0.2},
         "AP": {"car": {"camera": 0.111, "lidar": 0.222, "radar": 0.333}},
-        "distance": {"0-20 m": {"mAP": {"camera": 0.044, "lidar": 0.3, "radar": 0.1}}},
+        "strata": {"distance": {"0-20 m": {"mAP": {"camera": 0.044, "lidar": 0.3, "radar": 0.1}}}},
     }
     html, page = page_of(tmp_path, metrics=metrics, findings=found_out(picture))
     assert page.row("camera")[1][1] == "0.1000.050 to 0.151"
+    assert page.row("night")[1][1] == "0.7770.700 to 0.800" and page.row("day")[1][1] == DASH
+    assert "In mAP by distance" in page.text
     kept = [text for _, text in page.row("without lidar")]
     rows = metrics["subsets"]
     part = rows["camera+radar"]["NDS"] / rows["camera+lidar+radar"]["NDS"]
     assert kept[1:3] == [f"{rows['camera+radar']['NDS']:.3f}", f"{part:.3f}"]
     assert page.row("lidar alone")[2][1] == f"{rows['lidar']['NDS'] / rows['camera+lidar+radar']['NDS']:.3f}"
-    worth = page.row("radar", 2)  # after the tables of scores and of single sensors' AP
-    assert "-0.020 (-3 %)" in page.text and "0.500 (86 %)" in page.text and worth
+    assert "-0.020 (-3 %)" in page.text and "0.500 (86 %)" in page.text
     assert [text for _, text in page.row("0-20 m")[1:]] == ["0.044", "0.300", "0.100"]
     assert [text for _, text in page.row("lidar.fog")[1:]] == ["0.500", "0.400", "0.300", "0.810", "0.600"]
     assert [text for _, text in page.row("radar.ghosts")[1:]] == ["0.200", DASH, DASH, "0.310", "0.200"]

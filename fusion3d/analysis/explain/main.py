@@ -20,7 +20,7 @@ from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.visualize import choose, open_clips, restrict
 from fusion3d.errors import Fusion3DError
 from fusion3d.late import Model
-from fusion3d.types import Sample, Trajectory
+from fusion3d.types import Sample, Trajectory, to_device
 from fusion3d.view import pictures
 from fusion3d.view.heat import draw_heat
 
@@ -83,30 +83,24 @@ def describe(said: Explanation, against: bool = False) -> str:
 
 def _draw(model: Model, sample: Sample, said: Explanation, path: Path, config: Config, title: str) -> None:
     boxes = plan = None
-    batch = collate([sample])
+    batch = collate([sample]).to(next(model.parameters()).device)
     with torch.no_grad():
-        device = next(model.parameters()).device
-        found = model.decode(model(batch.to(device)), batch.to(device))
+        found = to_device(model.decode(model(batch), batch), "cpu")
     if found.boxes is not None:
-        boxes = found.boxes[0]
-        boxes = dataclasses.replace(boxes, **{f: getattr(boxes, f).cpu() for f in _tensors(boxes)})
-        boxes = boxes[boxes.score >= pictures.MIN_SCORE]
+        boxes = found.boxes[0][found.boxes[0].score >= pictures.MIN_SCORE]
     if found.plan is not None:
-        plan = Trajectory(*(getattr(found.plan, f.name)[0].cpu() for f in dataclasses.fields(Trajectory)))
+        plan = Trajectory(found.plan.position[0], found.plan.yaw[0], found.plan.mask[0])
+    name, maps = next(reversed(said.images.items()), ("", ()))  # the joint model's, where there are several
     channels = () if sample.cameras is None else sample.cameras.channels
-    maps = next(iter(said.images.values()), ())
     images = {channel: heat.numpy() for channel, heat in zip(channels, maps, strict=False)}
     shares = {name: f"{100 * share:.0f} % of the sensors' heat" for name, share in said.shares().items()}
     places = {one.place for one in said.answers.values()}
     notes = [EARLY_NOTE] * any(name.endswith(POINTS) for name in said.bev)
+    notes += [f"on the images: {name}"] * (len(said.images) > 1)
     notes += said.notes
     bev = {name: heat.numpy() for name, heat in said.bev.items()}
     place = places.pop() if len(places) == 1 else None
     draw_heat(sample, boxes, plan, bev, images, path, config.grid, title, shares, place, notes)
-
-
-def _tensors(boxes: object) -> list[str]:
-    return [f.name for f in dataclasses.fields(boxes) if isinstance(getattr(boxes, f.name), torch.Tensor)]  # type: ignore[arg-type]
 
 
 def _plain(text: str) -> str:
