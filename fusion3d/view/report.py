@@ -61,8 +61,8 @@ def write_report(
         path: the ``.html`` file; its folder is made, it appears whole.
         metrics: as ``evaluate`` writes them: ``subsets.<name>.{NDS, mAP, ..., AP.<class>}``,
             ``planning.<planner>.{L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
-            ``subsets.<name>.intervals.<number>``, [low, high] or null; ``subsets.<name>.strata.<dimension>.<part>``, rows
-            of the same kind; ``shapley``, as ``metrics.shapley.sensor_worth`` gives it;
+            ``subsets.<name>.intervals.<number>``, [low, high] or null; ``subsets.<name>.strata.<dimension>.<part>``,
+            rows of the same kind; ``shapley``, as ``metrics.shapley.sensor_worth`` gives it;
             ``subsets.<name>.map`` and ``map.<baseline>`` as ``score_map`` gives them, ``map_protocol``,
             ``seconds.<stage>``; each may be absent, and a number that is absent or not finite is shown as a dash.
         curves: the lines of ``log.jsonl``: ``step``, ``loss`` and ``loss/<part>``.
