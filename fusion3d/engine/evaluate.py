@@ -54,7 +54,7 @@ def evaluate(
         ema: use the averaged weights.
 
     Returns:
-        ``shapley``: what each sensor is worth, as ``sensor_worth`` gives it, where every subset is there;
+        ``shapley``: what each sensor is worth, as ``sensor_worth`` gives it, where every subset of several is there;
         ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, and ``map`` with its
         numbers of ``score_map``;
         ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
@@ -88,7 +88,7 @@ def evaluate(
         for name, of_subset in output.subsets.items():
             at = temperatures.get(name)
             metrics["subsets"][name] |= _score_boxes(of_subset, output.poses, truths, Path(out_dir, name), at)
-        if has_every_subset(metrics["subsets"]):
+        if len(chosen) > 1 and has_every_subset(chosen):
             metrics["shapley"] = sensor_worth(metrics["subsets"])
     if config.planning is not None:
         table = score_plans(output, tables)
