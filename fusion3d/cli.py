@@ -26,6 +26,13 @@ VERBS = {
         "write a checkpoint's boxes and plans for a data set, annotated or not",
     ),
     "visualize": ("fusion3d.engine.visualize:main", "draw cameras, bird's-eye view and the 3-D scene"),
+    "explain": (
+        "fusion3d.analysis.explain.main:main",
+        "draw what speaks for an answer of a checkpoint: Grad-CAM",
+    ),
+    "similarity": ("fusion3d.analysis.similarity:main", "how alike the sensors' maps are over a split: linear CKA"),
+    "calibrate": ("fusion3d.analysis.calibration:main", "make scores say how often they are right: temperatures, ECE"),
+    "report": ("fusion3d.analysis.report:main", "everything of an evaluation as one HTML page, its worst samples too"),
     "make_synthetic": ("fusion3d.synthetic.writer:main", "make a synthetic data set in the nuScenes format"),
     "make_objects": ("fusion3d.data.paste.make:main", "cut the training split's objects out, to paste them elsewhere"),
     "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),
@@ -45,7 +52,7 @@ VERBS = {
         "fusion3d.analysis.comparison.main:main",
         "train every way to fuse on the same data, seeds and budget: one table with intervals, one plot",
     ),
-    "demo": ("fusion3d.engine.demo:main", "synthetic data, training, evaluation and a report, in one go"),
+    "demo": ("fusion3d.demo:main", "synthetic data, training, evaluation and a report, in one go"),
 }
 BENCHMARKS = {
     "data": ("fusion3d.engine.benchmark_data:main", "samples per second, against the official devkit"),

@@ -90,3 +90,6 @@ class EvaluationConfig:
     """Refuse to run a model that reads more of the past than the nuScenes leaderboard allows."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     """For the task tracking."""
+    calibrated: bool = False
+    """Scores at the checkpoint's temperatures, which ``calibrate`` wrote beside its weights: as sure as they are right.
+    No AP changes."""

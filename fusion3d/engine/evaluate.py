@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fusion3d.config import Config, override
+from fusion3d.config import Config, override, to_dict
 from fusion3d.data.nuscenes import Tables
-from fusion3d.engine.checkpoint import load_config_of, load_model
+from fusion3d.engine.checkpoint import find_checkpoint, load_config_of, load_model
 from fusion3d.engine.ground_truth import detection_truth, obstacles
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
 from fusion3d.engine.leaderboard import check_history
@@ -21,16 +21,19 @@ from fusion3d.engine.score_results import score_results
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
+from fusion3d.engine.temperatures import load_temperatures, soften
 from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
-from fusion3d.metrics.detection import Truth, score_detections
+from fusion3d.metrics.detection import score_detections
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import PROTOCOL, score_planners
+from fusion3d.metrics.shapley import has_every_subset, sensor_worth
 from fusion3d.metrics.tracking import PROTOCOL as TRACKING_PROTOCOL
 from fusion3d.types import MAP_CLASSES
 
+RUN = "run.json"
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "collision@3s")
 TRACK_COLUMNS = ("AMOTA", "AMOTP", "MOTA", "MOTP", "recall", "IDS", "FRAG")
@@ -54,13 +57,15 @@ def evaluate(
     Args:
         checkpoint: checkpoint or run folder.
         config: the checkpoint's own with other data, thresholds or sensors; None takes it as it is.
-        out_dir: gets ``metrics.json``, ``<subset>/results_nusc.json`` and, of tracks, ``<subset>/tracking_nusc.json``.
+        out_dir: gets ``metrics.json``, ``run.json`` (what was evaluated and how), ``<subset>/results_nusc.json`` and,
+            of tracks, ``<subset>/tracking_nusc.json``.
         subsets: names such as "camera+radar"; None is every one that the checkpoint can take.
         device: torch device name; None takes the GPU where there is one.
         ema: use the averaged weights.
         tasks: those of ``TASKS`` to score; None is all that the model has a head for, without tracking.
 
     Returns:
+        ``shapley``: what each sensor is worth, as ``sensor_worth`` gives it, where every subset of several is there;
         ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, ``map`` with its
         numbers of ``score_map``, and ``tracking`` with those of ``score_tracking``;
         ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
@@ -85,6 +90,7 @@ def evaluate(
     if not tables.annotated:
         raise DataError(f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict")
     set_deterministic(config.deterministic)
+    temperatures = load_temperatures(checkpoint, list(chosen)) if config.evaluation.calibrated else {}
     model, _ = load_model(checkpoint, ema, config)
     output = run_shared(model, config, chosen, device)
     if output is None:
@@ -92,16 +98,20 @@ def evaluate(
 
     scoring = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
-    if "tracking" in tasks:
-        tracking = TrackScorer(tables, list(output.poses), config.evaluation.tracker)
-        for name, of_subset in output.subsets.items():
-            detections, path = of_subset.records(output.poses), Path(out_dir, name, TRACKS_FILE)
-            metrics["subsets"][name]["tracking"] = tracking.track(detections, of_subset.used, path)
-        metrics["tracking_protocol"] = TRACKING_PROTOCOL
-    if "detection" in tasks:
+    if "detection" in tasks or "tracking" in tasks:
         truths = {token: detection_truth(tables, token) for token in output.poses}
+        tracking = TrackScorer(tables, list(output.poses), config.evaluation.tracker) if "tracking" in tasks else None
         for name, of_subset in output.subsets.items():
-            metrics["subsets"][name] |= _score_boxes(of_subset, output.poses, truths, Path(out_dir, name))
+            row, folder = metrics["subsets"][name], Path(out_dir, name)
+            records = _records(of_subset, output.poses, temperatures.get(name))
+            if "detection" in tasks:
+                write_submission(folder / "results_nusc.json", records, of_subset.used)
+                row |= score_detections(truths, records)
+            if tracking is not None:
+                row["tracking"] = tracking.track(records, of_subset.used, folder / TRACKS_FILE)
+                metrics["tracking_protocol"] = TRACKING_PROTOCOL
+        if "detection" in tasks and len(chosen) > 1 and has_every_subset(chosen):
+            metrics["shapley"] = sensor_worth(metrics["subsets"])
     if "planning" in tasks:
         table = score_plans(output, tables)
         for name in chosen:
@@ -124,6 +134,8 @@ def evaluate(
         "total": end - start,
     }
     write_json(Path(out_dir, "metrics.json"), metrics)
+    about = {"checkpoint": str(find_checkpoint(checkpoint)), "ema": ema, "config": to_dict(config)}
+    write_json(Path(out_dir, RUN), about)
     return metrics
 
 
@@ -140,14 +152,13 @@ def choose_tasks(config: Config, names: Sequence[str] | None) -> tuple[str, ...]
     return tuple(task for task in there if (task in names if names is not None else task == TASKS[task]))
 
 
-def _score_boxes(
-    of_subset: SubsetOutput, poses: dict[str, np.ndarray], truths: dict[str, Truth], folder: Path
-) -> dict[str, Any]:
-    """Write one subset's submission and score it; its boxes are dropped: of all subsets they would fill the memory."""
+def _records(
+    of_subset: SubsetOutput, poses: dict[str, np.ndarray], temperature: dict[str, float] | None
+) -> dict[str, list[dict[str, Any]]]:
+    """One subset's boxes in the submission's format. They are dropped: those of all subsets would fill the memory."""
     records = of_subset.records(poses)
     of_subset.boxes.clear()
-    write_submission(folder / "results_nusc.json", records, of_subset.used)
-    return score_detections(truths, records)
+    return records if temperature is None else soften(records, temperature)
 
 
 def score_plans(output: SplitOutput, tables: Tables) -> dict[str, dict[str, float]]:
@@ -189,6 +200,10 @@ def format_table(metrics: dict[str, Any]) -> str:
     if tracks:
         lines += ["", _row("tracking", TRACK_COLUMNS)]
         lines += [_row(name, [row[c] for c in TRACK_COLUMNS]) for name, row in tracks.items()]
+    if "shapley" in metrics:
+        worth = {name: metrics["shapley"][name] for name in ("NDS", "mAP")}
+        lines += ["", _row("worth (Shapley)", [*worth["NDS"]])]
+        lines += [_row(name, [*of_sensor.values()]) for name, of_sensor in worth.items()]
     if "planning" in metrics:
         plans = metrics["planning"]
         lines += ["", _row("planning", PLAN_COLUMNS)]

@@ -16,6 +16,7 @@ from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.submission import write_submission
+from fusion3d.engine.temperatures import load_temperatures, soften
 from fusion3d.engine.tracking import TRACKS_FILE, track_split
 from fusion3d.errors import ConfigError
 from fusion3d.files import write_json
@@ -71,6 +72,8 @@ def predict(
     found = output.subsets[name]
     if config.detection is not None:
         records = found.records(output.poses)
+        if config.evaluation.calibrated:
+            records = soften(records, load_temperatures(checkpoint, [name])[name])
         write_submission(Path(out_dir, "results_nusc.json"), records, found.used)
         if tracks:
             tables = Tables.open(config.data.root, config.data.version)

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fusion3d.files import write_json
-from fusion3d.geometry import apply, quaternion_from_rotation, rotate
+from fusion3d.geometry import (
+    apply,
+    invert,
+    quaternion_from_rotation,
+    rotate,
+    rotation_from_quaternion,
+    yaw_of,
+)
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, SENSORS, Boxes
 
 MAX_BOXES = 500  # per sample, the challenge's rule
@@ -60,6 +68,31 @@ def to_records(boxes: Boxes, global_from_ego: np.ndarray, token: str) -> list[di
     ]
 
 
+def from_records(records: Sequence[Mapping[str, Any]], global_from_ego: np.ndarray) -> Boxes:
+    """The boxes of one sample's submission records, in ego: what ``to_records`` undoes.
+
+    Args:
+        records: as in a submission; ground truth too, which has no score.
+        global_from_ego: [4, 4] of the sample.
+    """
+    if not records:
+        return Boxes.empty()
+    ego_from_global = invert(global_from_ego)
+    column = {name: np.array([box[name] for box in records], dtype=np.float64) for name in ("translation", "size")}
+    rotation = rotation_from_quaternion(np.array([box["rotation"] for box in records], dtype=np.float64))
+    velocity = np.array([[*box["velocity"], 0.0] for box in records], dtype=np.float64)
+    attribute = [ATTRIBUTES.index(name) if (name := box["attribute_name"]) else -1 for box in records]
+    return Boxes.of(
+        center=_tensor(apply(ego_from_global, column["translation"])),
+        size=_tensor(column["size"][:, [1, 0, 2]]),
+        yaw=_tensor(yaw_of(ego_from_global[:3, :3] @ rotation)),
+        velocity=_tensor(rotate(ego_from_global, velocity)[:, :2]),
+        label=torch.tensor([DETECTION_CLASSES.index(box["detection_name"]) for box in records]),
+        score=torch.tensor([float(box.get("detection_score", 1.0)) for box in records]),
+        attribute=torch.tensor(attribute),
+    )
+
+
 def attribute_name(name: str, attribute: int, speed: float) -> str:
     """A box's attribute: the predicted one, else by class and speed [m/s]; cones and barriers have none."""
     if name in ("traffic_cone", "barrier"):
@@ -88,6 +121,10 @@ def write_submission(
     used = set(sensors)
     meta = {f"use_{sensor}": sensor in used for sensor in SENSORS} | {"use_map": False, "use_external": False}
     return write_json(path, {"meta": meta, "results": dict(results)}, indent=None)
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))
 
 
 def _array(tensor: Any) -> np.ndarray:

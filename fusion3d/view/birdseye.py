@@ -5,6 +5,7 @@ The axes are in metres: right is -y of ego, up is +x. Velocity arrows are as lon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +77,7 @@ def draw_birdseye(
     plan: Trajectory | None,
     grid: BEVGrid,
     pixels: int,
+    marks: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Draw one sample from above.
 
@@ -86,6 +88,7 @@ def draw_birdseye(
         plan: [T], in ego.
         grid: what is shown.
         pixels: height of the axes on the page, so that a LiDAR point is one pixel.
+        marks: x, y in ego [m] of places that are circled.
     """
     extent = (-grid.y[1], -grid.y[0], grid.x[0], grid.x[1])
     axes.imshow(rasterise(sample, grid, pixels), extent=extent, interpolation="nearest", zorder=0)
@@ -105,6 +108,9 @@ def draw_birdseye(
     _draw_path(axes, sample.future, colors.TRUTH, 5.0, zorder=7, alpha=0.55)
     _draw_path(axes, plan, colors.PLAN, 2.2, zorder=8, dots=True)
     _draw_ego(axes)
+    if marks:
+        at = to_page(torch.tensor(marks))
+        axes.scatter(at[:, 0], at[:, 1], s=260, facecolors="none", edgecolors=colors.TRUTH, linewidths=1.6, zorder=10)
 
 
 def _draw_rings(axes: Axes, grid: BEVGrid) -> None:

@@ -1,4 +1,4 @@
-"""Small line charts as SVG text, coloured by the style sheet of the page that they stand in."""
+"""Small charts as SVG text, coloured by the style sheet of the page that they stand in."""
 
 from __future__ import annotations
 
@@ -43,6 +43,41 @@ def line_chart(steps: Sequence[float], values: Sequence[float], name: str) -> st
     for curve, kind in ((y, "raw"), (smooth, "line")):
         points = " ".join("{:.1f},{:.1f}".format(*place(x[i], curve[i])) for i in _thin(len(x), stride))
         parts.append(f'<polyline class="{kind}" points="{points}"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def reliability_chart(
+    confidence: Sequence[float | None], precision: Sequence[float | None], count: Sequence[int], name: str
+) -> str:
+    """An SVG of a reliability diagram: a bar to the share of right boxes in each bin, a dot at their mean score.
+
+    Args:
+        confidence: mean score of each bin; None or NaN where it is empty.
+        precision: share of right boxes, as many.
+        count: boxes, as many; the bar of a bin with fewer is fainter.
+        name: said to those who do not see the drawing; must be escaped already.
+    """
+    wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    bottom = _HEIGHT - _BOTTOM
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}, reliability diagram">']
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        at = bottom - tick * high
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    each, most = wide / len(count), max(count)
+    for i, (said, right) in enumerate(zip(confidence, precision, strict=True)):
+        if said is None or right is None or not (math.isfinite(said) and math.isfinite(right)):
+            continue
+        left, up = _LEFT + i * each, right * high
+        faint = 0.25 + 0.75 * math.sqrt(count[i] / most)
+        parts.append(
+            f'<rect class="column" x="{left + 1:.1f}" y="{bottom - up:.1f}" width="{each - 2:.1f}" height="{up:.1f}" '
+            f'opacity="{faint:.2f}"><title>{count[i]} boxes of score {said:.3f}: {right:.3f} right</title></rect>'
+        )
+        parts.append(f'<circle class="dot" cx="{_LEFT + said * wide:.1f}" cy="{bottom - up:.1f}" r="2.5"/>')
+    parts.append(f'<line class="line" x1="{_LEFT}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{_TOP}"/>')
+    parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">score 0</text>')
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">1</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -7,6 +7,7 @@ Truth is outlined in white, what the model says has the colour of its class.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ def draw_sample(
     grid: BEVGrid | None = None,
     min_score: float = MIN_SCORE,
     caption: str = "",
+    marks: Sequence[tuple[float, float]] = (),
 ) -> Path:
     """Write one PNG of a sample.
 
@@ -69,6 +71,7 @@ def draw_sample(
         grid: the area that is shown from above (and the extent of ``sample.map_mask``); None: +-54 m.
         min_score: predictions below it are not drawn.
         caption: said in the title, such as the sensors that the model was given.
+        marks: x, y in ego [m] of places that are circled from above.
 
     Returns:
         The path.
@@ -81,14 +84,19 @@ def draw_sample(
         raise Fusion3DError(f"cannot draw to {path}: expected a name that ends in .png")
     if predictions is not None:
         predictions = predictions[predictions.score >= min_score]
-    figure = compose(sample, predictions, plan, grid or BEVGrid(), caption)
+    figure = compose(sample, predictions, plan, grid or BEVGrid(), caption, marks)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor=colors.BACKGROUND, pil_kwargs={"compress_level": 3})
     return write_whole(path, buffer.getvalue())
 
 
 def compose(
-    sample: Sample, predictions: Boxes | None, plan: Trajectory | None, grid: BEVGrid, caption: str = ""
+    sample: Sample,
+    predictions: Boxes | None,
+    plan: Trajectory | None,
+    grid: BEVGrid,
+    caption: str = "",
+    marks: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """The page of ``draw_sample`` as a matplotlib figure (no pyplot, no state left behind)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -116,17 +124,31 @@ def compose(
     for i, line in enumerate(LAYOUT):
         for j, channel in enumerate(line):
             axes = place(_MARGIN + j * (_TILE + _GAP), _TITLE + i * (tile_height + _GAP), _TILE, tile_height)
-            _draw_camera(axes, sample.cameras, channel, sample.boxes, predictions)
+            draw_camera(axes, sample.cameras, channel, sample.boxes, predictions)
     above = place(_MARGIN * 2 + cameras_width, _TITLE, view_width, view_height)
-    draw_birdseye(above, sample, predictions, plan, grid, view_height)
+    draw_birdseye(above, sample, predictions, plan, grid, view_height, marks)
     _write_legend(page, sample, predictions, plan, _MARGIN, _TITLE + cameras_height + _MARGIN, cameras_width)
     return figure
 
 
-def _draw_camera(
-    axes: Axes, cameras: Cameras | None, channel: str, truth: Boxes | None, predictions: Boxes | None
+def draw_camera(
+    axes: Axes,
+    cameras: Cameras | None,
+    channel: str,
+    truth: Boxes | None,
+    predictions: Boxes | None,
+    over: np.ndarray | None = None,
 ) -> None:
-    """One camera's image and the boxes in it; an empty frame where the camera is absent."""
+    """One camera's image and the boxes in it; an empty frame where the camera is absent.
+
+    Args:
+        axes: emptied of ticks here.
+        cameras: of one sample.
+        channel: of CAMERAS.
+        truth: boxes in ego, or None.
+        predictions: boxes in ego, or None.
+        over: [h, w, 4] colours in [0, 1] that are laid over the whole image.
+    """
     axes.set(xticks=[], yticks=[])
     axes.set_facecolor(colors.PANEL)
     for spine in axes.spines.values():
@@ -143,6 +165,8 @@ def _draw_camera(
     image = cameras.images[index].detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
     rows, cols = image.shape[:2]
     axes.imshow((image * 255).round().astype(np.uint8), interpolation="bilinear", aspect="auto")
+    if over is not None:
+        axes.imshow(over, extent=(-0.5, cols - 0.5, rows - 0.5, -0.5), interpolation="bilinear", aspect="auto")
     pose, intrinsics = cameras.ego_from_cam[index].cpu(), cameras.image_from_cam[index].cpu()
     if truth is not None:
         seen = project_boxes(truth, pose, intrinsics, (rows, cols))

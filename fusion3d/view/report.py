@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from fusion3d.errors import Fusion3DError
 from fusion3d.files import write_whole
-from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES, SENSORS
+from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart
+from fusion3d.view.sections import (
+    Findings,
+    by_stratum,
+    calibration,
+    explained,
+    missing_sensors,
+    robustness,
+    sensor_worth,
+    similarity,
+    worst_samples,
+)
 from fusion3d.view.stylesheet import STYLESHEET
+from fusion3d.view.tables import duration, number, picture, sensor_label, shaded, table
 
 # Column, what it is, and whether more of it is better.
 DETECTION_COLUMNS = (
@@ -33,7 +42,6 @@ MAP_COLUMNS = (
     ("mIoU@best", "mean, best thresholds", True),
     *((name, "IoU@0.5", True) for name in MAP_CLASSES),
 )
-_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
 def write_report(
@@ -45,6 +53,7 @@ def write_report(
     environment: Mapping[str, Any] | None = None,
     title: str = "fusion3d report",
     summary: str = "",
+    findings: Findings | None = None,
 ) -> Path:
     """Write the report of a run.
 
@@ -52,6 +61,8 @@ def write_report(
         path: the ``.html`` file; its folder is made, it appears whole.
         metrics: as ``evaluate`` writes them: ``subsets.<name>.{NDS, mAP, ..., AP.<class>}``,
             ``planning.<planner>.{L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
+            ``subsets.<name>.intervals.<number>``, [low, high] or null; ``subsets.<name>.strata.<dimension>.<part>``,
+            rows of the same kind; ``shapley``, as ``metrics.shapley.sensor_worth`` gives it;
             ``subsets.<name>.map`` and ``map.<baseline>`` as ``score_map`` gives them, ``map_protocol``,
             ``seconds.<stage>``; each may be absent, and a number that is absent or not finite is shown as a dash.
         curves: the lines of ``log.jsonl``: ``step``, ``loss`` and ``loss/<part>``.
@@ -60,6 +71,7 @@ def write_report(
         environment: name and value of whatever says where and with what it ran.
         title: heading of the page.
         summary: a sentence or two under it.
+        findings: what else was found out.
 
     Returns:
         The path.
@@ -67,12 +79,21 @@ def write_report(
     Raises:
         Fusion3DError: a picture cannot be read, or the file cannot be written.
     """
+    findings = Findings() if findings is None else findings
     sections = [
         ("sensors", "Detection by sensors", _subsets(metrics)),
+        ("missing", "What is left without a sensor", missing_sensors(_subset_rows(metrics))),
+        ("worth", "What each sensor is worth", sensor_worth(metrics.get("shapley") or {})),
+        ("strata", "By distance, light and the like", by_stratum(_subset_rows(metrics))),
         ("planning", "Planning", _planning(metrics)),
         ("map", "Map", _map(metrics)),
         ("classes", "Average precision by class", _classes(metrics)),
-        ("pictures", "Pictures", "".join(_picture(*picture) for picture in pictures)),
+        ("explained", "What the model looks at", explained(findings.explained)),
+        ("similarity", "How alike the sensors' maps are", similarity(findings.similarity)),
+        ("calibration", "How sure, how often right", calibration(findings.reliability, findings.calibration)),
+        ("robustness", "Robustness", robustness(findings.robustness, findings.curves)),
+        ("worst", "Worst samples", worst_samples(findings.worst)),
+        ("pictures", "Pictures", "".join(picture(*one) for one in pictures)),
         ("training", "Training", _curves(curves)),
         ("time", "Time", _seconds(metrics.get("seconds") or {})),
         ("setup", "Configuration and environment", _setup(config_text, environment or {})),
@@ -94,18 +115,6 @@ def write_report(
     return write_whole(path, html.encode())
 
 
-def _number(row: Mapping[str, Any], key: str) -> float | None:
-    """A finite number of a row, or None."""
-    value = row.get(key)
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def _show(value: float | None, key: str) -> str:
-    if value is None:
-        return "\N{EN DASH}"
-    return f"{100 * value:.2f}" if key.startswith("collision") else f"{value:.3f}"
-
-
 def _subset_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: row for name, row in (metrics.get("subsets") or {}).items() if "NDS" in row or "mAP" in row}
 
@@ -113,7 +122,7 @@ def _subset_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _headline(metrics: Mapping[str, Any]) -> str:
     """The few figures that are looked at first."""
     figures: list[tuple[str, str, str]] = []
-    scores = {name: score for name, row in _subset_rows(metrics).items() if (score := _number(row, "NDS")) is not None}
+    scores = {name: score for name, row in _subset_rows(metrics).items() if (score := number(row, "NDS")) is not None}
     if scores:
         full = max(scores, key=lambda name: (name.count("+"), scores[name]))
         figures.append((f"NDS with {full.replace('+', ' + ')}", f"{scores[full]:.3f}", "nuScenes detection score"))
@@ -123,62 +132,19 @@ def _headline(metrics: Mapping[str, Any]) -> str:
             gain = scores[full] - singles[best]
             figures.append(("NDS gained by fusion", f"{gain:+.3f}", f"over {best} alone ({singles[best]:.3f})"))
     plans = metrics.get("planning") or {}
-    ours = _number(plans.get("model") or {}, "L2@3s")
+    ours = number(plans.get("model") or {}, "L2@3s")
     if ours is not None:
-        usual = _number(plans.get("constant_velocity") or {}, "L2@3s")
+        usual = number(plans.get("constant_velocity") or {}, "L2@3s")
         beside = "" if usual is None else f"constant velocity: {usual:.2f} m"
         figures.append(("Plan off the driven path after 3 s", f"{ours:.2f} m", beside))
-    total = _number(metrics.get("seconds") or {}, "total")
+    total = number(metrics.get("seconds") or {}, "total")
     if total is not None:
-        figures.append(("Time", _duration(total), "all stages below"))
+        figures.append(("Time", duration(total), "all stages below"))
     tiles = (
         f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(value)}</dd><dd>{escape(note)}</dd></div>'
         for name, value, note in figures
     )
     return f'<dl class="headline">{"".join(tiles)}</dl>' if figures else ""
-
-
-def _table(
-    rows: Mapping[str, Mapping[str, Any]],
-    columns: Sequence[tuple[str, str, bool]],
-    first: str,
-    label: Any = escape,
-    contest: Sequence[str] | None = None,
-) -> str:
-    """Rows of numbers; the best of each column (among ``contest``, or all rows) is marked."""
-    head = "".join(f'<th scope="col">{escape(name)}<small>{escape(what)}</small></th>' for name, what, _ in columns)
-    best: dict[str, float] = {}
-    contest = list(rows) if contest is None else contest
-    for key, _, more in columns:
-        values = [value for name in contest if (value := _number(rows[name], key)) is not None]
-        if len(values) > 1:
-            best[key] = max(values) if more else min(values)
-    lines = []
-    for name, row in rows.items():
-        cells = []
-        for key, _, _ in columns:
-            value = _number(row, key)
-            # Equal as shown is equal: nobody can see why one 0.431 would be marked and another not.
-            marked = key in best and name in contest and _show(value, key) == _show(best[key], key)
-            cells.append(
-                f'<td class="best">{_show(value, key)}<span class="hidden"> best</span></td>'
-                if marked
-                else f"<td>{_show(value, key)}</td>"
-            )
-        lines.append(f'<tr><th scope="row">{label(name)}</th>{"".join(cells)}</tr>')
-    return (
-        f'<div class="wide"><table><thead><tr><th scope="col">{escape(first)}</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _sensor_label(name: str) -> str:
-    """The name of a subset behind three dots that say which sensors are in it."""
-    parts = name.split("+")
-    if not set(parts) <= set(SENSORS):
-        return escape(name)
-    dots = "".join(f'<i class="{"on" if sensor in parts else "off"}"></i>' for sensor in SENSORS)
-    return f'<span class="dots" aria-hidden="true">{dots}</span>{escape(" + ".join(parts))}'
 
 
 def _subsets(metrics: Mapping[str, Any]) -> str:
@@ -190,7 +156,7 @@ def _subsets(metrics: Mapping[str, Any]) -> str:
     return (
         "<p>One checkpoint, given any of its sensors; what is not given is absent, not zero. "
         f"Official nuScenes metrics.{over}</p>"
-        + _table(rows, DETECTION_COLUMNS, "sensors", _sensor_label)
+        + table(rows, DETECTION_COLUMNS, "sensors", sensor_label)
         + '<p class="note">Best of each column marked. NDS and mAP: more is better; errors: less is better.</p>'
     )
 
@@ -203,7 +169,7 @@ def _planning(metrics: Mapping[str, Any]) -> str:
     contest = [name for name in planned if name != "driven"]  # the driven path is the yardstick, not a planner
     protocol = metrics.get("planning_protocol") or metrics.get("protocol") or ""
     return (
-        _table(planned, PLANNING_COLUMNS, "planner", contest=contest)
+        table(planned, PLANNING_COLUMNS, "planner", contest=contest)
         + '<p class="note">Less is better; best planner of each column marked.</p>'
         + (f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else "")
     )
@@ -217,7 +183,7 @@ def _map(metrics: Mapping[str, Any]) -> str:
     rows = {name: {**row, **row.get("IoU@0.5", {})} for name, row in (subsets | (metrics.get("map") or {})).items()}
     protocol = metrics.get("map_protocol") or ""
     return (
-        _table(rows, MAP_COLUMNS, "sensors", _sensor_label, contest=list(subsets))
+        table(rows, MAP_COLUMNS, "sensors", sensor_label, contest=list(subsets))
         + '<p class="note">More is better; best of the model in each column marked.</p>'
         + (f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else "")
     )
@@ -231,35 +197,8 @@ def _classes(metrics: Mapping[str, Any]) -> str:
     known = [name for name in DETECTION_CLASSES if any(name in row for row in rows.values())]
     others = sorted({name for row in rows.values() for name in row} - set(known))
     names = known + others
-    head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in names)
-    lines = []
-    for subset, row in rows.items():
-        cells = []
-        for name in names:
-            value = _number(row, name)
-            shade = 0.0 if value is None else min(max(value, 0.0), 1.0)
-            cells.append(f'<td class="heat" style="--v:{shade:.3f}">{_show(value, name)}</td>')
-        lines.append(f'<tr><th scope="row">{_sensor_label(subset)}</th>{"".join(cells)}</tr>')
-    return (
-        '<p class="note">Mean over the four nuScenes centre distances, 0.5, 1, 2 and 4 m.</p>'
-        f'<div class="wide"><table class="heatmap"><thead><tr><th scope="col">sensors</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _picture(caption: str, path: str | Path) -> str:
-    path = Path(path)
-    kind = _TYPES.get(path.suffix.lower())
-    if kind is None:
-        raise Fusion3DError(f"cannot put {path} into the report: expected one of {', '.join(_TYPES)}")
-    try:
-        data = base64.b64encode(path.read_bytes()).decode()
-    except OSError as error:
-        raise Fusion3DError(f"cannot read the picture {path}: {error.strerror}; draw it before the report") from error
-    text = escape(caption)
-    return (
-        f'<figure class="picture"><img alt="{text}" src="data:{kind};base64,{data}">'
-        f"<figcaption>{text}</figcaption></figure>\n"
+    return '<p class="note">Mean over the four nuScenes centre distances, 0.5, 1, 2 and 4 m.</p>' + shaded(
+        rows, names, "sensors", sensor_label
     )
 
 
@@ -268,7 +207,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     names = [key for record in records for key in record if key == "loss" or key.startswith("loss/")]
     charts = []
     for name in dict.fromkeys(names):
-        known = [(float(r["step"]), v) for r in records if "step" in r and (v := _number(r, name)) is not None]
+        known = [(float(r["step"]), v) for r in records if "step" in r and (v := number(r, name)) is not None]
         if not known:
             continue
         steps, values = zip(*known, strict=True)
@@ -283,22 +222,13 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     return f'{note}<div class="charts">{"".join(charts)}</div>'
 
 
-def _duration(seconds: float) -> str:
-    """123.4 → "2 min 03 s"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
 def _seconds(seconds: Mapping[str, Any]) -> str:
-    known = {name: value for name in seconds if (value := _number(seconds, name)) is not None}
+    known = {name: value for name in seconds if (value := number(seconds, name)) is not None}
     if not known:
         return ""
     longest = max(known.values()) or 1.0
     lines = "".join(
-        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th><td>{_duration(value)}</td>'
+        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th><td>{duration(value)}</td>'
         f'<td class="bar"><span style="width:{100 * max(value, 0) / longest:.1f}%"></span></td></tr>'
         for name, value in known.items()
     )

@@ -20,6 +20,7 @@ body {
 }
 h1 { font-size: 2.1rem; line-height: 1.15; margin: 0 0 .4rem; letter-spacing: -.02em; }
 h2 { font-size: 1.3rem; margin: 3.2rem 0 .35rem; letter-spacing: -.01em; }
+h3 { font-size: 1rem; margin: 1.8rem 0 .3rem; }
 p { max-width: 46rem; margin: .35rem 0 1rem; }
 .soft, figcaption, .note { color: var(--soft); }
 .note { font-size: .875rem; }
@@ -68,6 +69,8 @@ td.bar { min-width: 8rem; width: 60%; text-align: left; }
   display: inline-block; height: .55rem; border-radius: .3rem;
   background: rgb(var(--accent)); vertical-align: middle;
 }
+.bar.below span { background: repeating-linear-gradient(45deg, var(--soft) 0 3px, transparent 3px 6px); }
+td small { display: block; font-weight: 400; }
 .charts {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1.2rem;
   margin: 1rem 0;
@@ -81,6 +84,8 @@ td.bar { min-width: 8rem; width: 60%; text-align: left; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 svg .grid { stroke: var(--rule); stroke-width: 1; }
+svg .column { fill: rgb(var(--accent)); }
+svg .dot { fill: var(--ink); }
 svg .raw { stroke: rgb(var(--accent) / .3); stroke-width: 1; fill: none; }
 svg .line { stroke: rgb(var(--accent)); stroke-width: 2; fill: none; stroke-linejoin: round; }
 .picture { margin: 1.4rem calc(50% - min(50vw - 2rem, 60rem)) 2.2rem; }

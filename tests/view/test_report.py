@@ -12,6 +12,7 @@ from fusion3d.errors import Fusion3DError
 from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart, round_ticks, running_mean
 from fusion3d.view.report import write_report
+from fusion3d.view.sections import Findings, WorstSample
 
 SUBSETS = ("camera", "lidar", "radar", "camera+lidar", "camera+radar", "lidar+radar", "camera+lidar+radar")
 DASH = "\N{EN DASH}"
@@ -202,3 +203,73 @@ def test_the_map_has_its_rows_and_baselines(tmp_path):
     assert [text for _, text in page.row("lidar")[1:]] == ["0.300", "0.400", *["0.300"] * 4, DASH, "0.300"]
     assert page.row("camera + lidar")[1] == ("best", "0.400 best")
     assert page.row("everywhere")[1] == ("", "0.700") and "cells < counted" in page.text
+
+
+def reliable(count: list[int]) -> dict:
+    share = [None if n == 0 else (i + 0.5) / len(count) for i, n in enumerate(count)]
+    return {"ECE": 0.123, "count": count, "confidence": share, "precision": share, "right": 5}
+
+
+def found_out(picture) -> Findings:
+    empty = reliable([0, 0]) | {"ECE": math.nan, "right": 0}
+    before = {"all": {"ECE": 0.2}, "mean ECE": 0.3}
+    of_lidar = {"temperature": {"car": 1.25}, "before": before, "after": before | {"mean ECE": 0.07}}
+    return Findings(
+        reliability={"all": reliable([4, 0, 9]), "class": {"car": reliable([4, 0, 9]), "bus": empty}, "mean ECE": 0.1},
+        calibration={
+            "fit_split": "train",
+            "split": "val",
+            "same_samples": 3,
+            "subsets": {"lidar": of_lidar},
+        },
+        similarity={"split": "val", "pairs": [{"maps": ["lidar", "radar"], "unbiased": 0.31, "cka": 0.4}]},
+        robustness={
+            "mRA": {"all": {"NDS": 0.71, "mAP": 0.61}},
+            "corruptions": {
+                "lidar.fog": {"NDS": [0.5, 0.4, 0.3], "mAP": [0.4, 0.3, 0.2], "RA": {"NDS": 0.81, "mAP": 0.6}},
+                "radar.ghosts": {"NDS": [0.2], "mAP": [0.1], "RA": {"NDS": 0.31, "mAP": 0.2}},
+            },
+        },
+        explained=[("speaks for <car>", picture)],
+        worst=[WorstSample("scene-1, a<b", 0.0123, (("missed, at x 1.0", "traffic cone", 0.01),), 7, picture)],
+    )
+
+
+def test_everything_that_was_found_out_is_shown(tmp_path, picture):
+    metrics = numbers()
+    metrics["subsets"]["camera"]["intervals"] = {"NDS": [0.05, 0.151], "mAP": None}
+    part = {"mAP": 0.777, "intervals": {"mAP": [0.7, 0.8]}}
+    metrics["subsets"]["lidar"]["strata"] = {"light": {"night": part, "day": {"mAP": None}}}
+    metrics["shapley"] = {
+        "NDS": {"camera": 0.1, "lidar": 0.5, "radar": -0.02},
+        "mAP": {"camera": 0.1, "lidar": 0.4, "radar": 0.2},
+        "AP": {"car": {"camera": 0.111, "lidar": 0.222, "radar": 0.333}},
+        "strata": {"distance": {"0-20 m": {"mAP": {"camera": 0.044, "lidar": 0.3, "radar": 0.1}}}},
+    }
+    html, page = page_of(tmp_path, metrics=metrics, findings=found_out(picture))
+    assert page.row("camera")[1][1] == "0.1000.050 to 0.151"
+    assert page.row("night")[1][1] == "0.7770.700 to 0.800" and page.row("day")[1][1] == DASH
+    assert "In mAP by distance" in page.text
+    kept = [text for _, text in page.row("without lidar")]
+    rows = metrics["subsets"]
+    part = rows["camera+radar"]["NDS"] / rows["camera+lidar+radar"]["NDS"]
+    assert kept[1:3] == [f"{rows['camera+radar']['NDS']:.3f}", f"{part:.3f}"]
+    assert page.row("lidar alone")[2][1] == f"{rows['lidar']['NDS'] / rows['camera+lidar+radar']['NDS']:.3f}"
+    assert "-0.020 (-3 %)" in page.text and "0.500 (86 %)" in page.text
+    assert [text for _, text in page.row("0-20 m")[1:]] == ["0.044", "0.300", "0.100"]
+    assert [text for _, text in page.row("lidar.fog")[1:]] == ["0.500", "0.400", "0.300", "0.810", "0.600"]
+    assert [text for _, text in page.row("radar.ghosts")[1:]] == ["0.200", DASH, DASH, "0.310", "0.200"]
+    names = [row[0][1] for row in page.rows if row]
+    assert names.index("radar.ghosts") < names.index("lidar.fog")  # the worst first
+    assert html.count('class="column"') == 4 and "busECE" not in page.text  # two bins each, none of a class without
+    for said in ("ECE 0.123", "3 samples are in both", "1.250", "0.310", "speaks for <car>", "scene-1, a<b: 0.0123 mAP",
+                 "missed, at x 1.0", "and 7 more", "0.01000"):  # fmt: skip
+        assert said in page.text, said
+    assert html.count("data:image/png") == 2 and not re.search(r"https?:|@import|url\(", html)
+
+
+def test_a_curve_is_shown_as_it_was_drawn(tmp_path):
+    path = tmp_path / "robustness-offset.svg"
+    path.write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
+    html, page = page_of(tmp_path, metrics={}, findings=Findings(curves=[path]))
+    assert "data:image/svg+xml;base64," in html and "<script" not in html and "robustness offset" in page.text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fusion3d.engine.demo import DemoConfig, Stages, demo
+from fusion3d.demo import DemoConfig, Stages, demo
 from fusion3d.errors import DataError
 
 SUBSETS = {"camera", "lidar", "radar", "camera+lidar", "camera+radar", "lidar+radar", "camera+lidar+radar"}
@@ -33,6 +33,7 @@ def small_options(folder: Path) -> DemoConfig:
         image_size=(99, 176),
         sweeps=1,
         pictures=2,
+        worst=1,
     )
 
 
@@ -50,8 +51,12 @@ def test_the_demo_makes_what_it_promises(tmp_path: Path, capsys: pytest.CaptureF
     seconds = metrics["seconds"]
     assert seconds["total"] == pytest.approx(sum(v for k, v in seconds.items() if k != "total"))
     page = (options.out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 2
+    assert page.count("data:image/png;base64,") == 4
     assert f"{metrics['subsets']['lidar+radar']['NDS']:.3f}" in page
+    for heading in ("What is left without a sensor", "What each sensor is worth", "What the model looks at"):
+        assert f">{heading}</h2>" in page
+    assert metrics["shapley"]["NDS"].keys() == {"camera", "lidar", "radar"}
+    assert sorted(path.parent.name for path in options.out.glob("evaluation/*/*.png")) == ["explain", "worst"]
     first = capsys.readouterr().out
     assert "[4/4]" in first and "camera+lidar+radar" in first
 

@@ -8,7 +8,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import tyro
 from fusion3d.config import Config, differences, load_config
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
+from fusion3d.view.sections import Findings
 
 _GIB = 1024**2  # in the KiB that getrusage counts
 
@@ -44,6 +45,8 @@ class DemoConfig:
     """LiDAR clouds stored between two keyframes."""
     pictures: int = 3
     """Held-out keyframes that are drawn for the report."""
+    worst: int = 2
+    """Held-out keyframes that are listed as the worst."""
 
 
 def main(argv: list[str]) -> int:
@@ -90,14 +93,19 @@ def demo(options: DemoConfig) -> dict[str, Any]:
         lambda: evaluate(checkpoint, None, options.out / "evaluation"),
     )
     print(format_table(metrics), flush=True)
-    pictures = stages.run(
-        "draw", "held-out keyframes", lambda: draw(config, checkpoint, options.out / "pictures", options.pictures)
+    pictures, findings = stages.run(
+        "draw",
+        "held-out keyframes, what the model looks at, the worst samples",
+        lambda: (
+            draw(config, checkpoint, options.out / "pictures", options.pictures),
+            find_out(config, checkpoint, options.out / "evaluation", options.worst),
+        ),
     )
     report = options.out / "report.html"
     metrics["seconds"] = {**stages.seconds, "total": sum(stages.seconds.values())}
     metrics["peak_memory_gib"] = peak_memory(data.workers)
     write_json(options.out / "metrics.json", metrics)
-    write_report_page(report, metrics, config, options.out, pictures)
+    write_report_page(report, metrics, config, options.out, pictures, findings)
     minutes = metrics["seconds"]["total"] / 60
     print(f"{minutes:.1f} minutes, at most {metrics['peak_memory_gib']:.1f} GiB of memory")
     print(f"report: {report}")
@@ -150,6 +158,17 @@ def draw(config: Config, checkpoint: Path, folder: Path, count: int) -> list[tup
     return [(f"{scene}: {about[scene]}", file) for scene, file in zip(scenes, files, strict=True)]
 
 
+def find_out(config: Config, checkpoint: Path, evaluation: Path, worst: int) -> Findings:
+    """What the model looks at in the middle of the split, and what its evaluation found out beside its scores."""
+    from fusion3d.analysis.explain.main import explain_samples
+    from fusion3d.analysis.report import EXPLAINED, collect
+    from fusion3d.data.dataset import NuScenesDataset
+
+    middle = len(NuScenesDataset(config.data, config.data.split, config.grid)) // 2
+    explained = explain_samples(checkpoint, None, [middle], evaluation / EXPLAINED)
+    return replace(collect(evaluation, config, worst), explained=explained)
+
+
 def peak_memory(workers: int) -> float:
     """An upper bound of the memory in use at once [GiB]: this process, and its largest child for each worker."""
     own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -157,7 +176,12 @@ def peak_memory(workers: int) -> float:
 
 
 def write_report_page(
-    path: Path, metrics: dict[str, Any], config: Config, run_dir: Path, pictures: list[tuple[str, Path]]
+    path: Path,
+    metrics: dict[str, Any],
+    config: Config,
+    run_dir: Path,
+    pictures: list[tuple[str, Path]],
+    findings: Findings,
 ) -> None:
     """The run as one HTML page."""
     import torch
@@ -183,4 +207,5 @@ def write_report_page(
             f"One checkpoint, trained on a synthetic data set in the nuScenes format and evaluated on "
             f"{metrics['num_samples']} held-out keyframes under every subset of its sensors."
         ),
+        findings=findings,
     )

@@ -1,0 +1,126 @@
+"""Where a model looks: heat over the cameras' images and over the scene from above, a panel for each sensor."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fusion3d.errors import Fusion3DError
+from fusion3d.files import write_whole
+from fusion3d.types import BEVGrid, Boxes, Sample, Trajectory
+from fusion3d.view import colors
+from fusion3d.view.birdseye import draw_birdseye
+from fusion3d.view.pictures import LAYOUT, draw_camera
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_DPI = 100
+_MARGIN, _GAP, _TITLE, _NAME = 28, 12, 62, 26  # [px]
+_PANEL = 560  # side of a map [px]
+_TILE = 400  # least width of a camera [px]
+_OPAQUE = 0.85  # of the hottest cell
+_STOPS = np.array([[46, 16, 101], [190, 24, 93], [249, 115, 22], [254, 240, 138]]) / 255  # cold to hot
+
+
+def draw_heat(
+    sample: Sample,
+    predictions: Boxes | None,
+    plan: Trajectory | None,
+    bev: Mapping[str, np.ndarray],
+    images: Mapping[str, np.ndarray],
+    path: str | Path,
+    grid: BEVGrid,
+    title: str = "",
+    captions: Mapping[str, str] | None = None,
+    place: tuple[float, float] | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write one PNG: the cameras with heat over them in two rows, below them a map from above for each sensor.
+
+    Every map is coloured up to its own hottest cell.
+
+    Args:
+        sample: the images must be those that the model saw.
+        predictions: boxes in ego that are drawn on the images, or None; from above only true ones are.
+        plan: [T] in ego, or None.
+        bev: by name, [Y, X] heat, 0 or more, in the grid.
+        images: by camera channel, [h, w] heat of the whole image; where there is none, no cameras are drawn.
+        path: a ``.png``; its folder is made, the file appears whole.
+        grid: the area of the maps.
+        title: what is explained.
+        captions: by name of a map, what is said beside the name.
+        place: x, y in ego [m] of what is explained; it is marked.
+        notes: lines at the bottom.
+
+    Raises:
+        Fusion3DError: there is no heat to draw, or the file cannot be written or is no ``.png``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise Fusion3DError(f"cannot draw to {path}: expected a name that ends in .png")
+    if not bev and not images:
+        raise Fusion3DError(f"{title or path.name}: there is no map to draw heat over")
+    rows, cols = sample.cameras.images.shape[-2:] if sample.cameras is not None and images else (0, 1)
+    inner = max(3 * (_TILE + _GAP) if images else 0, len(bev) * (_PANEL + _GAP)) - _GAP
+    wide = (inner - 2 * _GAP) / 3  # of a camera
+    tall = wide * rows / cols
+    cameras_height = 2 * (tall + _GAP) if images else 0
+    high = round(_PANEL * (grid.x[1] - grid.x[0]) / (grid.y[1] - grid.y[0])) if bev else 0
+    below = _MARGIN + 20 * len(notes)
+    width, height = 2 * _MARGIN + inner, _TITLE + cameras_height + (_NAME + high if bev else 0) + below
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    FigureCanvasAgg(figure)
+
+    def place_axes(left: float, top: float, across: float, down: float) -> Axes:
+        return figure.add_axes((left / width, 1 - (top + down) / height, across / width, down / height))
+
+    page = place_axes(0, 0, width, height)
+    page.set(xlim=(0, width), ylim=(height, 0))
+    page.axis("off")
+    page.text(_MARGIN, 34, title, fontsize=14, color=colors.TEXT, weight="bold", va="center")
+    page.text(width - _MARGIN, 34, sample.scene, fontsize=10, color=colors.MUTED, ha="right", va="center")
+    for i, line in enumerate(LAYOUT if images else ()):
+        for j, channel in enumerate(line):
+            axes = place_axes(_MARGIN + j * (wide + _GAP), _TITLE + i * (tall + _GAP), wide, tall)
+            hottest = max((float(heat.max()) for heat in images.values()), default=0.0)
+            over = colour(images[channel], hottest) if channel in images else None
+            draw_camera(axes, sample.cameras, channel, None, predictions, over)
+    for j, (name, heat) in enumerate(bev.items()):
+        left, top = _MARGIN + j * (_PANEL + _GAP), _TITLE + cameras_height
+        said = (captions or {}).get(name, "")
+        page.text(left, top + _NAME / 2, name, fontsize=11, color=colors.TEXT, weight="bold", va="center")
+        page.text(left + _PANEL, top + _NAME / 2, said, fontsize=9.5, color=colors.MUTED, ha="right", va="center")
+        axes = place_axes(left, top + _NAME, _PANEL, high)
+        radar = sample.radar if "radar" in name else None  # its arrows would hide the heat of the others
+        marks = () if place is None else (place,)
+        draw_birdseye(axes, replace(sample, radar=radar, map_mask=None), Boxes.empty(), plan, grid, high, marks)
+        lay_heat(axes, heat, grid)
+    for i, note in enumerate(notes):
+        page.text(_MARGIN, height - below + 20 + 20 * i, note, fontsize=9, color=colors.MUTED, va="center")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor=colors.BACKGROUND, pil_kwargs={"compress_level": 3})
+    return write_whole(path, buffer.getvalue())
+
+
+def lay_heat(axes: Axes, heat_YX: np.ndarray, grid: BEVGrid) -> None:
+    """Lay heat [Y, X] over a bird's-eye view: above the points, below the boxes."""
+    up_left = colour(heat_YX, float(heat_YX.max(initial=0))).transpose(1, 0, 2)[::-1, ::-1]  # up is x, left is y
+    extent = (-grid.y[1], -grid.y[0], grid.x[0], grid.x[1])
+    axes.imshow(up_left, extent=extent, interpolation="bilinear", zorder=3.5, aspect="auto")
+
+
+def colour(heat: np.ndarray, hottest: float) -> np.ndarray:
+    """[...] heat to [..., 4] colours in [0, 1]; where there is none they are clear."""
+    part = np.clip(heat / hottest, 0, 1) if hottest > 0 else np.zeros(heat.shape)
+    at = np.linspace(0, 1, len(_STOPS))
+    rgb = [np.interp(part, at, _STOPS[:, channel]) for channel in range(3)]
+    return np.stack([*rgb, _OPAQUE * np.sqrt(part)], axis=-1)

@@ -1,0 +1,250 @@
+"""Sections of the report about what an evaluation found out beside its scores; each is empty where it has nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fusion3d.types import DETECTION_CLASSES, SENSORS
+from fusion3d.view.charts import reliability_chart
+from fusion3d.view.tables import bars, number, picture, sensor_label, shaded, show, table
+
+_CHARTS_OF_CLASSES = 2  # right boxes that a class needs, to have a diagram of its own
+
+
+@dataclass(frozen=True)
+class WorstSample:
+    """A sample, and the wrong boxes in it that cost the most."""
+
+    name: str
+    cost: float  # [mAP] of all its wrong boxes
+    faults: tuple[tuple[str, str, float], ...]  # what is wrong, class and score, cost [mAP]
+    left_out: int = 0  # wrong boxes that are not listed
+    picture: Path | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out beside the scores, each as it lies in a file; None where nothing was."""
+
+    reliability: Mapping[str, Any] | None = None  # of the scored boxes: "all" and "class" as ``reliability`` gives them
+    calibration: Mapping[str, Any] | None = None  # calibration.json
+    similarity: Mapping[str, Any] | None = None  # similarity.json
+    robustness: Mapping[str, Any] | None = None  # robustness.json
+    curves: Sequence[Path] = ()  # robustness-*.svg
+    explained: Sequence[tuple[str, Path]] = ()  # caption and picture
+    worst: Sequence[WorstSample] = ()
+
+
+def missing_sensors(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is left of NDS and mAP without each sensor, and with it alone.
+
+    Args:
+        rows: detection numbers by subset.
+    """
+    sensors = [sensor for sensor in SENSORS if any(sensor in name.split("+") for name in rows)]
+    whole = "+".join(sensors)
+    if whole not in rows or len(sensors) < 2:
+        return ""
+    cases = {f"without {sensor}": "+".join(s for s in sensors if s != sensor) for sensor in sensors}
+    cases |= {f"{sensor} alone": sensor for sensor in sensors if len(sensors) > 2}
+    lines: dict[str, dict[str, float]] = {}
+    for case, name in {f"all of {', '.join(sensors)}": whole, **cases}.items():
+        if name not in rows:
+            continue
+        lines[case] = {}
+        for key in ("NDS", "mAP"):
+            value, full = number(rows[name], key), number(rows[whole], key)
+            if value is not None:
+                lines[case][key] = value
+                lines[case] |= {f"{key} kept": value / full} if full else {}
+    columns = [
+        (key, what, True) for score in ("NDS", "mAP") for key, what in ((score, ""), (f"{score} kept", "of all"))
+    ]
+    return table(lines, columns, "sensors", contest=()) if len(lines) > 1 else ""
+
+
+def sensor_worth(shapley: Mapping[str, Any]) -> str:
+    """Shapley values as bars, and by class and stratum."""
+    whole = {key: shapley[key] for key in ("NDS", "mAP") if key in shapley}
+    if not whole:
+        return ""
+    sensors = list(next(iter(whole.values())))
+    lines = {}
+    for sensor in sensors:
+        values = [number(of_sensor, sensor) or 0.0 for of_sensor in whole.values()]
+        totals = [math.fsum(number(of_sensor, s) or 0.0 for s in sensors) for of_sensor in whole.values()]
+        texts = [f"{v:.3f} ({100 * v / t:.0f} %)" if t > 0 else f"{v:.3f}" for v, t in zip(values, totals, strict=True)]
+        lines[sensor] = list(zip(texts, values, strict=True))
+    parts = [
+        "<p>The Shapley value: what a sensor adds to those that came before it, mean over all orders in which they may "
+        "come. The values sum to the score of all sensors.</p>",
+        bars(lines, list(whole), "sensor"),
+    ]
+    of_class = shapley.get("AP") or {}
+    if of_class:
+        rows = {sensor: {name: value.get(sensor) for name, value in of_class.items()} for sensor in sensors}
+        names = [name for name in DETECTION_CLASSES if name in of_class]
+        parts += ["<h3>In the average precision of each class</h3>", shaded(rows, names, "sensor")]
+    for path, strata in _strata(shapley):
+        columns = [(sensor, "", True) for sensor in sensors]
+        parts += [f"<h3>In mAP by {escape(path)}</h3>", table(strata, columns, "part", contest=())]
+    return "".join(parts)
+
+
+def _strata(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """Wherever several parts have a value of mAP: where that is, and the values by part."""
+    below = {key: value for key, value in tree.items() if key != "AP" and isinstance(value, Mapping)}
+    parts = {key: value["mAP"] for key, value in below.items() if isinstance(value.get("mAP"), Mapping)}
+    found = [(" ".join(part for part in path if part != "strata") or "part", parts)] if parts else []
+    for key, value in below.items():
+        if key not in parts:
+            found += _strata(value, (*path, key))
+    return found
+
+
+def by_stratum(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """mAP in every part of the truth, by subset.
+
+    Args:
+        rows: detection numbers by subset; those with ``strata`` are shown.
+    """
+    known = {name: row["strata"] for name, row in rows.items() if row.get("strata")}
+    tables = []
+    for dimension in next(iter(known.values()), ()):
+        lines: dict[str, dict[str, Any]] = {}
+        for name, strata in known.items():
+            for part, of_part in strata.get(dimension, {}).items():
+                line = lines.setdefault(part, {"intervals": {}})
+                line[name], line["intervals"][name] = of_part.get("mAP"), (of_part.get("intervals") or {}).get("mAP")
+        columns = [(name, "mAP", True) for name in known]
+        tables.append(f"<h3>{escape(dimension)}</h3>" + table(lines, columns, "part", contest=()))
+    return "".join(tables)
+
+
+def explained(pictures: Sequence[tuple[str, Path]]) -> str:
+    """Heat over images and maps."""
+    if not pictures:
+        return ""
+    return (
+        "<p>Grad-CAM: the brighter a place, the more it speaks for the answer; on each sensor's own map, before these "
+        "are fused, and on the images. A sensor that is absent has no map.</p>"
+        + "".join(picture(*one) for one in pictures)
+    )
+
+
+def similarity(found: Mapping[str, Any] | None) -> str:
+    """Linear CKA of every two maps."""
+    if not found or not found.get("pairs"):
+        return ""
+    names = list(dict.fromkeys(name for pair in found["pairs"] for name in pair["maps"]))
+    rows: dict[str, dict[str, float]] = {name: {name: 1.0} for name in names}
+    for pair in found["pairs"]:
+        a, b = pair["maps"]
+        rows[a][b] = rows[b][a] = pair["unbiased"]
+    return (
+        f"<p>Linear CKA over the cells of split {escape(str(found.get('split', '')))}, unbiased: 1 for maps that say "
+        "the same up to rotation and scale, 0 for maps that say nothing of each other.</p>" + shaded(rows, names, "map")
+    )
+
+
+def calibration(reliability: Mapping[str, Any] | None, fitted: Mapping[str, Any] | None) -> str:
+    """Reliability diagrams of what was scored, and errors before and after temperature scaling."""
+    parts = []
+    if reliability and sum(reliability["all"]["count"]):
+        shown = {"all classes": reliability["all"]} | {
+            name: found for name, found in reliability["class"].items() if found["right"] >= _CHARTS_OF_CLASSES
+        }
+        parts.append(
+            "<p>Boxes by how sure the model is of them (across) and how many of these are right (up): matched within "
+            "2 m by the official rules. On the diagonal a score says how often it is right.</p>"
+            f'<div class="charts">{"".join(_diagram(name, found) for name, found in shown.items())}</div>'
+        )
+    if fitted and fitted.get("subsets"):
+        rows = {
+            name: {
+                "before": row["before"]["all"]["ECE"], "after": row["after"]["all"]["ECE"],
+                "by class": row["before"]["mean ECE"], "by class, after": row["after"]["mean ECE"],
+            }
+            for name, row in fitted["subsets"].items()
+        }  # fmt: skip
+        columns = [(key, "", False) for key in ("before", "after", "by class", "by class, after")]
+        same = fitted.get("same_samples")
+        also = f"; {same} samples are in both, so this is better than it would be elsewhere" if same else ""
+        parts.append(
+            "<h3>Expected calibration error, before and after temperature scaling</h3>"
+            + table(rows, columns, "sensors", sensor_label, contest=())
+            + f"<p class='note'>Temperatures of each class fitted on split {escape(str(fitted.get('fit_split')))}, "
+            f"reported on {escape(str(fitted.get('split')))}{also}. No average precision changes.</p>"
+        )
+        of_class = {
+            name: {**row["temperature"]}
+            for name, row in fitted["subsets"].items()
+            if isinstance(row["temperature"], Mapping)
+        }
+        columns = [(name, "temperature", True) for name in DETECTION_CLASSES]
+        parts.append(table(of_class, columns, "sensors", sensor_label, contest=()))
+    return "".join(parts)
+
+
+def _diagram(name: str, found: Mapping[str, Any]) -> str:
+    heading = escape(name.replace("_", " "))
+    chart = reliability_chart(found["confidence"], found["precision"], found["count"], heading)
+    error = show(number(found, "ECE"), "ECE")
+    return f"<figure><figcaption><b>{heading}</b><span>ECE {error}</span></figcaption>{chart}</figure>"
+
+
+def robustness(found: Mapping[str, Any] | None, curves: Sequence[Path]) -> str:
+    """What is left under each corruption, worst first, and the curves.
+
+    Args:
+        found: ``mRA.<group>.{NDS, mAP}``; ``corruptions.<name>``: ``amounts``, ``NDS`` and ``mAP``, a number for each
+            amount, and ``RA.{NDS, mAP}``, the mean over the amounts as part of the clean number.
+        curves: pictures.
+    """
+    if not found:
+        return "".join(picture(path.stem.replace("-", " "), path) for path in curves)
+    parts = []
+    if found.get("mRA"):
+        columns = [("NDS", "kept", True), ("mAP", "kept", True)]
+        parts += ["<h3>Mean relative accuracy</h3>", table(found["mRA"], columns, "sensor", contest=())]
+    rows = {}
+    for name, row in (found.get("corruptions") or {}).items():
+        each = {f"NDS {i}": value for i, value in enumerate(row.get("NDS") or (), 1)}
+        rows[name] = {**each, "NDS": (row.get("RA") or {}).get("NDS"), "mAP": (row.get("RA") or {}).get("mAP")}
+    if rows:
+        count = max(sum(key.startswith("NDS ") for key in row) for row in rows.values())
+        columns = [(f"NDS {i}", f"severity {i}", True) for i in range(1, count + 1)]
+        columns += [("NDS", "kept", True), ("mAP", "kept", True)]
+        rows = dict(sorted(rows.items(), key=lambda item: number(item[1], "NDS") or 0.0))
+        parts += ["<h3>Corruptions, the worst first</h3>", table(rows, columns, "corruption", contest=())]
+    return "".join([*parts, *(picture(path.stem.replace("-", " "), path) for path in curves)])
+
+
+def worst_samples(samples: Sequence[WorstSample]) -> str:
+    """Pictures of samples, and what is wrong in them."""
+    if not samples:
+        return ""
+    parts = [
+        "<p>What each wrong box costs: by how much mAP would rise if that false positive were not there, or that "
+        "missed object were found with the highest score, all else unchanged; counted at those of the four matching "
+        "distances at which it is wrong. Samples are ordered by the sum over their boxes; the listed boxes are "
+        "circled.</p>"
+    ]
+    for sample in samples:
+        lines = "".join(
+            f'<tr><th scope="row">{escape(what)}</th><td>{escape(of)}</td><td>{cost:.5f}</td></tr>'
+            for what, of, cost in sample.faults
+        )
+        more = f'<p class="note">and {sample.left_out} more</p>' if sample.left_out else ""
+        parts.append(
+            f"<h3>{escape(sample.name)}: {sample.cost:.4f} mAP</h3>"
+            + (picture(sample.name, sample.picture) if sample.picture else "")
+            + '<div class="wide"><table><thead><tr><th scope="col">what is wrong</th><th scope="col">class</th>'
+            f'<th scope="col">costs<small>mAP</small></th></tr></thead><tbody>{lines}</tbody></table></div>{more}'
+        )
+    return "".join(parts)
