@@ -14,16 +14,16 @@ from fusion3d.config import Config, override
 from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.ground_truth import detection_truth, obstacles
-from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
+from fusion3d.engine.inference import SplitOutput, choose_subsets
+from fusion3d.engine.scoring import BoxScorer, Scoring, notes, read_protocol
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
-from fusion3d.engine.submission import write_submission
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
-from fusion3d.metrics.detection import Truth, score_detections
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import PROTOCOL, score_planners
+from fusion3d.metrics.protocol import CVPR_2019
 from fusion3d.types import MAP_CLASSES
 
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
@@ -37,6 +37,7 @@ def evaluate(
     subsets: Sequence[str] | None = None,
     device: str | None = None,
     ema: bool = True,
+    scoring: Scoring | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint on ``config.data.split`` and write everything into ``out_dir``.
 
@@ -49,9 +50,10 @@ def evaluate(
         subsets: names such as "camera+radar"; None is every one that the checkpoint can take.
         device: torch device name; None takes the GPU where there is one.
         ema: use the averaged weights.
+        scoring: how boxes are scored; None is as the benchmark does.
 
     Returns:
-        ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, and ``map`` with its
+        ``subsets.<name>``: numbers of ``BoxScorer.score``, ``planning`` with that subset's plan, and ``map`` with its
         numbers of ``score_map``;
         ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
         the numbers of ``score_plan``; ``planning_protocol``;
@@ -62,7 +64,7 @@ def evaluate(
         ConfigError: a subset that the checkpoint cannot take, or none that it can.
         DataError: the data set has no annotations, or cannot be read.
         CheckpointError: the checkpoint cannot be used.
-        Fusion3DError: the devkit is not installed, or the output cannot be written.
+        Fusion3DError: the output cannot be written; or the devkit is wanted, and is not installed or cannot score it.
     """
     start = time.perf_counter()
     config = load_config_of(checkpoint) if config is None else config
@@ -76,12 +78,12 @@ def evaluate(
     if output is None:
         return {}
 
-    scoring = time.perf_counter()
+    predicted = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
     if config.detection is not None:
-        truths = {token: detection_truth(tables, token) for token in output.poses}
+        scorer = BoxScorer(detection_truth(tables, output.poses), config, scoring or Scoring())
         for name, of_subset in output.subsets.items():
-            metrics["subsets"][name] |= _score_boxes(of_subset, output.poses, truths, Path(out_dir, name))
+            metrics["subsets"][name] |= scorer.score(of_subset, output.poses, Path(out_dir, name))
     if config.planning is not None:
         table = score_plans(output, tables)
         for name in chosen:
@@ -100,21 +102,11 @@ def evaluate(
     metrics["seconds"] = {
         "reading": output.reading_seconds,
         **{f"model.{name}": of_subset.seconds for name, of_subset in output.subsets.items()},
-        "scoring": end - scoring,
+        "scoring": end - predicted,
         "total": end - start,
     }
     write_json(Path(out_dir, "metrics.json"), metrics)
     return metrics
-
-
-def _score_boxes(
-    of_subset: SubsetOutput, poses: dict[str, np.ndarray], truths: dict[str, Truth], folder: Path
-) -> dict[str, Any]:
-    """Write one subset's submission and score it; its boxes are dropped: of all subsets they would fill the memory."""
-    records = of_subset.records(poses)
-    of_subset.boxes.clear()
-    write_submission(folder / "results_nusc.json", records, of_subset.used)
-    return score_detections(truths, records)
 
 
 def score_plans(output: SplitOutput, tables: Tables) -> dict[str, dict[str, float]]:
@@ -152,6 +144,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     detection = {name: row for name, row in metrics["subsets"].items() if "NDS" in row}
     if detection:
         lines += [_row("sensors", COLUMNS)] + [_row(name, [row[c] for c in COLUMNS]) for name, row in detection.items()]
+        lines += notes(detection)
     if "planning" in metrics:
         plans = metrics["planning"]
         lines += ["", _row("planning", PLAN_COLUMNS)]
@@ -180,9 +173,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--subsets", nargs="+", help="e.g. lidar camera+radar (default: all that the checkpoint can take)"
     )
+    parser.add_argument("--protocol", help="JSON file of a detection protocol in the devkit's form")
+    parser.add_argument("--official", action="store_true", help="score with the devkit too, and say how far it is away")
     options, overrides = parser.parse_known_args(argv)
     config = chosen_config(options, overrides)
-    metrics = evaluate(options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema)
+    scoring = Scoring(read_protocol(options.protocol) if options.protocol else CVPR_2019, options.official)
+    how = options.device, not options.no_ema, scoring
+    metrics = evaluate(options.checkpoint, config, options.out, options.subsets, *how)
     if metrics:
         print(format_table(metrics))
         print(f"written: {Path(options.out, 'metrics.json')}")

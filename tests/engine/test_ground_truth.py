@@ -6,6 +6,7 @@ import pytest
 from fusion3d.config import DataConfig
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.data.nuscenes import Tables
+from fusion3d.engine.columns import found_columns
 from fusion3d.engine.ground_truth import detection_truth, obstacles
 from fusion3d.engine.submission import to_records
 from fusion3d.metrics.detection import score_detections
@@ -65,10 +66,11 @@ def test_a_scene_that_the_devkit_cannot_score_is_scored(real_root):
     config = DataConfig(root=str(real_root), version="v1.0-mini", sensors=())
     dataset = NuScenesDataset(config, "real_0061", BEVGrid())
     samples = [dataset[i] for i in range(len(dataset))]
-    truths = {s.token: detection_truth(dataset.tables, s.token) for s in samples}
+    truth = detection_truth(dataset.tables, [s.token for s in samples])
+    assert truth.nearest == 37
     scored = {s.token: s.boxes[s.boxes.num_points.sum(1) > 0] for s in samples}
     results = {s.token: to_records(scored[s.token], s.global_from_ego.numpy(), s.token) for s in samples}
-    scores = score_detections(truths, results)
+    scores = score_detections(truth, found_columns(results, truth.samples.tokens))
     there = [name for name, count in scores["num_truth"].items() if count]
     assert len(samples) == 38 and len(there) >= 5
     for name in there:
