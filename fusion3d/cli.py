@@ -31,7 +31,7 @@ VERBS = {
     "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),
     "benchmark": (
         "fusion3d.cli:benchmark",
-        "time the data loader, the operations or whole models: benchmark data | ops | recipes",
+        "time the data loader, the metrics, the operations or whole models: benchmark data | metrics | ops | recipes",
     ),
     "describe": (
         "fusion3d.engine.describe:main",
@@ -45,6 +45,7 @@ VERBS = {
 }
 BENCHMARKS = {
     "data": ("fusion3d.engine.benchmark_data:main", "samples per second, against the official devkit"),
+    "metrics": ("fusion3d.engine.benchmark_metrics.run:main", "scoring and loading of full size, against the devkit"),
     "ops": ("fusion3d.engine.benchmark_ops.run:main", "each operation against what others offer for the same work"),
     "recipes": ("fusion3d.engine.benchmark_recipes:main", "what models cost, beside what is published of them"),
 }
