@@ -21,6 +21,10 @@ VERBS = {
         "fusion3d.engine.evaluate:main",
         "score a checkpoint with the official metrics, for every subset of sensors",
     ),
+    "compare": (
+        "fusion3d.analysis.difference:main",
+        "the difference of two evaluations with its interval, and whether it is more than chance",
+    ),
     "predict": (
         "fusion3d.engine.predict:main",
         "write a checkpoint's boxes and plans for a data set, annotated or not",

@@ -20,6 +20,7 @@ from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
+from fusion3d.metrics.bootstrap import RESAMPLES
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import PROTOCOL, score_planners
@@ -46,7 +47,7 @@ def evaluate(
     Args:
         checkpoint: checkpoint or run folder.
         config: the checkpoint's own with other data, thresholds or sensors; None takes it as it is.
-        out_dir: gets ``metrics.json`` and ``<subset>/results_nusc.json``.
+        out_dir: gets ``metrics.json``, ``<subset>/results_nusc.json`` and ``<subset>/matches.npz``.
         subsets: names such as "camera+radar"; None is every one that the checkpoint can take.
         device: torch device name; None takes the GPU where there is one.
         ema: use the averaged weights.
@@ -175,9 +176,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--protocol", help="JSON file of a detection protocol in the devkit's form")
     parser.add_argument("--official", action="store_true", help="score with the devkit too, and say how far it is away")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the scenes, for intervals; 0: none")
     options, overrides = parser.parse_known_args(argv)
     config = chosen_config(options, overrides)
-    scoring = Scoring(read_protocol(options.protocol) if options.protocol else CVPR_2019, options.official)
+    protocol = read_protocol(options.protocol) if options.protocol else CVPR_2019
+    scoring = Scoring(protocol, options.official, max(options.resamples, 0))
     how = options.device, not options.no_ema, scoring
     metrics = evaluate(options.checkpoint, config, options.out, options.subsets, *how)
     if metrics:

@@ -13,12 +13,18 @@ import numpy as np
 from fusion3d.config import Config
 from fusion3d.engine.columns import found_columns
 from fusion3d.engine.inference import SubsetOutput
+from fusion3d.engine.matches import MATCHES, write_matches
 from fusion3d.engine.official import Official, greatest_difference
 from fusion3d.engine.submission import write_submission
 from fusion3d.errors import ConfigError
+from fusion3d.metrics.bootstrap import RESAMPLES, Draws, Sampled, draw_scenes, sample_numbers
 from fusion3d.metrics.columns import Truth
-from fusion3d.metrics.detection import score_detections
+from fusion3d.metrics.detection import MEANS, nested, score_matches
+from fusion3d.metrics.matching import Matches, match_detections
 from fusion3d.metrics.protocol import CVPR_2019, DetectionProtocol
+from fusion3d.metrics.strata import make_strata
+
+SURE = ("NDS", "mAP")  # what is printed with intervals
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Scoring:
 
     protocol: DetectionProtocol = CVPR_2019
     official: bool = False  # the devkit beside ours
+    resamples: int = RESAMPLES  # of the scenes, for intervals; 0: none
 
 
 class BoxScorer:
@@ -52,23 +59,60 @@ class BoxScorer:
         Args:
             of_subset: what the model said.
             poses: global_from_ego [4, 4] by token.
-            folder: gets ``results_nusc.json``.
+            folder: gets ``results_nusc.json`` and ``matches.npz``.
 
         Returns:
-            The numbers of ``score_matches``; ``range_from_nearest_pose``: samples without LIDAR_TOP, where there are
-            any; and, beside the devkit, ``official``: its greatest ``difference`` from ours, and ``of`` which number.
+            The numbers of ``score_matches``, and of ``with_intervals``; ``range_from_nearest_pose``: samples without
+            LIDAR_TOP, where there are any; and, beside the devkit, ``official``: its greatest ``difference`` from ours,
+            and ``of`` which number.
         """
         records = of_subset.records(dict(poses))
         records = {token: records[token] for token in self.truth.samples.tokens}  # the devkit's order
         of_subset.boxes.clear()
         file = write_submission(folder / "results_nusc.json", records, of_subset.used)
-        scores = score_detections(self.truth, found_columns(records, self.truth.samples.tokens), self.scoring.protocol)
+        found = found_columns(records, self.truth.samples.tokens)
+        matches = match_detections(self.truth, found, self.scoring.protocol)
+        write_matches(folder / MATCHES, matches)
+        scores = score_matches(matches)
+        if self.scoring.resamples:
+            scores |= with_intervals(matches, self.scoring.resamples)
         if self.truth.nearest:
             scores["range_from_nearest_pose"] = self.truth.nearest
         if self.official is not None:
             difference, name = greatest_difference(scores, self.official.score(file))
             scores["official"] = {"difference": difference, "of": name}
         return scores
+
+
+def with_intervals(matches: Matches, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """What a result says beyond its numbers: how sure they are, and where they come from.
+
+    Args:
+        matches: the result.
+        resamples: of its scenes; strata, which are many, get a quarter of them.
+
+    Returns:
+        ``num_scenes``; ``intervals``: by number (MEANS, ``AP.car`` ..., ``micro.AP`` ...) the 95 % interval, None where
+        the scenes are too few for any. ``strata``: by dimension and stratum ``num_truth``, ``num_classes``, MEANS over
+        the classes that the stratum has, ``AP`` by class, ``micro``, and ``intervals``.
+    """
+    num_scenes = len(matches.samples.scenes)
+    draws, fewer = draw_scenes(num_scenes, resamples), draw_scenes(num_scenes, -(-resamples // 4))
+    strata = {
+        dimension: {name: _part(sample_numbers(matches, fewer, of.stratum(name)), fewer) for name in of.names}
+        for dimension, of in make_strata(matches).items()
+    }
+    whole = sample_numbers(matches, draws).intervals(draws)
+    return {"num_scenes": num_scenes, "intervals": whole, "strata": strata}
+
+
+def _part(sampled: Sampled, draws: Draws) -> dict[str, Any]:
+    """A stratum's numbers; its intervals of means and of what is pooled."""
+    rows = nested(sampled.value)
+    told = {name: rows[name] for name in (*MEANS, "AP", "micro")}
+    shown = (*MEANS, *(name for name in sampled.value if name.startswith("micro.")))
+    counts = {"num_truth": sampled.num_truth, "num_classes": sampled.num_classes}
+    return {**counts, **told, "intervals": sampled.intervals(draws, shown)}
 
 
 def read_protocol(path: str | Path) -> DetectionProtocol:
@@ -90,6 +134,10 @@ def read_protocol(path: str | Path) -> DetectionProtocol:
 def notes(subsets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines for a terminal on what was particular, from the numbers of all subsets."""
     lines = []
+    last = list(subsets.values())[-1] if subsets else {}
+    if "intervals" in last:
+        lines += ["", f"95 % intervals over {last['num_scenes']} scenes:"]
+        lines += [f"{name:<20}" + "".join(f"{_sure(row, of):>28}" for of in SURE) for name, row in subsets.items()]
     nearest = max((row.get("range_from_nearest_pose", 0) for row in subsets.values()), default=0)
     if nearest:
         lines.append(
@@ -101,3 +149,8 @@ def notes(subsets: Mapping[str, Mapping[str, Any]]) -> list[str]:
             of = f" ({row['official']['of']})" if row["official"]["of"] else ""
             lines.append(f"{name}: greatest difference from the devkit {row['official']['difference']:.1e}{of}")
     return lines
+
+
+def _sure(row: Mapping[str, Any], name: str) -> str:
+    between = row["intervals"][name]
+    return f"{name} {row[name]:.3f} " + ("[one scene]" if between is None else f"[{between[0]:.3f}, {between[1]:.3f}]")

@@ -37,9 +37,11 @@ class Lanes:
 
     protocol: DetectionProtocol
     start: np.ndarray  # [L + 1] where lanes begin
-    pair: np.ndarray  # [M] int32 row in error, -1 for a false alarm
+    first_hit: np.ndarray  # [L + 1] where they begin among the hits
+    hit: np.ndarray  # [I] int64, entries that found something, counted from the begin of their lane
+    pair: np.ndarray  # [I] int64, row in error
     score: np.ndarray  # [M] float64, falling within a lane
-    scene: np.ndarray  # [M] int64
+    scene: np.ndarray  # [M] uint32
     error: np.ndarray  # [2 H, 5] float64; the second half, for all classes together, without what is undefined
     truth: np.ndarray  # [N, L] int64 truth boxes
 
@@ -47,10 +49,10 @@ class Lanes:
         """Of a class at a threshold, over the recalls 0, 0.01, ..., 1: precision, confidence, and TP_ERRORS."""
         lane = DETECTION_CLASSES.index(name) * len(self.protocol.dist_ths) + self.protocol.dist_ths.index(threshold)
         part = slice(self.start[lane], self.start[lane + 1])
-        once = np.ones(len(self.truth), dtype=np.int64)
-        num_truth = int(self.truth[:, lane].sum())
-        lines = self.pair[part], self.score[part], self.scene[part], self.error
-        precision, confidence, errors = curves(*lines, once, num_truth, RECALLS, True)
+        hits = slice(self.first_hit[lane], self.first_hit[lane + 1])
+        once, num_truth = np.ones(len(self.truth), dtype=np.int64), int(self.truth[:, lane].sum())
+        entries = self.hit[hits], self.pair[hits], self.score[part], self.scene[part]
+        precision, confidence, errors = curves(*entries, self.error, once, num_truth, RECALLS, True)
         return {"precision": precision, "confidence": confidence, **dict(zip(TP_ERRORS, errors, strict=True))}
 
     def count(self, times: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -67,8 +69,8 @@ class Lanes:
         times = np.ones((1, len(self.truth)), dtype=np.int64) if times is None else times.astype(np.int64)
         measured = np.arange(num_lanes) % len(thresholds) == thresholds.index(self.protocol.dist_th_tp)
         ap, tp = count_lanes(
-            self.start, self.pair, self.score, self.scene, self.error, self.truth, times, measured, RECALLS,
-            self.protocol.first, float(self.protocol.min_precision),
+            self.start, self.first_hit, self.hit, self.pair, self.score, self.scene, self.error, self.truth, times,
+            measured, RECALLS, self.protocol.first, float(self.protocol.min_precision),
         )  # fmt: skip
         tp = tp[:, measured]
         tp[:, :CLASSES][:, _UNDEFINED] = np.nan
@@ -83,16 +85,17 @@ def make_lanes(matches: Matches, stratum: Stratum | None = None) -> Lanes:
     """The lanes of a result, or of a part of it."""
     num_thresholds, num_scenes = len(matches.protocol.dist_ths), len(matches.samples.scenes)
     label = matches.found.label.astype(np.int64)
-    scene = matches.found_scene.astype(np.int64)
-    rows_of = [np.flatnonzero(label == c) for c in range(CLASSES)] + [np.arange(len(label))]
     inside = _counted(matches, stratum)
-    entries = [
-        (rows[keep], matches.pair[rows[keep], t] if c < CLASSES else _shifted(matches, rows[keep], t))
-        for c, rows in enumerate(rows_of)
+    pooled = np.where(matches.pair < 0, -1, matches.pair + len(matches.pair_truth))  # in the second half of the errors
+    entries = [  # of each lane: rows of detections, and of their pairs
+        (chosen, pairs[chosen, t])
+        for c in range(CLASSES + 1)
+        for of_class, pairs in [(label == c, matches.pair) if c < CLASSES else (label >= 0, pooled)]
         for t in range(num_thresholds)
-        for keep in (inside[rows, t],)
+        for chosen in [np.flatnonzero(of_class & inside[:, t])]
     ]
     rows = np.concatenate([rows for rows, _ in entries])
+    hits = [np.flatnonzero(pair >= 0) for _, pair in entries]
     chosen = np.ones(len(matches.truth), dtype=bool) if stratum is None else stratum.truth
     truth = np.zeros((num_scenes, CLASSES + 1), dtype=np.int64)
     np.add.at(truth, (matches.truth_scene[chosen], matches.truth.label[chosen]), 1)
@@ -101,18 +104,14 @@ def make_lanes(matches: Matches, stratum: Stratum | None = None) -> Lanes:
     return Lanes(
         protocol=matches.protocol,
         start=np.cumsum([0, *(len(rows) for rows, _ in entries)]),
-        pair=np.concatenate([pair for _, pair in entries]).astype(np.int32),
+        first_hit=np.cumsum([0, *map(len, hits)]),
+        hit=np.concatenate(hits),
+        pair=np.concatenate([pair[hit] for (_, pair), hit in zip(entries, hits, strict=True)]).astype(np.int64),
         score=matches.score[rows],
-        scene=scene[rows],
+        scene=matches.found_scene[rows].astype(np.uint32),
         error=np.concatenate([matches.pair_error, np.where(undefined, np.nan, matches.pair_error)]),
         truth=np.repeat(truth, num_thresholds, axis=1),
     )
-
-
-def _shifted(matches: Matches, rows: np.ndarray, threshold: int) -> np.ndarray:
-    """Pairs of detections as rows in the second half of the errors."""
-    pair = matches.pair[rows, threshold]
-    return np.where(pair < 0, -1, pair + len(matches.pair_truth))
 
 
 def _counted(matches: Matches, stratum: Stratum | None) -> np.ndarray:

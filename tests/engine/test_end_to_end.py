@@ -198,13 +198,13 @@ def test_the_same_numbers_again_and_by_name(whole_run, tmp_path, monkeypatch):
     config = load_model(whole_run)[1]
     outputs, left = [], []
     monkeypatch.setattr(module, "run_shared", lambda *args: outputs.append(run_shared(*args)) or outputs[-1])
-    score = scoring_module.score_detections
+    score = scoring_module.score_matches
 
     def scored(*args):
         left.append([bool(subset.boxes) for subset in outputs[-1].subsets.values()])
         return score(*args)
 
-    monkeypatch.setattr(scoring_module, "score_detections", scored)
+    monkeypatch.setattr(scoring_module, "score_matches", scored)
     evaluate(whole_run, config, tmp_path / "c", ["camera+radar", "camera"])
     assert left == [[False, True], [False, False]], "boxes that were scored are kept"
     first = evaluate(whole_run, config, tmp_path / "a", ["radar+camera"])

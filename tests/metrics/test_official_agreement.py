@@ -25,10 +25,10 @@ from fusion3d.metrics.protocol import CVPR_2019, DetectionProtocol
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES
 
 sys.path.insert(0, str(Path(__file__).parent))
+from crowds import Split, crowd
 from devkit import official, truth_columns
 
 KEYS = dict(zip(TP_ERRORS, ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err"), strict=True))
-Split = dict[str, list[dict[str, Any]]]
 
 
 def check(
@@ -137,53 +137,23 @@ def test_custom_protocols(split, protocol):
     check(*split, protocol)
 
 
-def crowd(seed: int, spread: float, levels: int | None, sensors: int = 6) -> tuple[Split, Split, dict, Split]:
-    """Many boxes around their truth, some lost, some doubled; scores of so many levels."""
-    rng = np.random.default_rng(seed)
-    tokens = [f"sample-{i}" for i in range(sensors)]
-    truth: Split = {token: [] for token in tokens}
-    results: Split = {token: [] for token in tokens}
-    for token in tokens:
-        for _ in range(40):
-            center = rng.normal(0, 20, 3) * (1, 1, 0.05)
-            name = DETECTION_CLASSES[int(rng.integers(0, 9))]  # the last class is absent
-            box = {
-                "sample_token": token, "translation": center.tolist(), "size": rng.uniform(0.5, 4, 3).tolist(),
-                "rotation": rng.normal(size=4).tolist(), "detection_name": name,
-                "velocity": rng.normal(0, 3, 2).tolist() if rng.random() < 0.9 else [math.nan, math.nan],
-                "attribute_name": ("", *ATTRIBUTES)[int(rng.integers(0, 9))],
-            }  # fmt: skip
-            truth[token].append({**box, "num_pts": int(rng.integers(0, 5))})
-            for _ in range(int(rng.integers(0, 3))):
-                score = float(rng.random()) if levels is None else float(rng.integers(0, levels) / levels)
-                results[token].append(
-                    {
-                        **box,
-                        "translation": (center + rng.normal(0, spread, 3)).tolist(),
-                        "size": (np.array(box["size"]) * rng.uniform(0.7, 1.3, 3)).tolist(),
-                        "detection_name": name if rng.random() < 0.9 else "barrier",
-                        "detection_score": score,
-                        "velocity": rng.normal(0, 3, 2).tolist(),
-                    }
-                )
-    racks = {tokens[0]: [{"translation": [3.0, 4, 0], "size": [20.0, 30, 60], "rotation": [0.9, 0, 0.1, 0.3]}]}
-    return truth, results, {token: [1.0, -2.0, 0.5] for token in tokens}, racks
+RACK = {"translation": [3.0, 4, 0], "size": [20.0, 30, 60], "rotation": [0.9, 0, 0.1, 0.3]}
 
 
 @pytest.mark.parametrize(("seed", "spread", "levels"), [(0, 0.3, None), (1, 0.8, 3), (2, 1.5, 1), (3, 0.1, 20)])
 def test_many_boxes(seed, spread, levels):
-    scores = check(*crowd(seed, spread, levels))
+    scores = check(*crowd(seed, spread, levels), {"sample-0": [RACK]})
     assert 0.02 < scores["mAP"] and scores["num_truth"]["barrier"] == 0
     assert scores["AP"]["barrier"] == 0 and scores["TP"]["barrier"]["ATE"] == 1
     assert math.isnan(scores["TP"]["barrier"]["AVE"]) and math.isnan(scores["TP"]["traffic_cone"]["AOE"])
 
 
 def test_nothing_found_nothing_there():
-    truth, results, ego, racks = crowd(0, 0.3, None)
+    truth, results, ego = crowd(0, 0.3, None)
     nothing: Split = {token: [] for token in truth}
-    assert check(truth, nothing, ego, racks)["NDS"] == 0
-    assert check(nothing, results, ego, racks)["mAP"] == 0
-    check(nothing, nothing, ego, racks)
+    assert check(truth, nothing, ego, {})["NDS"] == 0
+    assert check(nothing, results, ego, {})["mAP"] == 0
+    check(nothing, nothing, ego, {})
 
 
 @pytest.mark.parametrize("turn", [(1.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 1.0), (0.96, 0.0, 0.0, 0.28)])
@@ -226,8 +196,8 @@ def test_the_later_of_equal_scores_goes_first():
 
 @pytest.fixture
 def one():
-    truth, results, ego, racks = crowd(5, 0.3, None, sensors=1)
-    return truth_columns(truth, ego, racks), results
+    truth, results, ego = crowd(5, 0.3, None, samples=1)
+    return truth_columns(truth, ego), results
 
 
 def test_too_many_boxes_and_what_is_no_box(one):
