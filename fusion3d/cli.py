@@ -21,6 +21,10 @@ VERBS = {
         "fusion3d.engine.evaluate:main",
         "score a checkpoint for every subset of its sensors, or a result file, with the official metrics",
     ),
+    "compare": (
+        "fusion3d.analysis.difference:main",
+        "the difference of two evaluations with its interval, and whether it is more than chance",
+    ),
     "predict": (
         "fusion3d.engine.predict:main",
         "write a checkpoint's boxes and plans for a data set, annotated or not",
@@ -42,7 +46,7 @@ VERBS = {
     ),
     "benchmark": (
         "fusion3d.cli:benchmark",
-        "time the data loader, the operations or whole models: benchmark data | ops | recipes",
+        "time the data loader, the metrics, the operations or whole models: benchmark data | metrics | ops | recipes",
     ),
     "describe": (
         "fusion3d.engine.describe:main",
@@ -56,6 +60,7 @@ VERBS = {
 }
 BENCHMARKS = {
     "data": ("fusion3d.engine.benchmark_data:main", "samples per second, against the official devkit"),
+    "metrics": ("fusion3d.engine.benchmark_metrics.run:main", "scoring and loading of full size, against the devkit"),
     "ops": ("fusion3d.engine.benchmark_ops.run:main", "each operation against what others offer for the same work"),
     "recipes": ("fusion3d.engine.benchmark_recipes:main", "what models cost, beside what is published of them"),
 }

@@ -12,6 +12,7 @@ from fusion3d.config import load_config
 from fusion3d.data.collate import collate
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.data.subset import select_sensors
+from fusion3d.engine.columns import found_columns
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.submission import to_records
 from fusion3d.metrics.detection import score_detections
@@ -81,12 +82,12 @@ def test_the_walk(synthetic_root):
 
     # 8 what it is worth
     tables = dataset.tables
-    truths = {token: detection_truth(tables, token) for token in batch.tokens}
+    truth = detection_truth(tables, batch.tokens)
     records = {
         token: to_records(boxes, sample.global_from_ego.numpy(), token)
         for token, boxes, sample in zip(batch.tokens, predictions.boxes, (sample, dataset[1]), strict=True)
     }
-    scores = score_detections(truths, records)
+    scores = score_detections(truth, found_columns(records, truth.samples.tokens))
     assert 0 <= scores["mAP"] <= scores["NDS"] <= 1
 
     # and any subset of the sensors goes the same way

@@ -26,7 +26,7 @@ from fusion3d.errors import DataError
 from fusion3d.files import cache_folder, write_cache
 from fusion3d.geometry import invert, transform_from
 
-_FORMAT = 1  # raised when the columns change their meaning, so that older caches are rebuilt
+_FORMAT = 2  # raised when the columns change their meaning, so that older caches are rebuilt
 _UNIT_TOLERANCE = 1e-3  # how far a quaternion's norm may be from 1
 
 

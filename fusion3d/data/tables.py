@@ -334,7 +334,7 @@ def box_velocities(center: np.ndarray, time: np.ndarray, prev: np.ndarray, follo
     """
     here = np.arange(len(center))
     first, last = np.where(prev < 0, here, prev), np.where(following < 0, here, following)
-    seconds = (time[last] - time[first]) * 1e-6
+    seconds = 1e-6 * time[last] - 1e-6 * time[first]  # rounded as the devkit does: its velocities, to the bit
     limit = np.where((prev >= 0) & (following >= 0), 3.0, 1.5)
     known = (seconds > 0) & (seconds <= limit)
     return np.where(known[:, None], center[last] - center[first], np.nan) / np.where(known, seconds, 1.0)[:, None]

@@ -18,17 +18,18 @@ from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
 from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.results import Limits
 from fusion3d.engine.score_results import score_results
+from fusion3d.engine.scoring import BoxScorer, Scoring, notes, read_protocol
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
-from fusion3d.engine.submission import write_submission
 from fusion3d.engine.temperatures import load_temperatures, soften
 from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
-from fusion3d.metrics.detection import score_detections
+from fusion3d.metrics.bootstrap import RESAMPLES
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import PROTOCOL, score_planners
+from fusion3d.metrics.protocol import CVPR_2019
 from fusion3d.metrics.shapley import has_every_subset, sensor_worth
 from fusion3d.metrics.tracking import PROTOCOL as TRACKING_PROTOCOL
 from fusion3d.types import MAP_CLASSES
@@ -49,6 +50,7 @@ def evaluate(
     device: str | None = None,
     ema: bool = True,
     tasks: Sequence[str] | None = None,
+    scoring: Scoring | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint on ``config.data.split`` and write everything into ``out_dir``.
 
@@ -57,16 +59,17 @@ def evaluate(
     Args:
         checkpoint: checkpoint or run folder.
         config: the checkpoint's own with other data, thresholds or sensors; None takes it as it is.
-        out_dir: gets ``metrics.json``, ``run.json`` (what was evaluated and how), ``<subset>/results_nusc.json`` and,
-            of tracks, ``<subset>/tracking_nusc.json``.
+        out_dir: gets ``metrics.json``, ``run.json`` (what was evaluated and how) and, for each subset,
+            ``results_nusc.json``, ``matches.npz`` and, of tracks, ``tracking_nusc.json``.
         subsets: names such as "camera+radar"; None is every one that the checkpoint can take.
         device: torch device name; None takes the GPU where there is one.
         ema: use the averaged weights.
         tasks: those of ``TASKS`` to score; None is all that the model has a head for, without tracking.
+        scoring: how boxes are scored; None is as the benchmark does.
 
     Returns:
         ``shapley``: what each sensor is worth, as ``sensor_worth`` gives it, where every subset of several is there;
-        ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, ``map`` with its
+        ``subsets.<name>``: numbers of ``BoxScorer.score``, ``planning`` with that subset's plan, ``map`` with its
         numbers of ``score_map``, and ``tracking`` with those of ``score_tracking``;
         ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
         the numbers of ``score_plan``; ``planning_protocol``;
@@ -79,7 +82,7 @@ def evaluate(
             none that it can; more history than ``evaluation.strict`` allows.
         DataError: the data set has no annotations, or cannot be read.
         CheckpointError: the checkpoint cannot be used.
-        Fusion3DError: the devkit is not installed, or the output cannot be written.
+        Fusion3DError: the output cannot be written; or the devkit is wanted, and is not installed or cannot score it.
     """
     start = time.perf_counter()
     config = load_config_of(checkpoint) if config is None else config
@@ -96,21 +99,22 @@ def evaluate(
     if output is None:
         return {}
 
-    scoring = time.perf_counter()
+    predicted = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
     if "detection" in tasks or "tracking" in tasks:
-        truths = {token: detection_truth(tables, token) for token in output.poses}
+        scorer = None
+        if "detection" in tasks:
+            scorer = BoxScorer(detection_truth(tables, output.poses), config.data, scoring or Scoring())
         tracking = TrackScorer(tables, list(output.poses), config.evaluation.tracker) if "tracking" in tasks else None
         for name, of_subset in output.subsets.items():
             row, folder = metrics["subsets"][name], Path(out_dir, name)
             records = _records(of_subset, output.poses, temperatures.get(name))
-            if "detection" in tasks:
-                write_submission(folder / "results_nusc.json", records, of_subset.used)
-                row |= score_detections(truths, records)
+            if scorer is not None:
+                row |= scorer.score(records, of_subset.used, folder)
             if tracking is not None:
                 row["tracking"] = tracking.track(records, of_subset.used, folder / TRACKS_FILE)
                 metrics["tracking_protocol"] = TRACKING_PROTOCOL
-        if "detection" in tasks and len(chosen) > 1 and has_every_subset(chosen):
+        if scorer is not None and len(chosen) > 1 and has_every_subset(chosen):
             metrics["shapley"] = sensor_worth(metrics["subsets"])
     if "planning" in tasks:
         table = score_plans(output, tables)
@@ -130,7 +134,7 @@ def evaluate(
     metrics["seconds"] = {
         "reading": output.reading_seconds,
         **{f"model.{name}": of_subset.seconds for name, of_subset in output.subsets.items()},
-        "scoring": end - scoring,
+        "scoring": end - predicted,
         "total": end - start,
     }
     write_json(Path(out_dir, "metrics.json"), metrics)
@@ -196,6 +200,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     detection = {name: row for name, row in metrics["subsets"].items() if "NDS" in row}
     if detection:
         lines += [_row("sensors", COLUMNS)] + [_row(name, [row[c] for c in COLUMNS]) for name, row in detection.items()]
+        lines += notes(detection)
     tracks = {name: row["tracking"] for name, row in metrics["subsets"].items() if "tracking" in row}
     if tracks:
         lines += ["", _row("tracking", TRACK_COLUMNS)]
@@ -239,14 +244,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--max-boxes", type=int, default=Limits.max_boxes, help="of --results (default: %(default)s)")
     parser.add_argument("--max-bytes", type=int, default=Limits.max_bytes, help="of --results (default: %(default)s)")
+    parser.add_argument("--protocol", help="JSON file of a detection protocol in the devkit's form")
+    parser.add_argument("--official", action="store_true", help="score with the devkit too, and say how far it is away")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the scenes, for intervals; 0: none")
     options, overrides = parser.parse_known_args(argv)
+    protocol = read_protocol(options.protocol) if options.protocol else CVPR_2019
+    scoring = Scoring(protocol, options.official, max(options.resamples, 0))
     if options.results is not None:
         config = override(Config(), overrides)
         limits = Limits(max_bytes=options.max_bytes, max_boxes=options.max_boxes)
-        metrics = score_results(options.results, config, options.out, limits, options.tasks)
+        metrics = score_results(options.results, config, options.out, limits, options.tasks, scoring)
     else:
         config = chosen_config(options, overrides)
-        how = options.device, not options.no_ema, options.tasks
+        how = options.device, not options.no_ema, options.tasks, scoring
         metrics = evaluate(options.checkpoint, config, options.out, options.subsets, *how)
     if metrics:
         print(format_table(metrics))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
 from fusion3d.data.nuscenes import Tables
-from fusion3d.geometry import apply, invert, rotation_from_quaternion, yaw_of
-from fusion3d.metrics.detection import Truth
-from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES
+from fusion3d.data.tables import REFERENCE_CHANNEL
+from fusion3d.geometry import apply, invert, rotation_from_quaternion, yaw_from_quaternion, yaw_of
+from fusion3d.metrics.columns import BoxColumns, Racks, Samples, Truth
 
 BICYCLE_RACK = "static_object.bicycle_rack"
 OBSTACLES = ("vehicle.", "human.")  # prefixes of the categories that a plan must not hit: all that move by themselves
@@ -20,15 +20,48 @@ def category_names(tables: Tables) -> list[str]:
     return [name.decode() for name in tables.category_name.tolist()]
 
 
-def detection_truth(tables: Tables, token: str) -> Truth:
-    """The annotations of a sample as the devkit's evaluation reads them."""
+def detection_truth(tables: Tables, tokens: Iterable[str]) -> Truth:
+    """The annotations of samples as the official evaluation reads them, in the order of the tables.
+
+    Args:
+        tables: of the data set.
+        tokens: of the samples, in any order.
+
+    Raises:
+        DataError: the data set has no such sample, or a sample has no ego pose.
+    """
+    samples = np.array(sorted(tables.row_of(token) for token in tokens), dtype=np.int64)
+    place = np.full(len(tables.sample_token), -1, dtype=np.int64)
+    place[samples] = np.arange(len(samples))
+    poses = np.stack([tables.global_from_ego(row) for row in samples]) if len(samples) else np.zeros((0, 4, 4))
+    scenes, scene = np.unique(tables.sample_scene[samples], return_inverse=True)
+    sample = np.repeat(place, np.diff(tables.box_start))  # of each box of the data set, -1 of none of these samples
+    rows = np.flatnonzero((sample >= 0) & (tables.box_class >= 0))
     names = category_names(tables)
-    sample = tables.row_of(token)
-    rows = range(tables.box_start[sample], tables.box_start[sample + 1])
+    racks = np.flatnonzero(sample >= 0)
+    racks = racks[tables.box_category[racks] == (names.index(BICYCLE_RACK) if BICYCLE_RACK in names else -1)]
     return Truth(
-        boxes=[_record(tables, row, token) for row in rows if tables.box_class[row] >= 0],
-        ego=tuple(tables.global_from_ego(sample)[:3, 3].tolist()),
-        bicycle_racks=[_placed(tables, row) for row in rows if names[tables.box_category[row]] == BICYCLE_RACK],
+        samples=Samples(
+            tokens=tuple(token.decode() for token in tables.sample_token[samples].tolist()),
+            scene=scene.astype(np.int64),
+            scenes=tuple(name.decode() for name in tables.scene_name[scenes].tolist()),
+            descriptions=tuple(text.decode() for text in tables.scene_description[scenes].tolist()),
+            ego=poses[:, :2, 3],
+            heading=yaw_of(poses),
+        ),
+        boxes=BoxColumns.of(
+            sample=sample[rows],
+            center=tables.box_center[rows],
+            size=tables.box_size[rows],
+            yaw=yaw_from_quaternion(tables.box_rotation[rows]),
+            velocity=tables.box_velocity[rows, :2],
+            label=tables.box_class[rows],
+            attribute=tables.box_attribute[rows],
+            num_points=tables.box_points[rows].sum(axis=1),
+            visibility=tables.box_visibility[rows],
+        ),
+        racks=Racks(sample[racks], tables.box_center[racks], tables.box_size[racks], tables.box_rotation[racks]),
+        nearest=sum(tables.key(row, REFERENCE_CHANNEL) < 0 for row in samples.tolist()),
     )
 
 
@@ -59,22 +92,3 @@ def obstacles(tables: Tables, token: str, num_steps: int) -> list[np.ndarray]:
         yaw = yaw_of(ego_from_global[:3, :3] @ rotation_from_quaternion(tables.box_rotation[rows]))
         found.append(np.concatenate([center[:, :2], tables.box_size[rows, :2], yaw[:, None]], axis=1))
     return found
-
-
-def _placed(tables: Tables, row: int) -> dict[str, Any]:
-    return {
-        "translation": tables.box_center[row].tolist(),
-        "size": tables.box_size[row, [1, 0, 2]].tolist(),
-        "rotation": tables.box_rotation[row].tolist(),
-    }
-
-
-def _record(tables: Tables, row: int, token: str) -> dict[str, Any]:
-    attribute = int(tables.box_attribute[row])
-    return _placed(tables, row) | {
-        "sample_token": token,
-        "velocity": tables.box_velocity[row, :2].tolist(),
-        "num_pts": int(tables.box_points[row].sum()),
-        "detection_name": DETECTION_CLASSES[tables.box_class[row]],
-        "attribute_name": ATTRIBUTES[attribute] if attribute >= 0 else "",
-    }

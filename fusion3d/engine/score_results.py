@@ -11,10 +11,10 @@ from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.results import Limits, read_results
+from fusion3d.engine.scoring import BoxScorer, Scoring
 from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
-from fusion3d.metrics.detection import score_detections
 from fusion3d.metrics.tracking import PROTOCOL as TRACKING_PROTOCOL
 
 
@@ -24,6 +24,7 @@ def score_results(
     out_dir: str | Path,
     limits: Limits | None = None,
     tasks: Sequence[str] | None = None,
+    scoring: Scoring | None = None,
 ) -> dict[str, Any]:
     """Score a result file on ``data.split`` and write ``metrics.json`` into ``out_dir``.
 
@@ -33,6 +34,7 @@ def score_results(
         out_dir: folder; gets the tracks too where detections are tracked.
         limits: of the file's size.
         tasks: "detection" or "tracking"; None is what the file holds. Detections can be tracked here.
+        scoring: how boxes are scored; None is as the benchmark does.
 
     Returns:
         As ``evaluate``, with one row of ``subsets`` under the file's name without its ending.
@@ -62,6 +64,7 @@ def score_results(
             row["tracking"] = scorer.track(results.records(), results.sensors, Path(out_dir, TRACKS_FILE))
         metrics["tracking_protocol"] = TRACKING_PROTOCOL
     if "detection" in tasks:
-        row |= score_detections({token: detection_truth(tables, token) for token in tokens}, results.records())
+        scorer = BoxScorer(detection_truth(tables, tokens), data, scoring or Scoring())
+        row |= scorer.score(results.records(), results.sensors, Path(out_dir))
     write_json(Path(out_dir, "metrics.json"), metrics)
     return metrics

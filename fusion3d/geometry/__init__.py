@@ -13,6 +13,7 @@ from fusion3d.geometry.rigid import (
     rotate,
     rotation_from_quaternion,
     transform_from,
+    yaw_from_quaternion,
     yaw_of,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "rotation_from_quaternion",
     "transform_from",
     "wrap_angle",
+    "yaw_from_quaternion",
     "yaw_of",
 ]

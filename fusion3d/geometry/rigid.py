@@ -71,3 +71,9 @@ def rotate(dst_from_src: Array, vectors: Array) -> Array:
 def yaw_of(dst_from_src: np.ndarray) -> np.ndarray:
     """[..., 4, 4] or [..., 3, 3] rotation to [...] yaw [rad]: the heading of src's x axis in dst's xy plane."""
     return np.arctan2(dst_from_src[..., 1, 0], dst_from_src[..., 0, 0])
+
+
+def yaw_from_quaternion(wxyz: np.ndarray) -> np.ndarray:
+    """[..., 4] quaternions (w, x, y, z) of any length to [...] yaw [rad], as ``yaw_of`` of their rotations."""
+    w, x, y, z = np.moveaxis(np.asarray(wxyz, dtype=np.float64), -1, 0)
+    return np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)

@@ -1,153 +1,105 @@
-"""nuScenes detection scores, computed by the functions of the official devkit on boxes of any origin.
-
-The devkit's ``DetectionEval`` reads its own tables and needs a LIDAR_TOP record for every sample. Here the
-same functions (``add_center_dist``, ``filter_eval_boxes``, ``accumulate``, ``calc_ap``, ``calc_tp``,
-``DetectionMetrics``) are fed with records in the submission format, so that a scene without LiDAR is scored
-too; the numbers are equal to the last bit.
-"""
+"""nuScenes detection scores: equal to those of the official evaluation, on columns of boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fusion3d.errors import Fusion3DError
+from fusion3d.metrics.columns import BoxColumns, Truth
+from fusion3d.metrics.lanes import CLASSES, make_lanes
+from fusion3d.metrics.matching import TP_ERRORS, Matches, match_detections
+from fusion3d.metrics.protocol import CVPR_2019, DetectionProtocol
+from fusion3d.types import DETECTION_CLASSES
 
-TP_NAMES = {
-    "trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE",
-}  # fmt: skip
-
-Record = Mapping[str, Any]  # a box in the submission's format; ground truth has ``num_pts`` and no score
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What one sample is scored against, in the global frame."""
-
-    boxes: Sequence[Record]  # the ten classes
-    ego: tuple[float, float, float]  # [m] where the vehicle was at the reference time
-    bicycle_racks: Sequence[Record] = field(default_factory=tuple)  # translation, size (w, l, h), rotation
+MEANS = ("NDS", "mAP", *(f"m{error}" for error in TP_ERRORS))
+LOWER = tuple(f"m{error}" for error in TP_ERRORS)  # less is better
 
 
-class _Tables:
-    """As much of ``nuscenes.NuScenes`` as the devkit's filters ask for."""
-
-    def __init__(self, truths: Mapping[str, Truth]) -> None:
-        self._truths = truths
-
-    def get(self, table: str, token: Any) -> Any:
-        if table == "sample":
-            racks = [(token, i) for i in range(len(self._truths[token].bicycle_racks))]
-            return {"data": {"LIDAR_TOP": token}, "anns": racks}
-        if table == "sample_data":
-            return {"ego_pose_token": token}
-        if table == "ego_pose":
-            return {"translation": self._truths[token].ego}
-        sample, number = token
-        return {"category_name": "static_object.bicycle_rack", **self._truths[sample].bicycle_racks[number]}
-
-
-def score_detections(truths: Mapping[str, Truth], results: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    """Official nuScenes numbers (configuration ``detection_cvpr_2019``).
-
-    Class ranges around the ego, boxes without any LiDAR or radar point, and cycles in bicycle racks are
-    filtered by the devkit itself.
+def score_detections(truth: Truth, found: BoxColumns, protocol: DetectionProtocol = CVPR_2019) -> dict[str, Any]:
+    """Official nuScenes numbers.
 
     Args:
-        truths: by sample token.
-        results: by sample token, predicted boxes as in a submission; every token of ``truths`` must be there.
+        truth: of the split.
+        found: detections, in the order of the result file.
+        protocol: by default that of the benchmark.
 
     Returns:
-        ``NDS``, ``mAP``, ``mATE`` ... ``mAAE``; ``AP`` by class; ``TP`` by class and error (``ATE`` ..., NaN
-        where the devkit does not define it); ``num_truth`` by class, after the filters.
+        See ``score_matches``.
 
     Raises:
-        Fusion3DError: the devkit is not installed, or samples are missing or unknown in ``results``.
+        Fusion3DError: a sample has too many detections, or a box is none.
     """
-    devkit = _devkit()
-    if set(truths) != set(results):
-        missing, unknown = sorted(set(truths) - set(results)), sorted(set(results) - set(truths))
-        raise Fusion3DError(
-            f"the results have {len(missing)} samples too few (first {missing[:1]}) and {len(unknown)} too "
-            f"many "
-            f"(first {unknown[:1]}); every sample of the split must be there, with an empty list if nothing "
-            f"was found"
-        )
-    config = devkit.config_factory("detection_cvpr_2019")
-    tables = _Tables(truths)
-    truth = _filtered(devkit, config, tables, {token: truths[token].boxes for token in truths})
-    found = _filtered(devkit, config, tables, {token: results[token] for token in truths})
+    return score_matches(match_detections(truth, found, protocol))
 
-    metrics = devkit.DetectionMetrics(config)
-    for name in config.class_names:
-        # Matching never crosses classes: giving ``accumulate`` one class at a time changes its speed alone.
-        of_class = _only(devkit, truth, name), _only(devkit, found, name)
-        data = {
-            distance: devkit.accumulate(*of_class, name, config.dist_fcn_callable, distance)
-            for distance in config.dist_ths
-        }
-        for distance in config.dist_ths:
-            ap = devkit.calc_ap(data[distance], config.min_recall, config.min_precision)
-            metrics.add_label_ap(name, distance, ap)
-        for error in devkit.TP_METRICS:
-            undefined = error in {
-                "traffic_cone": ("attr_err", "vel_err", "orient_err"),
-                "barrier": ("attr_err", "vel_err"),
-            }.get(name, ())
-            value = np.nan if undefined else devkit.calc_tp(data[config.dist_th_tp], config.min_recall, error)
-            metrics.add_label_tp(name, error, value)
+
+def score_matches(matches: Matches) -> dict[str, Any]:
+    """Official nuScenes numbers of what is matched already.
+
+    Returns:
+        ``NDS``, ``mAP``, ``mATE`` ... ``mAAE``; by class ``AP``, ``AP_at`` (by threshold), ``TP`` (``ATE`` ..., NaN
+        where it is not defined), and ``num_truth`` after the filters. A class without truth has AP 0 and errors 1.
+        ``micro``: ``AP`` and errors of all classes in one ranking.
+    """
+    lanes = make_lanes(matches)
+    counted = lanes.count()
+    flat = numbers(counted, matches.protocol, absent=~counted["present"][0])
+    truth = np.bincount(matches.truth.label, minlength=CLASSES)
+    at = counted["AP"][0].tolist()
     return {
-        "NDS": metrics.nd_score,
-        "mAP": metrics.mean_ap,
-        **{f"m{TP_NAMES[error]}": value for error, value in metrics.tp_errors.items()},
-        "AP": {name: float(ap) for name, ap in metrics.mean_dist_aps.items()},
-        "TP": {
-            name: {TP_NAMES[error]: float(metrics.get_label_tp(name, error)) for error in devkit.TP_METRICS}
-            for name in config.class_names
+        **nested({name: float(value[0]) for name, value in flat.items()}),
+        "AP_at": {
+            name: dict(zip(map(str, matches.protocol.dist_ths), at[c], strict=True))
+            for c, name in enumerate(DETECTION_CLASSES)
         },
-        "num_truth": {name: sum(box.detection_name == name for box in truth.all) for name in config.class_names},
+        "num_truth": dict(zip(DETECTION_CLASSES, truth.tolist(), strict=True)),
     }
 
 
-def _devkit() -> SimpleNamespace:
-    """The names of the devkit that are used here, in one place."""
-    try:
-        from nuscenes.eval.common import config, data_classes, loaders
-        from nuscenes.eval.detection import algo, constants
-        from nuscenes.eval.detection import data_classes as detection
-    except ImportError as error:
-        raise Fusion3DError(
-            f"the official nuScenes devkit, which does the scoring, cannot be imported ({error}); "
-            "install it with: pip install --no-deps nuscenes-devkit==1.2.0 && pip install 'fusion3d[eval]'"
-        ) from error
-    return SimpleNamespace(
-        config_factory=config.config_factory,
-        EvalBoxes=data_classes.EvalBoxes,
-        add_center_dist=loaders.add_center_dist,
-        filter_eval_boxes=loaders.filter_eval_boxes,
-        accumulate=algo.accumulate,
-        calc_ap=algo.calc_ap,
-        calc_tp=algo.calc_tp,
-        TP_METRICS=constants.TP_METRICS,
-        DetectionBox=detection.DetectionBox,
-        DetectionMetrics=detection.DetectionMetrics,
-    )
+def numbers(
+    counted: Mapping[str, np.ndarray], protocol: DetectionProtocol, absent: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """All numbers of each resample, from what ``Lanes.count`` counted.
+
+    Args:
+        counted: by ``Lanes.count``.
+        protocol: weighs mAP in NDS.
+        absent: [C + 1] bool, classes that count in means though they have no truth at all, with AP 0 and errors 1 (the
+            benchmark's rule); those that miss truth in a resample alone are left out of its means. None: no such class.
+
+    Returns:
+        [B] each: MEANS, ``AP.car`` ..., ``ATE.car`` ..., ``micro.AP``, ``micro.ATE`` ...; NaN where nothing is known.
+    """
+    there = counted["present"] | (False if absent is None else absent)
+    ap = np.where(there, counted["AP"].mean(axis=2), np.nan)
+    tp = np.where(there[..., None], counted["TP"], np.nan)
+    mean_ap, errors = _mean(ap[:, :CLASSES]), _mean(tp[:, :CLASSES])
+    weight = protocol.mean_ap_weight
+    found = {
+        "NDS": (weight * mean_ap + np.maximum(0.0, 1.0 - errors).sum(axis=1)) / (weight + len(TP_ERRORS)),
+        "mAP": mean_ap,
+        **{f"m{error}": errors[:, e] for e, error in enumerate(TP_ERRORS)},
+    }
+    for c, name in enumerate((*DETECTION_CLASSES, "micro")):
+        key = "micro.{}" if name == "micro" else "{}." + name
+        found[key.format("AP")] = ap[:, c]
+        found |= {key.format(error): tp[:, c, e] for e, error in enumerate(TP_ERRORS)}
+    return found
 
 
-def _filtered(devkit: Any, config: Any, tables: _Tables, records: Mapping[str, Sequence[Record]]) -> Any:
-    boxes = devkit.EvalBoxes.deserialize(records, devkit.DetectionBox)
-    if not boxes.all:  # the devkit's filter cannot take none
-        return boxes
-    devkit.add_center_dist(tables, boxes)
-    return devkit.filter_eval_boxes(tables, boxes, config.class_range)
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of one evaluation by kind: MEANS, ``AP.<class>``, ``TP.<class>.<error>``, ``micro.<AP or error>``."""
+    return {
+        **{name: flat[name] for name in MEANS},
+        "AP": {name: flat[f"AP.{name}"] for name in DETECTION_CLASSES},
+        "TP": {name: {error: flat[f"{error}.{name}"] for error in TP_ERRORS} for name in DETECTION_CLASSES},
+        "micro": {name: flat[f"micro.{name}"] for name in ("AP", *TP_ERRORS)},
+    }
 
 
-def _only(devkit: Any, boxes: Any, name: str) -> Any:
-    chosen = devkit.EvalBoxes()
-    for token in boxes.sample_tokens:
-        chosen.add_boxes(token, [box for box in boxes[token] if box.detection_name == name])
-    return chosen
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over axis 1 of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=1)
+    return np.where(count > 0, np.where(known, values, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan)

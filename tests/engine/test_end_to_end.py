@@ -19,18 +19,21 @@ from safetensors.torch import load_file
 
 from fusion3d.config import load_config
 from fusion3d.engine import evaluate as module
+from fusion3d.engine import scoring as scoring_module
 from fusion3d.engine.check_submission import main as check_main
 from fusion3d.engine.checkpoint import list_checkpoints, load_model
 from fusion3d.engine.evaluate import COLUMNS, PLAN_COLUMNS, evaluate, format_table
 from fusion3d.engine.evaluate import main as evaluate_main
 from fusion3d.engine.inference import choose_subsets, sensor_subsets
 from fusion3d.engine.log import read_log
+from fusion3d.engine.matches import read_matches
 from fusion3d.engine.predict import main as predict_main
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.split import open_split
 from fusion3d.engine.train import main as train_main
 from fusion3d.engine.train import train
 from fusion3d.errors import CheckpointError, ConfigError, DataError
+from fusion3d.metrics.detection import score_matches
 from fusion3d.types import MAP_CLASSES
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -159,9 +162,16 @@ def test_no_augmentation_leaves_training_samples_as_they_are(config_file):
 
 
 def test_every_subset_from_one_checkpoint(whole_run, tmp_path, capsys):
-    assert evaluate_main(["--checkpoint", str(whole_run), "--out", str(tmp_path), "--data.workers", "0"]) == 0
+    options = ["--data.workers", "0", "--official", "--resamples", "100"]
+    assert evaluate_main(["--checkpoint", str(whole_run), "--out", str(tmp_path), *options]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert tuple(metrics["subsets"]) == SUBSETS
+    for name, row in metrics["subsets"].items():
+        assert row["official"]["difference"] < 1e-9
+        assert row["num_scenes"] == 1 and row["intervals"]["NDS"] is None, "the split has one scene"
+        of_bands = [band["num_truth"] for band in row["strata"]["distance"].values()]
+        assert sum(of_bands) == sum(row["num_truth"].values()) > 0
+        np.testing.assert_equal(score_matches(read_matches(tmp_path / name / "matches.npz"))["AP"], row["AP"])
     assert metrics["num_samples"] == 6
     for name in SUBSETS:
         row = metrics["subsets"][name]
@@ -191,6 +201,7 @@ def test_every_subset_from_one_checkpoint(whole_run, tmp_path, capsys):
     assert "BEVFusion" in metrics["map_protocol"]
     assert metrics["seconds"]["total"] > 0
     out = capsys.readouterr().out
+    assert out.count("greatest difference from the devkit") == len(SUBSETS)
     assert all(out.count(f"\n{name} ") >= 3 for name in SUBSETS) and "\nmap IoU@best " in out
 
 
@@ -198,13 +209,13 @@ def test_the_same_numbers_again_and_by_name(whole_run, tmp_path, monkeypatch):
     config = load_model(whole_run)[1]
     outputs, left = [], []
     monkeypatch.setattr(module, "run_shared", lambda *args: outputs.append(run_shared(*args)) or outputs[-1])
-    score = module.score_detections
+    score = scoring_module.score_matches
 
     def scored(*args):
         left.append([bool(subset.boxes) for subset in outputs[-1].subsets.values()])
         return score(*args)
 
-    monkeypatch.setattr(module, "score_detections", scored)
+    monkeypatch.setattr(scoring_module, "score_matches", scored)
     evaluate(whole_run, config, tmp_path / "c", ["camera+radar", "camera"])
     assert left == [[False, True], [False, False]], "boxes that were scored are kept"
     first = evaluate(whole_run, config, tmp_path / "a", ["radar+camera"])

@@ -3,12 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fusion3d.config import DataConfig
+from fusion3d.config import Config, DataConfig
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.ground_truth import detection_truth, obstacles
-from fusion3d.engine.submission import to_records
-from fusion3d.metrics.detection import score_detections
+from fusion3d.engine.inference import SubsetOutput
+from fusion3d.engine.scoring import BoxScorer, Scoring, notes
+from fusion3d.errors import Fusion3DError
 from fusion3d.metrics.planning import collides
 from fusion3d.types import BEVGrid
 
@@ -60,15 +61,24 @@ def test_the_driven_path_hits_nothing(synthetic_root):
     assert collides(straight_at, [[obstacle[None]] * 6]).any()
 
 
-def test_a_scene_that_the_devkit_cannot_score_is_scored(real_root):
+def test_a_scene_that_the_devkit_cannot_score_is_scored(real_root, tmp_path):
     """scene-0061 has no LIDAR_TOP after its first keyframe; its own boxes, given back, are a perfect answer."""
-    config = DataConfig(root=str(real_root), version="v1.0-mini", sensors=())
-    dataset = NuScenesDataset(config, "real_0061", BEVGrid())
+    config = Config(data=DataConfig(root=str(real_root), version="v1.0-mini", sensors=()))
+    dataset = NuScenesDataset(config.data, "real_0061", BEVGrid())
     samples = [dataset[i] for i in range(len(dataset))]
-    truths = {s.token: detection_truth(dataset.tables, s.token) for s in samples}
+    truth = detection_truth(dataset.tables, [s.token for s in samples])
+    assert truth.nearest == 37
     scored = {s.token: s.boxes[s.boxes.num_points.sum(1) > 0] for s in samples}
-    results = {s.token: to_records(scored[s.token], s.global_from_ego.numpy(), s.token) for s in samples}
-    scores = score_detections(truths, results)
+    poses = {s.token: s.global_from_ego.numpy() for s in samples}
+
+    def evaluated(scoring: Scoring) -> dict:
+        return BoxScorer(truth, config, scoring).score(SubsetOutput((), boxes=dict(scored)), poses, tmp_path)
+
+    scores = evaluated(Scoring(resamples=0))
+    (note,) = notes({"all": scores})
+    assert "37 samples have no LIDAR_TOP" in note and "from the ego pose nearest in time" in note
+    with pytest.raises(Fusion3DError, match=r"devkit cannot score .*results_nusc\.json \(KeyError: 'LIDAR_TOP'\)"):
+        evaluated(Scoring(official=True, resamples=0))
     there = [name for name, count in scores["num_truth"].items() if count]
     assert len(samples) == 38 and len(there) >= 5
     for name in there:

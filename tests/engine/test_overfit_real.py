@@ -20,6 +20,7 @@ from fusion3d.build import build_model
 from fusion3d.config import Config, load_config
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.engine.checkpoint import load_model
+from fusion3d.engine.columns import found_columns
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import SubsetOutput, run_split
 from fusion3d.engine.seed import seed_all
@@ -67,8 +68,8 @@ def look(model: Any, frames: Frames) -> tuple[dict[str, float], SubsetOutput]:
     """AP of the classes present, and what the model said."""
     output = run_split(model.eval(), frames, {"all": SENSORS}, 4, 0, torch.device("cpu"))
     said = output.subsets["all"]
-    truths = {sample.token: detection_truth(frames.tables, sample.token) for sample in frames.samples}
-    scores = score_detections(truths, said.records(output.poses))
+    truth = detection_truth(frames.tables, [sample.token for sample in frames.samples])
+    scores = score_detections(truth, found_columns(said.records(output.poses), truth.samples.tokens))
     present = [name for name, count in scores["num_truth"].items() if count]
     return {name: scores["AP"][name] for name in present}, said
 

@@ -12,14 +12,15 @@ import torch
 from fusion3d.config import DataConfig
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.data.nuscenes import Tables
+from fusion3d.engine.columns import found_columns
 from fusion3d.engine.ground_truth import detection_truth
+from fusion3d.engine.official import Official, greatest_difference
 from fusion3d.engine.submission import attribute_name, to_records, write_submission
-from fusion3d.errors import Fusion3DError
-from fusion3d.metrics.detection import Truth, score_detections
+from fusion3d.metrics.detection import score_detections
+from fusion3d.metrics.protocol import CVPR_2019
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, BEVGrid, Boxes
 
 VERSION = "v1.0-synthetic"
-NAMES = {"mATE": "trans_err", "mASE": "scale_err", "mAOE": "orient_err", "mAVE": "vel_err", "mAAE": "attr_err"}
 
 
 def read_boxes(root: Path, split: str) -> tuple[dict[str, Boxes], dict[str, np.ndarray]]:
@@ -74,16 +75,13 @@ def test_numbers_are_those_of_the_devkits_evaluation(synthetic_root, tmp_path, s
     results = {token: to_records(noisy(boxes[token], rng, spread), poses[token], token) for token in boxes}
     path = write_submission(tmp_path / "results_nusc.json", results, ["lidar"])
     theirs = official(synthetic_root, path, "synthetic_train", tmp_path)
-    tables = Tables.open(synthetic_root, VERSION)
-    ours = score_detections({token: detection_truth(tables, token) for token in boxes}, results)
+    truth = detection_truth(Tables.open(synthetic_root, VERSION), boxes)
+    ours = score_detections(truth, found_columns(results, truth.samples.tokens))
     assert 0.05 < ours["mAP"] < 0.95
-    assert ours["NDS"] == theirs["nd_score"]
-    assert ours["mAP"] == theirs["mean_ap"]
-    assert ours["AP"] == theirs["mean_dist_aps"]
-    for name, error in NAMES.items():
-        assert ours[name] == theirs["tp_errors"][error], name
-        for label in DETECTION_CLASSES:
-            np.testing.assert_equal(ours["TP"][label][name[1:]], theirs["label_tp_errors"][label][error])
+    assert greatest_difference(ours, theirs)[0] < 1e-12
+    beside = Official(str(synthetic_root), VERSION, truth.samples.tokens, CVPR_2019).score(path)
+    assert greatest_difference(ours, beside)[0] < 1e-12
+    assert beside["nd_score"] == theirs["nd_score"] and beside["label_aps"] == theirs["label_aps"]
 
 
 def test_our_ground_truth_as_a_submission_is_perfect(synthetic_root, tmp_path):
@@ -114,47 +112,6 @@ def test_our_ground_truth_as_a_submission_is_perfect(synthetic_root, tmp_path):
         if name not in ("traffic_cone", "barrier"):
             assert errors["vel_err"] < 1e-4
             assert errors["attr_err"] < 1e-4
-
-
-def sample_with(boxes: list[dict], **more) -> dict[str, Truth]:
-    return {"a": Truth(boxes=boxes, ego=(0.0, 0.0, 0.0), **more)}
-
-
-def record(name: str, x: float, score: float | None = None, num_pts: int = 5) -> dict:
-    common = {
-        "sample_token": "a", "translation": [x, 0.0, 0.0], "size": [1.0, 2.0, 1.0], "rotation": [1.0, 0.0, 0.0, 0.0],
-        "velocity": [0.0, 0.0], "detection_name": name, "attribute_name": "",
-    }  # fmt: skip
-    return common | ({"num_pts": num_pts} if score is None else {"detection_score": score})
-
-
-def test_filters_range_points_and_bicycle_racks():
-    rack = {"translation": [20.0, 0, 0], "size": [4.0, 4.0, 4.0], "rotation": [1.0, 0, 0, 0]}
-    truth = sample_with(
-        [record("bicycle", 5), record("bicycle", 20), record("bicycle", 41), record("bicycle", 9, num_pts=0),
-         record("car", 49.9), record("car", 50.0)],
-        bicycle_racks=[rack],
-    )  # fmt: skip
-    found = {"a": [record("bicycle", 5, 0.9), record("bicycle", 20, 1.0), record("bicycle", 41, 1.0)]}
-    scores = score_detections(truth, found)
-    assert scores["num_truth"]["bicycle"] == 1 and scores["num_truth"]["car"] == 1
-    assert scores["AP"]["bicycle"] == pytest.approx(1), "what lies in the rack or too far is no false alarm either"
-    assert scores["AP"]["car"] == 0
-    assert scores["mAP"] == pytest.approx(0.1)
-
-
-def test_nothing_found_scores_zero_and_a_missing_sample_is_an_error():
-    truth = sample_with([record("car", 5)])
-    empty = score_detections(truth, {"a": []})
-    assert empty["NDS"] == 0 and empty["mAP"] == 0
-    with pytest.raises(Fusion3DError, match="1 samples too few"):
-        score_detections(truth, {})
-
-
-def test_without_the_devkit_the_error_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "nuscenes.eval.common", None)
-    with pytest.raises(Fusion3DError, match=r"--no-deps nuscenes-devkit==1\.2\.0 && pip install .fusion3d\[eval\]"):
-        score_detections(sample_with([]), {"a": []})
 
 
 def test_records_are_best_first_at_most_500_and_plain():
