@@ -73,3 +73,5 @@ class EvaluationConfig:
     stream: bool = False
     """With temporal: samples come one by one and are read once; the model remembers all of the scene so far, as it does
     in a vehicle, instead of reading the last ``temporal.keyframes`` for each of them."""
+    stride: Count = 1
+    """Every how many-th keyframe of the split is looked at; above 1 the numbers are those of a sample of it."""
