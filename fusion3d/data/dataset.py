@@ -82,7 +82,8 @@ class NuScenesDataset(Dataset[Sample]):
         self.seed, self.steps, self.with_map, self.keyframes, self.epochs = seed, steps, with_map, keyframes, epochs
         self.training = augment is not None if training is None else training
         self.tables = Tables.open(config.root, config.version)
-        self.rows = np.array(samples_of(self.tables, split)[::stride], dtype=np.int64)
+        rows = np.array(samples_of(self.tables, split), dtype=np.int64)
+        self.rows = rows[min(stride // 2, len(rows) - 1) :: stride]  # not the first, which have no past
         self.epoch = 0
         self.paster = None if augment is None or augment.paste is None else Paster.open(augment.paste, config, grid)
         self._guard = Lenient() if config.skip_broken else strict

@@ -81,7 +81,7 @@ def evaluate(
     if config.detection is not None:
         truths = {token: detection_truth(tables, token) for token in output.poses}
         for name, of_subset in output.subsets.items():
-            metrics["subsets"][name] |= _score_boxes(of_subset, output.poses, truths, Path(out_dir, name))
+            metrics["subsets"][name] |= score_boxes(of_subset, output.poses, truths, Path(out_dir, name))
     if config.planning is not None:
         table = score_plans(output, tables)
         for name in chosen:
@@ -107,13 +107,17 @@ def evaluate(
     return metrics
 
 
-def _score_boxes(
-    of_subset: SubsetOutput, poses: dict[str, np.ndarray], truths: dict[str, Truth], folder: Path
+def score_boxes(
+    of_subset: SubsetOutput, poses: dict[str, np.ndarray], truths: dict[str, Truth], folder: Path | None
 ) -> dict[str, Any]:
-    """Write one subset's submission and score it; its boxes are dropped: of all subsets they would fill the memory."""
+    """Score one subset and write its submission into ``folder``, if any.
+
+    Its boxes are dropped: those of all subsets would fill the memory.
+    """
     records = of_subset.records(poses)
     of_subset.boxes.clear()
-    write_submission(folder / "results_nusc.json", records, of_subset.used)
+    if folder is not None:
+        write_submission(folder / "results_nusc.json", records, of_subset.used)
     return score_detections(truths, records)
 
 
@@ -180,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--subsets", nargs="+", help="e.g. lidar camera+radar (default: all that the checkpoint can take)"
     )
+    parser.epilog = f"{parser.epilog} --suite robustness does this with failing sensors: see its own --help."
     options, overrides = parser.parse_known_args(argv)
     config = chosen_config(options, overrides)
     metrics = evaluate(options.checkpoint, config, options.out, options.subsets, options.device, not options.no_ema)
