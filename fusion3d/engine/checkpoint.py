@@ -36,7 +36,7 @@ FREE_KEYS = {
     "data.root", "data.workers", "data.split", "detection.nms", "detection.circle_radius", "detection.rotated_overlap",
     "detection.nms_scale", "detection.score_threshold", "detection.class_score_threshold", "detection.max_boxes",
     "detection.class_max_boxes", "train.log_every", "train.checkpoint_every", "evaluation.tta",
-    "evaluation.stream", "fusion.merge", "augment.paste.database",
+    "evaluation.stream", "evaluation.stride", "fusion.merge", "augment.paste.database",
 }  # change nothing that is learned  # fmt: skip
 
 
