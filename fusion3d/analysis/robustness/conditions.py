@@ -69,14 +69,18 @@ MULTICORRUPT = (
     "lidar.beams", "camera.bright", "camera.dark", "fog", "camera.black", "blur", "lidar.points", "snow",
     "lidar.misaligned", "stale",
 )  # fmt: skip
+_JOINT_NAMES = {family.name for family in JOINT}
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "severities": tuple(family.name for family in FAMILIES if family.graded),
     "curves": tuple(family.name for family in FAMILIES if not family.graded),
     "multicorrupt": MULTICORRUPT,
     **{sensor: tuple(family.name for family in FAMILIES if family.sensors == (sensor,)) for sensor in SENSORS},
-    **{kind: tuple(f.name for f in FAMILIES if f.name.endswith(f".{kind}")) for kind in KINDS if kind not in
-       {family.name for family in JOINT}},
-}  # fmt: skip
+    **{
+        kind: tuple(family.name for family in FAMILIES if family.name.endswith(f".{kind}"))
+        for kind in KINDS
+        if kind not in _JOINT_NAMES
+    },
+}
 
 
 def choose(config: Config, names: Sequence[str] | None = None, severities: Sequence[int] = (1, 2, 3)) -> list[Family]:

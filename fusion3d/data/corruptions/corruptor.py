@@ -16,6 +16,7 @@ from fusion3d.data.corruptions.lidar import POINTS
 from fusion3d.data.corruptions.radar import RETURNS
 from fusion3d.data.corruptions.rig import ODDS, earlier, misaligned, shifted, turned
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.tables import REFERENCE_CHANNEL
 from fusion3d.geometry import rotation_from_quaternion
 
 
@@ -43,11 +44,10 @@ class Corruptor:
         """Those of the channels that the sample has, and that have not failed."""
         found = [channel for channel in channels if tables.key(sample, channel) >= 0]
         for one in self.corruptions:
-            lot = {
-                channel: self._rng(one.kind, tables.token(sample), channel).random()
-                for channel in found
-                if one.kind in ("missing", "keep") and one.covers(channel)
-            }
+            if one.kind not in ("missing", "keep"):
+                continue
+            token = tables.token(sample)
+            lot = {channel: self._rng(one.kind, token, channel).random() for channel in found if one.covers(channel)}
             if one.kind == "missing":
                 lost = {channel for channel, drawn in lot.items() if drawn < ODDS[one.level]}
             else:
@@ -70,7 +70,7 @@ class Corruptor:
     def points(self, points: np.ndarray, tables: Tables, reading: Reading) -> np.ndarray:
         """A LiDAR's file [P, 5] (x, y, z, intensity 0..255, ring) as the corrupted sensor would have written it."""
         rotation = rotation_from_quaternion(tables.calibration_rotation[tables.data_calibration[reading.content]])
-        for one, rng in self._draws("LIDAR_TOP", POINTS, tables, reading):
+        for one, rng in self._draws(REFERENCE_CHANNEL, POINTS, tables, reading):
             points = POINTS[one.kind](points, one.level, rng, rotation[0])  # row 0: ego's x axis in the sensor's frame
         return points
 

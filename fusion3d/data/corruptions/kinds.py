@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fusion3d.data.tables import REFERENCE_CHANNEL
 from fusion3d.errors import ConfigError
 from fusion3d.types import CAMERAS, RADARS, SENSORS
 
 SEVERITY = "severity"
-CHANNELS = {"camera": CAMERAS, "lidar": ("LIDAR_TOP",), "radar": RADARS}
+CHANNELS = {"camera": CAMERAS, "lidar": (REFERENCE_CHANNEL,), "radar": RADARS}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ KINDS = {
     "ghosts": Kind(("radar",), "multipath adds 25, 50, 100 % of returns that are nowhere"),
     "rcs": Kind(("radar",), "noise of 3, 6, 10 dB on the radar cross-section"),
     "doppler": Kind(("radar",), "noise of 0.5, 1, 2 m/s on the radial velocity"),
-    "stale": Kind(SENSORS, "with probability 0.2, 0.4, 0.6 the previous keyframe's data, believed to be today's"),
+    "stale": Kind(SENSORS, "with probability 0.2, 0.4, 0.6 the previous keyframe's data, believed to be of now"),
     "misaligned": Kind(("lidar",), "with probability 0.2, 0.4, 0.6 a cloud is turned 1, 2, 3 degrees and shifted 2 m"),
     "turned": Kind(SENSORS, "turned against its calibration, about an axis at random", "degrees", (0.5, 1, 2, 3, 5, 8)),
     "shifted": Kind(SENSORS, "shifted against its calibration, in a direction at random", "m", (0.1, 0.2, 0.5, 1, 2)),
