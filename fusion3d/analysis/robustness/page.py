@@ -44,7 +44,7 @@ def write_page(out: Path, summary: Summary, header: str, details: dict[str, Any]
     for kind in dict.fromkeys(_kind(row) for row in summary.curves):
         rows = [row for row in summary.curves if _kind(row) == kind]
         plot = _draw(out, kind, rows, summary)
-        lines += ["", f"## {kind.capitalize()}: {KINDS[kind].text}", "", f"![{kind}]({plot.name})", ""]
+        lines += ["", f"## {kind}: {KINDS[kind].text}", "", f"![{kind}]({plot.name})", ""]
         lines += _curves(rows)
     text = "\n".join([*lines, ""])
     write_json(out / f"{NAME}.json", _plain(summary) | details)
