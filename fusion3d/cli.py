@@ -6,6 +6,7 @@ exit status 1.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import os
@@ -18,8 +19,8 @@ from fusion3d.errors import Fusion3DError
 VERBS = {
     "train": ("fusion3d.engine.train:main", "train a model by a configuration, or go on with an interrupted run"),
     "evaluate": (
-        "fusion3d.engine.evaluate:main",
-        "score a checkpoint for every subset of its sensors, or a result file, with the official metrics",
+        "fusion3d.cli:evaluate",
+        "score a checkpoint for every subset of its sensors, or under failing ones (--suite robustness), or a result file",
     ),
     "compare": (
         "fusion3d.analysis.difference:main",
@@ -64,6 +65,7 @@ BENCHMARKS = {
     "ops": ("fusion3d.engine.benchmark_ops.run:main", "each operation against what others offer for the same work"),
     "recipes": ("fusion3d.engine.benchmark_recipes:main", "what models cost, beside what is published of them"),
 }
+SUITES = {"robustness": "fusion3d.analysis.robustness.main:main"}  # of evaluate
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 
 
@@ -75,6 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def benchmark(argv: list[str]) -> int:
     """The verb ``benchmark``: chooses what is timed."""
     return _choose("fusion3d benchmark", BENCHMARKS, argv)
+
+
+def evaluate(argv: list[str]) -> int:
+    """The verb ``evaluate``: as the sensors are, or a suite."""
+    parser = argparse.ArgumentParser("evaluate", add_help=False, allow_abbrev=False)
+    parser.add_argument("--suite", choices=SUITES)
+    options, rest = parser.parse_known_args(argv)
+    return _call("fusion3d.engine.evaluate:main" if options.suite is None else SUITES[options.suite], rest)
 
 
 def run(verb: str, argv: Sequence[str] | None = None) -> int:

@@ -47,6 +47,20 @@ def test_help_lists_every_verb_with_one_line(capsys):
     assert "model" in capsys.readouterr().out
 
 
+def test_evaluate_finds_its_suite(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(cli, "_call", lambda target, argv: calls.append((target, argv)) or 0)
+    assert cli.evaluate(["--checkpoint", "x", "--data.root", "y"]) == 0
+    assert cli.evaluate(["--checkpoint", "x", "--suite", "robustness", "--severities", "1"]) == 0
+    assert calls == [
+        ("fusion3d.engine.evaluate:main", ["--checkpoint", "x", "--data.root", "y"]),
+        (cli.SUITES["robustness"], ["--checkpoint", "x", "--severities", "1"]),
+    ]
+    with pytest.raises(SystemExit):
+        cli.evaluate(["--suite", "other"])
+    assert "robustness" in capsys.readouterr().err
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"fusion3d {__version__}"
@@ -93,7 +107,7 @@ def test_every_verb_is_a_tool_and_says_what_it_takes():
     assert done.returncode == 0 and "usage: fusion3d benchmark" in done.stdout
 
 
-@pytest.mark.parametrize("target", [t for t, _ in (cli.VERBS | cli.BENCHMARKS).values()])
+@pytest.mark.parametrize("target", [*(t for t, _ in (cli.VERBS | cli.BENCHMARKS).values()), *cli.SUITES.values()])
 def test_every_verb_has_a_body(target):
     module, function = target.split(":")
     body = getattr(__import__(module, fromlist=[function]), function)

@@ -41,6 +41,9 @@ class DataConfig:
     """Boxes with fewer LiDAR + radar points are no training targets (evaluation uses the devkit's own rule)."""
     skip_broken: bool = False
     """True: a sample with a damaged sensor file loads without that sensor and warns; False: it is an error."""
+    corruptions: tuple[str, ...] = ()
+    """What is wrong with the sensors, as SENSOR.KIND:AMOUNT, such as lidar.fog:2 or CAM_FRONT.missing:3
+    (fusion3d/data/corruptions/kinds.py has them all)."""
     workers: Whole = 2
     """Loader processes; 0 loads in the main process."""
 
@@ -113,6 +116,10 @@ class AugmentConfig:
     """Mirror along x and along y, each with probability 1/2."""
     bev_shift: Amount = 0.0
     """Standard deviation of a shift of the world along x, y and z [m]; 0.5 in published recipes."""
+    corrupt: Fraction = 0.0
+    """Probability that one of ``corruptions``, of a random amount, befalls a sample and the keyframes before it."""
+    corruptions: tuple[str, ...] = ()
+    """As SENSOR.KIND for any amount, or SENSOR.KIND:AMOUNT; none: all kinds that have severities."""
     paste: PasteConfig | None = None
     """Pasted objects; null: none."""
     fade: tuple[Literal["paste", "bev", "image"], ...] = ("paste",)

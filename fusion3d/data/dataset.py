@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 from fusion3d.config import AugmentConfig, DataConfig
 from fusion3d.data.annotations import load_boxes, load_ego
 from fusion3d.data.augment import draw_bev_augmentation, transform_sample
+from fusion3d.data.corruptions import Corruptor, draw_one, parse
+from fusion3d.data.corruptions.kinds import choices
 from fusion3d.data.guard import Lenient, strict
 from fusion3d.data.images import ImageAugmentation, draw_image_augmentation, load_cameras
 from fusion3d.data.lidar import load_lidar
@@ -47,9 +49,11 @@ class NuScenesDataset(Dataset[Sample]):
         with_map: cut the map mask, which the map head learns from and pictures show.
         keyframes: of each sample, with the present one: those before are its ``history``, as far as the scene has them.
         epochs: how many there will be, from which the fade at the end is counted; None: there is no end.
+        stride: every how many-th keyframe of the split is a sample.
 
     Raises:
-        ConfigError: an unknown sensor or channel, fewer than one sweep, or objects to paste that do not fit.
+        ConfigError: an unknown sensor, channel or corruption, fewer than one sweep, or objects to paste that do not
+            fit.
         DataError: the tables, the objects to paste or the split cannot be read; on access, a sample whose files
             are broken.
     """
@@ -67,6 +71,7 @@ class NuScenesDataset(Dataset[Sample]):
         with_map: bool = True,
         keyframes: int = 1,
         epochs: int | None = None,
+        stride: int = 1,
     ) -> None:
         _check_config(config)
         if keyframes > 1 and augment is not None and augment.paste is not None:
@@ -77,10 +82,15 @@ class NuScenesDataset(Dataset[Sample]):
         self.seed, self.steps, self.with_map, self.keyframes, self.epochs = seed, steps, with_map, keyframes, epochs
         self.training = augment is not None if training is None else training
         self.tables = Tables.open(config.root, config.version)
-        self.rows = np.array(samples_of(self.tables, split), dtype=np.int64)
+        rows = np.array(samples_of(self.tables, split), dtype=np.int64)
+        self.rows = rows[min(stride // 2, len(rows) - 1) :: stride]  # not the first, which have no past
         self.epoch = 0
         self.paster = None if augment is None or augment.paste is None else Paster.open(augment.paste, config, grid)
         self._guard = Lenient() if config.skip_broken else strict
+        self._corruptions = [parse(text) for text in config.corruptions]
+        self._candidates = (
+            choices(augment.corruptions, config.sensors, "augment.corruptions") if augment and augment.corrupt else []
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -117,16 +127,16 @@ class NuScenesDataset(Dataset[Sample]):
         future, past, status, command = load_ego(tables, row, self.steps)
         boxes = load_boxes(tables, row) if tables.annotated else None
         sample = dataclasses.replace(
-            self._sense(row, draws.images),
+            self._sense(row, draws),
             future=future,
             past=past,
             status=status,
             command=command,
             boxes=None if boxes is None else boxes[boxes.num_points.sum(1) >= self.min_points],
-            history=tuple(self._sense(before, draws.images) for before in self._rows_before(row)),
+            history=tuple(self._sense(before, draws) for before in self._rows_before(row)),
         )
         if self.paster is not None and draws.paste is not None and boxes is not None:
-            radars = [channel for channel in config.radars if tables.key(row, channel) >= 0]
+            radars = draws.corruptor.there(tables, row, config.radars)
             sample = self.paster(sample, boxes, draws.paste, radars, self._guard)
         if draws.aug_from_ego is not None:
             sample = transform_sample(sample, draws.aug_from_ego)
@@ -143,16 +153,17 @@ class NuScenesDataset(Dataset[Sample]):
             rows.append(row)
         return rows
 
-    def _sense(self, row: int, changes: dict[str, ImageAugmentation] | None) -> Sample:
+    def _sense(self, row: int, draws: _Draws) -> Sample:
         """A keyframe's sensors in its own ego, without targets."""
-        config, tables = self.config, self.tables
+        config, tables, guard, corruptor = self.config, self.tables, self._guard, draws.corruptor
         cameras = lidar = radar = None
         if "camera" in config.sensors:
-            cameras = load_cameras(tables, row, config.cameras, config.image_size, changes, self._guard)
+            cameras = load_cameras(tables, row, config.cameras, config.image_size, draws.images, guard, corruptor)
         if "lidar" in config.sensors:
-            lidar = load_lidar(tables, row, config.lidar_sweeps, config.lidar_min_distance, self._guard)
+            lidar = load_lidar(tables, row, config.lidar_sweeps, config.lidar_min_distance, guard, corruptor)
         if "radar" in config.sensors:
-            radar = load_radars(tables, row, config.radars, config.radar_sweeps, config.radar_filter, guard=self._guard)
+            sweeps, passing = config.radar_sweeps, config.radar_filter
+            radar = load_radars(tables, row, config.radars, sweeps, passing, guard=guard, corruptor=corruptor)
         return Sample(
             token=tables.token(row),
             scene=tables.scene(row),
@@ -182,25 +193,33 @@ class NuScenesDataset(Dataset[Sample]):
 
     def _draw(self, epoch: int, index: int, time: int = 0) -> _Draws:
         """The random changes of a sample in an epoch, without those that have faded."""
-        augment = self.augment
+        augment, always = self.augment, Corruptor(self._corruptions)
         if augment is None:
-            return _Draws()
+            return _Draws(always)
         rng = np.random.default_rng([self.seed, epoch, index, time])
         aug_from_ego = draw_bev_augmentation(augment, rng)
         # Drawn for all channels in a fixed order, so that a missing camera does not change the others.
         images = {channel: draw_image_augmentation(augment, rng) for channel in CAMERAS}
         faded = augment.fade if self.epochs is not None and epoch >= self.epochs - augment.fade_epochs else ()
         return _Draws(
+            self._corrupt(augment.corrupt, np.random.default_rng([self.seed, epoch, index, time, 2])) or always,
             aug_from_ego=None if "bev" in faded else aug_from_ego,
             images=None if "image" in faded else images,
             paste=None if "paste" in faded else np.random.default_rng([self.seed, epoch, index, time, 1]),
         )
+
+    def _corrupt(self, probability: float, rng: np.random.Generator) -> Corruptor | None:
+        """What is wrong with a training sample's sensors in addition, if anything is."""
+        if not self._candidates or rng.random() >= probability:
+            return None
+        return Corruptor([*self._corruptions, draw_one(self._candidates, rng)], int(rng.integers(2**63)))
 
 
 @dataclass(frozen=True)
 class _Draws:
     """What is random about a sample; None is no change."""
 
+    corruptor: Corruptor
     aug_from_ego: np.ndarray | None = None
     images: dict[str, ImageAugmentation] | None = None
     paste: np.random.Generator | None = None

@@ -8,7 +8,7 @@ scaling is linear in. ``image`` has the centre of the first pixel at 0, as the w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fusion3d.config import AugmentConfig
+from fusion3d.data.corruptions import CLEAN, Corruptor, Reading, placed
 from fusion3d.data.guard import Guard, strict
 from fusion3d.data.nuscenes import Tables
 from fusion3d.errors import DataError
@@ -68,6 +69,7 @@ def load_image(
     size: tuple[int, int],
     stated: tuple[int, int] | None = None,
     change: ImageAugmentation | None = None,
+    spoil: Callable[[Tensor, float], Tensor] | None = None,
 ) -> tuple[Tensor, np.ndarray]:
     """Decode an image at about the size that is needed, and bring it to exactly that size.
 
@@ -79,6 +81,7 @@ def load_image(
         size: height and width wanted [px].
         stated: height and width in the table; an image of another size would not fit its intrinsics.
         change: random change.
+        spoil: what the camera did to it (``Corruptor.image``), before it is mirrored and turned.
 
     Returns:
         [3, H, W] float32 RGB in [0, 1], and [3, 3] float64 new-image-from-file-image (pixel centres).
@@ -97,6 +100,8 @@ def load_image(
                 "intrinsics do not fit; use the original file or correct height, width and intrinsics"
             )
         pixels, matrix = _cut(file, *_fit(old, size, change), size)
+    if spoil is not None:
+        pixels = spoil(pixels, matrix[0, 0] * old[1])
     height, width = size
     if change.flip:
         pixels = pixels.flip(-1)
@@ -172,36 +177,38 @@ def load_cameras(
     size: tuple[int, int],
     changes: dict[str, ImageAugmentation] | None = None,
     guard: Guard = strict,
+    corruptor: Corruptor = CLEAN,
 ) -> Cameras | None:
     """The sample's images of the given channels, packed in their order. ``None`` where it has none of them.
 
     ``ego_from_cam`` goes through the ego pose at each camera's own time: the ego motion between triggers is
     in it.
     """
-    there = [(channel, row) for channel in channels if (row := tables.key(sample, channel)) >= 0]
     loaded = []
-    for channel, row in there:
-        change = (changes or {}).get(channel)
+    for channel in corruptor.there(tables, sample, channels):
+        (reading,) = corruptor.readings(tables, sample, channel)
 
-        def read(row: int = row, change: ImageAugmentation | None = change) -> tuple[Tensor, np.ndarray]:
-            tables.check(row)
-            intrinsic = tables.intrinsic(row)
-            height, width = tables.data_size[row].tolist()
-            image, new_from_old = load_image(tables.path(row), size, (height, width), change)
+        def read(channel: str = channel, reading: Reading = reading) -> tuple[Tensor, np.ndarray]:
+            tables.check(reading.row)
+            intrinsic = tables.intrinsic(reading.row)
+            height, width = tables.data_size[reading.content].tolist()
+            path, change = tables.path(reading.content), (changes or {}).get(channel)
+            spoil = corruptor.image(channel, tables, reading)
+            image, new_from_old = load_image(path, size, (height, width), change, spoil)
             matrix = np.eye(4)
             matrix[:3, :3] = new_from_old @ intrinsic
             return image, matrix
 
         result = guard(read)
         if result is not None:
-            loaded.append((channel, row, *result))
+            loaded.append((channel, reading, *result))
     if not loaded:
         return None
-    channels_there, rows, images, matrices = zip(*loaded, strict=True)
+    channels_there, readings, images, matrices = zip(*loaded, strict=True)
     return Cameras(
         images=torch.stack(images),
         image_from_cam=torch.from_numpy(np.stack(matrices)).float(),
-        ego_from_cam=torch.from_numpy(tables.reference_from_sensor(sample, rows)).float(),
+        ego_from_cam=torch.from_numpy(placed(tables, sample, readings)).float(),
         batch_index=torch.zeros(len(loaded), dtype=torch.int64),
         channels=tuple(channels_there),
     )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion3d.data.corruptions import CLEAN, Corruptor, Reading, placed
 from fusion3d.data.guard import Guard, strict
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.tables import REFERENCE_CHANNEL
@@ -38,7 +39,12 @@ def far_enough(x: np.ndarray, y: np.ndarray, distance: float) -> np.ndarray:
 
 
 def load_lidar(
-    tables: Tables, sample: int, num_sweeps: int = 1, min_distance: float = 1.0, guard: Guard = strict
+    tables: Tables,
+    sample: int,
+    num_sweeps: int = 1,
+    min_distance: float = 1.0,
+    guard: Guard = strict,
+    corruptor: Corruptor = CLEAN,
 ) -> Tensor | None:
     """The sample's LiDAR points of the last ``num_sweeps`` clouds, each moved by the ego motion since.
 
@@ -49,24 +55,24 @@ def load_lidar(
         [P, 5] float32 LIDAR_FIELDS: x, y, z in the reference frame [m], intensity 0..1, seconds before the
         reference time. ``None`` where the sample has no key LiDAR.
     """
-    key = tables.key(sample, REFERENCE_CHANNEL)
-    if key < 0:
+    if not corruptor.there(tables, sample, [REFERENCE_CHANNEL]):
         return None
-    rows, clouds = [], []
-    for row in tables.sweeps(key, num_sweeps):
-        cloud = guard(lambda row=row: _load_cloud(tables, row, min_distance))
-        if cloud is None and row == key:
+    key = tables.key(sample, REFERENCE_CHANNEL)
+    readings, clouds = [], []
+    for reading in corruptor.readings(tables, sample, REFERENCE_CHANNEL, num_sweeps):
+        cloud = guard(lambda reading=reading: _load_cloud(tables, reading, min_distance, corruptor))
+        if cloud is None and reading.row == key:
             return None
         if cloud is not None:
-            rows.append(row)
+            readings.append(reading)
             clouds.append(cloud)
     # One product a sweep moves the points, scales the intensity and, by the column of ones, sets the time.
-    out_from_file = np.zeros((len(rows), 5, 5), dtype=np.float32)
-    transforms = tables.reference_from_sensor(sample, rows)
+    out_from_file = np.zeros((len(readings), 5, 5), dtype=np.float32)
+    transforms = placed(tables, sample, readings)
     out_from_file[:, :3, :3] = transforms[:, :3, :3]
     out_from_file[:, :3, 4] = transforms[:, :3, 3]
     out_from_file[:, 3, 3] = 1 / 255
-    out_from_file[:, 4, 4] = [tables.lag(sample, row) for row in rows]
+    out_from_file[:, 4, 4] = [tables.lag(sample, reading.row) for reading in readings]
     out = np.empty((sum(map(len, clouds)), 5), dtype=np.float32)
     end = 0
     for cloud, matrix in zip(clouds, out_from_file, strict=True):
@@ -75,10 +81,10 @@ def load_lidar(
     return torch.from_numpy(out)
 
 
-def _load_cloud(tables: Tables, row: int, min_distance: float) -> np.ndarray:
+def _load_cloud(tables: Tables, reading: Reading, min_distance: float, corruptor: Corruptor) -> np.ndarray:
     """[P, 5] points of one file that are far enough, with ones in place of the ring."""
-    tables.check(row)
-    points = read_lidar(tables.path(row))
+    tables.check(reading.row)
+    points = corruptor.points(read_lidar(tables.path(reading.content)), tables, reading)
     keep = far_enough(points[:, 0], points[:, 1], min_distance)
     points = points.view(f"V{_BYTES}")[keep[:, None]].view(np.float32).reshape(-1, 5)  # whole rows: ten times faster
     points[:, 4] = 1

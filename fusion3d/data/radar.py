@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion3d.data.corruptions import CLEAN, Corruptor, Reading, placed
 from fusion3d.data.guard import Guard, strict
 from fusion3d.data.lidar import far_enough
 from fusion3d.data.nuscenes import Tables
@@ -122,6 +123,7 @@ def load_radars(
     radar_filter: RadarFilter = "none",
     min_distance: float = 0.0,
     guard: Guard = strict,
+    corruptor: Corruptor = CLEAN,
 ) -> Tensor | None:
     """The returns of the sample's radars over the last ``num_sweeps`` clouds of each, moved by the ego
     motion since.
@@ -133,33 +135,38 @@ def load_radars(
         [R, 11] float32 RADAR_FIELDS in the reference frame: the compensated velocity is turned into ego
         axes, the time is seconds before the reference time. ``None`` where the sample has none of the radars.
     """
-    rows, clouds, sensors = [], [], []
-    for channel in channels:
+    readings, clouds, sensors = [], [], []
+    for channel in corruptor.there(tables, sample, channels):
         key = tables.key(sample, channel)
-        for row in tables.sweeps(key, num_sweeps) if key >= 0 else ():
-            cloud = guard(lambda row=row: _load_cloud(tables, row, radar_filter, min_distance))
+        for reading in corruptor.readings(tables, sample, channel, num_sweeps):
+
+            def read(channel: str = channel, reading: Reading = reading) -> np.ndarray:
+                cloud = _load_cloud(tables, reading, radar_filter, min_distance)
+                return corruptor.returns(cloud, channel, tables, reading)
+
+            cloud = guard(read)
             if cloud is not None:
-                rows.append(row)
+                readings.append(reading)
                 clouds.append(cloud)
                 sensors.append(RADARS.index(channel))
-            elif row == key:
+            elif reading.row == key:
                 break
-    if not rows:
+    if not readings:
         return None
     counts = [len(cloud) for cloud in clouds]
     out = np.concatenate(clouds)
-    transform = np.repeat(tables.reference_from_sensor(sample, rows), counts, axis=0)
+    transform = np.repeat(placed(tables, sample, readings), counts, axis=0)
     out[:, :3] = (transform[:, :3, :3] @ out[:, :3, None])[..., 0] + transform[:, :3, 3]
     out[:, 4:6] = (transform[:, :2, :2] @ out[:, 4:6, None])[..., 0]  # the sensor's velocity has no z
-    out[:, 6] = np.repeat([tables.lag(sample, row) for row in rows], counts)
+    out[:, 6] = np.repeat([tables.lag(sample, reading.row) for reading in readings], counts)
     out[:, 10] = np.repeat(sensors, counts)
     return torch.from_numpy(out)
 
 
-def _load_cloud(tables: Tables, row: int, radar_filter: RadarFilter, min_distance: float) -> np.ndarray:
+def _load_cloud(tables: Tables, reading: Reading, radar_filter: RadarFilter, min_distance: float) -> np.ndarray:
     """[R, 11] float32 returns of one file in the sensor frame; columns time and sensor are left at zero."""
-    tables.check(row)
-    cloud = read_pcd(tables.path(row), _COLUMNS)
+    tables.check(reading.row)
+    cloud = read_pcd(tables.path(reading.content), _COLUMNS)
     if min_distance > 0:
         cloud = cloud[far_enough(cloud["x"], cloud["y"], min_distance)]
     if radar_filter != "none":

@@ -35,9 +35,9 @@ MODEL, EMA, OPTIMIZER, STATE, CONFIG = (
 FREE_KEYS = {
     "data.root", "data.workers", "data.split", "detection.nms", "detection.circle_radius", "detection.rotated_overlap",
     "detection.nms_scale", "detection.score_threshold", "detection.class_score_threshold", "detection.max_boxes",
-    "detection.class_max_boxes", "train.log_every", "train.checkpoint_every", "evaluation.tta",
-    "evaluation.stream", "evaluation.calibrated", "fusion.merge", "augment.paste.database",
-}  # change nothing that is learned  # fmt: skip
+    "detection.class_max_boxes", "train.log_every", "train.checkpoint_every", "fusion.merge",
+    "augment.paste.database",
+}  # change nothing that is learned, as all of "evaluation." does not  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def check_same_config(config: Config, folder: Path) -> None:
         CheckpointError: a setting that changes what is learned differs; all of them are named.
     """
     different = set(differences(config, load_config_of(folder))) | set(differences(load_config_of(folder), config))
-    if not different <= FREE_KEYS:
+    if any(key not in FREE_KEYS and not key.startswith("evaluation.") for key in different):
         raise CheckpointError(
             f"{folder} cannot be resumed. {_settings_that_differ(config, folder)}; "
             "use the same configuration, another --run folder, or --no-resume"

@@ -247,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--protocol", help="JSON file of a detection protocol in the devkit's form")
     parser.add_argument("--official", action="store_true", help="score with the devkit too, and say how far it is away")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the scenes, for intervals; 0: none")
+    parser.epilog = f"{parser.epilog} --suite robustness does this with failing sensors: see its own --help."
     options, overrides = parser.parse_known_args(argv)
     protocol = read_protocol(options.protocol) if options.protocol else CVPR_2019
     scoring = Scoring(protocol, options.official, max(options.resamples, 0))

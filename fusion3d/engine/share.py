@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import reduce
 from itertools import chain, groupby
@@ -34,13 +34,24 @@ def run_shared(
     Returns:
         What one process would have found; None by a process that is not the first.
     """
+    with one_voice(device) as where:
+        return run_among(where, model, config, subsets)
+
+
+@contextmanager
+def one_voice(device: str | None = None) -> Iterator[Processes]:
+    """``processes``, of which only the first prints."""
+    with processes(device) as where, nullcontext() if where.first else redirect_stdout(None):
+        yield where
+
+
+def run_among(where: Processes, model: Any, config: Config, subsets: dict[str, tuple[str, ...]]) -> SplitOutput | None:
+    """``run_shared`` for processes that have found each other: they do so once."""
     dataset, stream = open_split(config, config.data.split, training=False), streams(config)
     batch_size, workers = config.train.batch_size, config.data.workers
-    with processes(device) as where, nullcontext() if where.first else redirect_stdout(None):
-        share = Share(dataset, stretches(dataset, batch_size, stream), where)
-        parts = where.collect(
-            run_split(model, share, subsets, batch_size, workers, where.device, views_of(config), stream)
-        )
+    share = Share(dataset, stretches(dataset, batch_size, stream), where)
+    part = run_split(model, share, subsets, batch_size, workers, where.device, views_of(config), stream)
+    parts = where.collect(part)
     return join_outputs(parts, dataset.tokens) if where.first else None
 
 

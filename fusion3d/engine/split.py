@@ -11,10 +11,12 @@ def streams(config: Config) -> bool:
     """Is the model run over a stream of samples, each read once?
 
     Raises:
-        ConfigError: it should be, and remembers nothing.
+        ConfigError: it should be, and remembers nothing, or is to leave keyframes out.
     """
     if config.evaluation.stream and config.temporal is None:
         raise ConfigError("evaluation.stream is true, and temporal is null: there is nothing to remember")
+    if config.evaluation.stream and config.evaluation.stride > 1:
+        raise ConfigError("evaluation.stream is true: a stream has every keyframe; set evaluation.stride to 1")
     return config.evaluation.stream
 
 
@@ -42,4 +44,5 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         with_map=config.map is not None,
         keyframes=1 if clips is None else clips.keyframes,
         epochs=config.train.epochs,
+        stride=1 if training else config.evaluation.stride,
     )

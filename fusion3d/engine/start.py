@@ -59,10 +59,15 @@ def start_from(model: nn.Module, folders: Sequence[str | Path]) -> list[str]:
     return [*said, f"start: {len(left)} are new: {count_parts(left) or 'none'}"] if said else []
 
 
-def weights_file(folder: str | Path) -> Path:
-    """The weights of a checkpoint, or of a run's newest one, that are evaluated: their average, where there is one."""
+def weights_file(folder: str | Path, ema: bool = True) -> Path:
+    """The weights of a checkpoint, or of a run's newest one, that are evaluated.
+
+    Args:
+        folder: of the checkpoint or the run.
+        ema: their average, where there is one.
+    """
     checkpoint = find_checkpoint(folder)
-    return next((path for path in (checkpoint / EMA, checkpoint / MODEL) if path.is_file()), checkpoint / MODEL)
+    return checkpoint / (EMA if ema and (checkpoint / EMA).is_file() else MODEL)
 
 
 def averaged_weights(folder: str | Path) -> dict[str, Tensor]:

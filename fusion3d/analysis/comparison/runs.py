@@ -117,14 +117,19 @@ def claim(run: Run) -> None:
         return
     noted = _read(path)
     theirs = from_dict(noted["config"], source=str(path))
-    old, new = differences(theirs, run.config), differences(run.config, theirs)
-    wrong = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in sorted({*old, *new} - MAY_DIFFER)]
+    wrong = settings_that_differ(theirs, run.config)
     wrong += ["other data"] * (noted["data"] != data_digest(run.config))
     wrong += ["other weights to begin with"] * (noted["start"] != _starts(run.config))
     if wrong:
         raise CheckpointError(
             f"{run.folder} holds another run ({'; '.join(wrong)}); take another --out, or remove that folder"
         )
+
+
+def settings_that_differ(there: Config, here: Config) -> list[str]:
+    """A line for each setting that makes other numbers."""
+    old, new = differences(there, here), differences(here, there)
+    return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in sorted({*old, *new} - MAY_DIFFER)]
 
 
 def data_digest(config: Config) -> str:
@@ -138,7 +143,12 @@ def data_digest(config: Config) -> str:
 
 def _starts(config: Config) -> list[str]:
     """Digests of the weights that a run begins with."""
-    return [hashlib.sha256(weights_file(folder).read_bytes()).hexdigest()[:16] for folder in config.train.start]
+    return [weights_digest(weights_file(folder)) for folder in config.train.start]
+
+
+def weights_digest(path: Path) -> str:
+    """Tells a file of weights from another."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def unfinished(runs: Sequence[Run]) -> list[Run]:
