@@ -41,6 +41,10 @@ VERBS = {
         "fusion3d.analysis.comparison.main:main",
         "train every way to fuse on the same data, seeds and budget: one table with intervals, one plot",
     ),
+    "compare_subsets": (
+        "fusion3d.analysis.specialists.main:main",
+        "train one model for every subset of the sensors and a specialist for each: one table, one plot",
+    ),
     "demo": ("fusion3d.engine.demo:main", "synthetic data, training, evaluation and a report, in one go"),
 }
 BENCHMARKS = {
