@@ -76,7 +76,7 @@ def test_subsets_are_of_what_is_there_and_none_comes_twice_while_there_are_other
     for i, has in enumerate(there):
         drawn = [kinds(subset)[i] for subset in subsets]
         assert all(set(one) <= has and bool(one) == bool(has) for one in drawn)
-        possible = {0.0: 1, 1.0: len(has)}.get(p, 2 ** len(has) - 1)
+        possible = 1 if p == 0 else len(has) if p == 1 else 2 ** len(has) - 1
         assert len(set(drawn)) == min(count, max(possible, 1))
         assert drawn == [drawn[number % len(set(drawn))] for number in range(count)], "in turn, from the first on"
     for subset in subsets:
@@ -126,7 +126,7 @@ def test_single_cameras_and_radars_are_lost_once_for_all_subsets():
         for i in range(6):
             for kind, rows in (("camera", "channels"), ("radar", "points")):
                 of_subset, of_seen = subset.sensor(kind), seen.sensor(kind)
-                if of_subset is not None and subset.present[kind][i]:
+                if of_subset is not None and of_seen is not None and subset.present[kind][i]:
                     a, b = (
                         [getattr(x, rows)[j] for j in (x.batch_index == i).nonzero()[:, 0].tolist()]
                         for x in (of_subset, of_seen)

@@ -41,7 +41,7 @@ def short(subset: str) -> str:
     return "+".join(LETTERS[name] for name in subset.split("+"))
 
 
-def make_header(base: Config, name: str, about: Mapping[str, Any], protocol: str) -> dict[str, Any]:
+def make_header(base: Config, name: str, about: dict[str, Any], protocol: str) -> dict[str, Any]:
     """How numbers were made.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def unfinished(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if not run.finished]
 
 
-def finished(runs: Iterable[Run]) -> dict[int, dict[str, Any]]:
+def finished(runs: Iterable[Run]) -> dict[int, Mapping[str, Any]]:
     """By seed, the metrics of a row's runs that are there.
 
     Raises:

@@ -144,5 +144,7 @@ def _draw(path: Path, pairs: Mapping[str, Pair], found: Mapping[str, Mapping[str
         return None if value is None else Spread(tuple(pairs[subset].columns()[name]), value.mean, value.half)
 
     titles = (*(f"NDS, {name}" for name in COLUMNS[:2]), COLUMNS[2])
-    panels = {title: [spread(subset, name) for subset in pairs] for title, name in zip(titles, COLUMNS, strict=True)}
+    panels: dict[str, Sequence[Spread | None]] = {
+        title: [spread(subset, name) for subset in pairs] for title, name in zip(titles, COLUMNS, strict=True)
+    }
     draw_intervals(path, [*map(_label, pairs)], panels, separate=[len(pairs) - 1] if MEAN in pairs else [])
