@@ -215,14 +215,14 @@ def test_what_no_asked_subset_needs_is_not_encoded():
     ("settings", "more"),
     [
         ({}, {}),
-        ({"shard": True, "accumulate": 2}, {"temporal": {"operator": "concat"}}),
+        ({"shard": True, "accumulate": 2, "epochs": 2}, {"temporal": {"operator": "concat"}}),
         ({}, {"fusion": {"channels": 8, "stage": "hybrid", "representation": "coordinated"}, "planning": None}),
         ({}, {"camera": CAMERA | {"view": "radar_lift"}, "temporal": {"operator": "concat"}}),
     ],
     ids=["plain", "parts", "hybrid", "whole"],
 )
 def test_two_processes_are_one_under_several_subsets(tmp_path, settings, more):
-    train = {"subsets": 3, "drop_sensor": 0.5} | settings
+    train = {"subsets": 3, "drop_sensor": 0.5, "epochs": 1} | settings
     train_small(tmp_path / "alone", small_config(train, **more))
     ranks = run_ranks(job(tmp_path / "two", {"sync_batchnorm": True, "batch_size": 1} | train, **more))
     assert [status for status, _ in ranks] == [0, 0], ranks[0][1] + ranks[1][1]
