@@ -20,7 +20,7 @@ VERBS = {
     "train": ("fusion3d.engine.train:main", "train a model by a configuration, or go on with an interrupted run"),
     "evaluate": (
         "fusion3d.cli:evaluate",
-        "score a checkpoint for every subset of its sensors, or under failing ones (--suite robustness), or a result file",
+        "score a checkpoint under every subset of its sensors, or failing ones (--suite robustness), or a result file",
     ),
     "compare": (
         "fusion3d.analysis.difference:main",
@@ -56,6 +56,10 @@ VERBS = {
     "compare_fusion": (
         "fusion3d.analysis.comparison.main:main",
         "train every way to fuse on the same data, seeds and budget: one table with intervals, one plot",
+    ),
+    "compare_subsets": (
+        "fusion3d.analysis.specialists.main:main",
+        "train one model for every subset of the sensors and a specialist for each: one table, one plot",
     ),
     "demo": ("fusion3d.demo:main", "synthetic data, training, evaluation and a report, in one go"),
 }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fusion3d.bev.temporal import Memory
 from fusion3d.counts import named
 from fusion3d.heads.merge import mean_path, merge_boxes
-from fusion3d.model import Fusion3D
+from fusion3d.model import Fusion3D, Sensed
 from fusion3d.types import Batch, Boxes, Predictions, Trajectory, to_device
 
 JOINT = "joint"  # the model of all sensors
@@ -34,11 +34,35 @@ class LateFusion(nn.Module):
         """Each model's outputs by its name; "say", for each [B] bool, has it a say on the sample; and "memory" of each,
         where the models have any.
         """
+        sensed = self.sense(batch)
+        outputs = self.conclude(sensed, batch, memory)
+        return outputs | {name: of_model.said | outputs[name] for name, of_model in sensed.items()}
+
+    @property
+    def separable(self) -> bool:
+        """As of ``Fusion3D``."""
+        return all(model.separable for model in self.models.values())
+
+    def sense(self, batch: Batch) -> dict[str, Sensed]:
+        """What the encoders of each model make of a batch."""
+        return {name: model.sense(batch) for name, model in self.models.items()}  # type: ignore[operator]
+
+    def conclude(
+        self, sensed: Mapping[str, Sensed], batch: Batch, memory: Mapping[str, Memory] | None = None
+    ) -> dict[str, Any]:
+        """As of ``Fusion3D``, by model, with "say" and "memory" as of ``forward``."""
         said: dict[str, Any] = {}
         for name, model in self.models.items():
-            said[name] = model(batch, None if memory is None else memory[name])
+            said[name] = model.conclude(sensed[name], batch, None if memory is None else memory[name])  # type: ignore[operator]
         kept = {name: outputs.pop("memory") for name, outputs in said.items() if "memory" in outputs}
         return said | {"say": self.has_say(batch)} | ({"memory": kept} if kept else {})
+
+    def under(self, batch: Batch, subsets: Sequence[Batch]) -> dict[str, Any]:
+        """As of ``Fusion3D``; a model of one sensor says the same under every subset with it, and is asked once."""
+        said: dict[str, Any] = {"say": self.has_say(batch)}
+        for name, model in self.models.items():
+            said[name] = model.under(batch, subsets) if name == JOINT else model(batch)  # type: ignore[operator]
+        return said
 
     def losses(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """The terms of all models, "lidar.heatmap" and so on, each over the samples whose sensor it saw.

@@ -3,13 +3,15 @@
     sensor -> features in its own geometry -> the shared bird's-eye grid -> one map -> heads
 
 Any subset of sensors goes in: a branch whose sensor no sample has does not run, and the fusion knows sample by sample
-what is absent. Letters: B samples, C channels, Y X grid cells.
+what is absent. What the branches ``sense`` serves every subset; what to ``conclude`` from it is asked for each.
+Letters: B samples, C channels, Y X grid cells.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +21,12 @@ from fusion3d.bev.align import DeformableAlign
 from fusion3d.bev.auxiliary import auxiliary_losses
 from fusion3d.bev.early import EarlyFusion
 from fusion3d.bev.lift import DepthBins, DepthOutput, depth_loss
-from fusion3d.bev.represent import Coordinated, Factorised
+from fusion3d.bev.radar_lift import RadarLift
+from fusion3d.bev.represent import Coordinated, CoordinatedOutput, Factorised, FactorisedOutput
 from fusion3d.bev.temporal import Memory, Temporal
 from fusion3d.bev.trunk import Trunk
 from fusion3d.bev.views import View
+from fusion3d.counts import named
 from fusion3d.encoders.camera import CameraEncoder, CameraFeatures
 from fusion3d.encoders.clouds import CloudEncoder
 from fusion3d.heads.center import CenterHead
@@ -31,6 +35,7 @@ from fusion3d.heads.map import MapHead
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
+from fusion3d.heads.targets import DetectionTargets
 from fusion3d.types import Batch, Predictions
 
 
@@ -54,6 +59,11 @@ class CameraBranch(nn.Module):
         self.stride = stride
         self.depth_weight = depth_weight
         self.classes = classes
+
+    @property
+    def helped(self) -> bool:
+        """Does what is made of images depend on another sensor?"""
+        return self.encoder.helped or isinstance(self.view, RadarLift)
 
     def look(self, batch: Batch) -> tuple[CameraFeatures | None, dict[str, Any]]:
         """What images show, and what there is of "depth" (DepthOutput) and "image" (ImageOutput; in training, and where
@@ -90,6 +100,18 @@ class CameraBranch(nn.Module):
         if self.classes is not None and "image" in outputs:
             terms |= self.classes.losses(outputs["image"], batch)
         return terms
+
+
+Maps = Mapping[str, Tensor | None]  # [B, C, Y, X] by sensor, None where no sample has it
+
+
+@dataclass(frozen=True)
+class Sensed:
+    """What the encoders make of a batch."""
+
+    maps: Maps
+    said: dict[str, Any]  # on the way: outputs that no other sensor has a part in
+    past: tuple[Sensed, ...] = ()  # of the batch's history, oldest first
 
 
 class Fusion3D(nn.Module):
@@ -140,9 +162,52 @@ class Fusion3D(nn.Module):
             "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "map" ([B, N, Y, X] logits), "depth"
             (DepthOutput), "image" (ImageOutput), "memory" (Memory); "sensors" and "representation" in training.
         """
-        fused_BCYX, outputs = self.see(batch, learn=self.training)
+        sensed = self.sense(batch)
+        return sensed.said | self.conclude(sensed, batch, memory)
+
+    def sense(self, batch: Batch) -> Sensed:
+        """What the encoders make of a batch, and of its history, whose sensors get no gradient."""
+        maps, said = self.encode(batch)
+        if self.training and self.sensors is not None:
+            said["sensors"] = self.sensors(maps, batch.present)
+        history = () if self.temporal is None else batch.history
+        with torch.no_grad():
+            past = [Sensed(*self.encode(past.batch)) for past in reversed(history)]
+        return Sensed(maps, said, tuple(past))
+
+    def encode(self, batch: Batch) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+        """Each sensor's map [B, C, Y, X] of a keyframe, and what is said on the way to it."""
+        if isinstance(self.fuse, EarlyFusion):  # of sensors that meet as points, and have one map of them all
+            features, said = (None, {}) if self.camera is None else self.camera.look(batch)
+            return {"points": self.fuse(features, said, batch)}, said
+        maps: dict[str, Tensor | None] = {}
+        said: dict[str, Any] = {}
+        if self.camera is not None:
+            maps["camera"], said = self.camera(batch)
+        if self.lidar is not None:
+            maps["lidar"] = None if batch.lidar is None else self.lidar(batch.lidar)
+        if self.radar is not None:
+            maps["radar"] = None if batch.radar is None else self.radar(batch.radar)
+        return maps, said
+
+    @property
+    def separable(self) -> bool:
+        """Does each encoder look at its own sensor alone, so that its map is right whatever others are there?"""
+        return not isinstance(self.fuse, EarlyFusion) and (self.camera is None or not self.camera.helped)
+
+    def conclude(self, sensed: Sensed, batch: Batch, memory: Memory | None = None) -> dict[str, Any]:
+        """The outputs that all sensors have a part in, from what the encoders made.
+
+        Args:
+            sensed: of this batch or, if the model is ``separable``, of the same with more sensors.
+            batch: which sensors are there, in every sample and its past, and all that is no sensor.
+            memory: as of ``forward``.
+        """
+        maps, related = self.relate(sensed.maps, batch)
+        outputs: dict[str, Any] = {} if related is None else {"representation": related}
+        fused_BCYX = self.join(maps, batch)
         if self.temporal is not None:
-            fused_BCYX, outputs["memory"] = self.remember(fused_BCYX, batch, memory)
+            fused_BCYX, outputs["memory"] = self.remember(fused_BCYX, sensed.past, batch, memory)
         bev_BCYX = self.trunk(fused_BCYX)
 
         if self.detection is not None:
@@ -153,59 +218,83 @@ class Fusion3D(nn.Module):
             outputs["map"] = self.map(bev_BCYX)
         return outputs
 
-    def see(self, batch: Batch, learn: bool) -> tuple[Tensor, dict[str, Any]]:
-        """The fused map [B, C, Y, X] of a keyframe, and what is said on the way to it; to ``learn``, for losses too."""
-        outputs: dict[str, Any] = {}
-        if isinstance(self.fuse, EarlyFusion):  # of sensors that meet as points, and have no maps of their own
-            features, outputs = (None, {}) if self.camera is None else self.camera.look(batch)
-            return self.fuse(features, outputs, batch), outputs
-
-        maps: dict[str, Tensor | None] = {}
-        if self.camera is not None:
-            maps["camera"], outputs = self.camera(batch)
-        if self.lidar is not None:
-            maps["lidar"] = None if batch.lidar is None else self.lidar(batch.lidar)
-        if self.radar is not None:
-            maps["radar"] = None if batch.radar is None else self.radar(batch.radar)
-
-        if learn and self.sensors is not None:
-            outputs["sensors"] = self.sensors(maps, batch.present)
+    def relate(self, maps: Maps, batch: Batch) -> tuple[Maps, CoordinatedOutput | FactorisedOutput | None]:
+        """The maps of the sensors that are there as they are fused, and what is said of them in training."""
+        related = None
+        if not isinstance(self.fuse, EarlyFusion):
+            maps = {name: None if batch.sensor(name) is None else maps[name] for name in maps}
         if self.align is not None:
             maps = self.align(maps, batch.present)
         if self.represent is not None:
-            maps, said = self.represent(maps, batch.present)
-            if learn:
-                outputs["representation"] = said
-        return self.fuse(list(maps.values()), [batch.present[name] for name in maps]), outputs
+            maps, related = self.represent(maps, batch.present)
+        return maps, related if self.training else None
 
-    def remember(self, fused_BCYX: Tensor, batch: Batch, memory: Memory | None) -> tuple[Tensor, Memory]:
-        """The fused map with its past, from memory or the batch's history, whose sensors get no gradient."""
+    def join(self, maps: Maps, batch: Batch) -> Tensor:
+        """The fused map [B, C, Y, X]."""
+        if isinstance(self.fuse, EarlyFusion):
+            (fused_BCYX,) = maps.values()
+            assert fused_BCYX is not None
+            return fused_BCYX
+        return self.fuse(list(maps.values()), [batch.present[name] for name in maps])
+
+    def remember(
+        self, fused_BCYX: Tensor, before: Sequence[Sensed], batch: Batch, memory: Memory | None
+    ) -> tuple[Tensor, Memory]:
+        """The fused map with its past, from memory or from what the encoders made of the batch's history."""
         assert self.temporal is not None
         streams: Sequence[Hashable] = batch.scenes
         if memory is None:
             streams = range(len(batch))  # two samples of a training batch may be of one scene
-            for past in reversed(batch.history):
+            for sensed, past in zip(before, reversed(batch.history), strict=True):
                 with torch.no_grad():
-                    before_BCYX, _ = self.see(past.batch, learn=False)
+                    before_BCYX = self.join(self.relate(sensed.maps, past.batch)[0], past.batch)
                 if past.row:  # of no sample, where another process has some: it was only to go through the layers
                     _, memory = self.temporal(before_BCYX, past.batch, memory, past.row)
         fused_BCYX, kept = self.temporal(fused_BCYX, batch, memory, streams)
         return fused_BCYX, dataclasses.replace(kept, streams=batch.scenes)
 
+    def under(self, batch: Batch, subsets: Sequence[Batch]) -> dict[str, Any]:
+        """Outputs for ``losses`` of the same samples under several subsets of their sensors, encoded once if possible.
+
+        Args:
+            batch: any sensors.
+            subsets: the batch with fewer kinds of sensors, each in its own way.
+
+        Returns:
+            "subsets": outputs under each; what one loss is enough for, of all the sensors, stands beside.
+        """
+        if not self.separable:
+            return {"subsets": [self(seen) for seen in subsets]}
+        sensed = self.sense(batch)
+        several = [self.conclude(sensed, seen) | {"representation": None} for seen in subsets]
+        _, related = self.relate(sensed.maps, batch)
+        return sensed.said | {"representation": related, "subsets": several}
+
     def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         """Weighted scalar loss terms; the loss is their sum.
 
         Args:
-            outputs: of ``forward``, which may have seen fewer sensors than there are.
+            outputs: of ``forward``, which may have seen fewer sensors than there are, or of ``under``: then the terms
+                are means over the subsets.
             batch: with every sensor: LiDAR that the model did not see still supervises the images' depth.
         """
-        terms: dict[str, Tensor] = {}
         targets = None if self.detection is None else self.detection.targets(batch)
-        if self.detection is not None:
+        terms: dict[str, Tensor] = {}
+        several = outputs.get("subsets", ())
+        for number, of_subset in enumerate(several):
+            with named(f"subset{number}"):
+                for name, value in self.terms(of_subset, batch, targets).items():
+                    terms[name] = terms.get(name, torch.zeros_like(value)) + value / len(several)
+        return terms | self.terms(outputs, batch, targets)
+
+    def terms(self, outputs: dict[str, Any], batch: Batch, targets: DetectionTargets | None) -> dict[str, Tensor]:
+        """The loss terms of the outputs that are there."""
+        terms: dict[str, Tensor] = {}
+        if self.detection is not None and "detection" in outputs:
             terms |= self.detection.losses(outputs["detection"], batch, targets)
-        if self.planning is not None:
+        if self.planning is not None and "planning" in outputs:
             terms |= self.planning.losses(outputs["planning"], batch)
-        if self.map is not None:
+        if self.map is not None and "map" in outputs:
             terms |= self.map.losses(outputs["map"], batch)
         if self.sensors is not None and "sensors" in outputs:
             terms |= self.sensors.losses(outputs["sensors"], batch, targets)

@@ -313,6 +313,10 @@ class Batch:
             "radar": none if self.radar is None else self.radar.present,
         }
 
+    def sensor(self, kind: str) -> Cameras | PointCloud | None:
+        """The data of one of SENSORS; None where no sample has it."""
+        return {"camera": self.cameras, "lidar": self.lidar, "radar": self.radar}[kind]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return to_device(self, device)

@@ -50,6 +50,10 @@ class TrainConfig:
     """Each process keeps only its part of weights, gradients, averages and optimiser state (FSDP2)."""
     drop_sensor: Fraction = 0.25
     """Probability that a training sample loses each kind of sensor (never all of those it has)."""
+    subsets: Count = 1
+    """Different subsets of its kinds of sensors under which a sample is seen in each step, drawn one after the other as
+    ``drop_sensor`` says; three kinds have 7. The encoders run once for all of them, unless one looks at another's
+    sensor (camera.view lidar_lift and radar_lift, fusion.stage early); losses are means over the subsets."""
     drop_camera: Fraction = 0.1
     """Probability that a single camera is lost."""
     drop_radar: Fraction = 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fusion3d.data.tables import REFERENCE_CHANNEL
 from fusion3d.types import CAMERAS, RADAR_FIELDS, RADARS, SENSORS, Batch, Cameras, PointCloud
 
 _RADAR_COLUMN = RADAR_FIELDS.index("sensor")
+_SUBSETS = tuple(subset for size in (1, 2, 3) for subset in combinations(SENSORS, size))
 
 
 def select_sensors(batch: Batch, sensors: Iterable[str]) -> Batch:
@@ -69,6 +71,62 @@ def drop_sensors(batch: Batch, config: TrainConfig, generator: torch.Generator, 
         chance, lot = (torch.rand(slots, generator=generator)[:, rank::world] for _ in range(2))
         draws.append(_Draw(chance, lot))
     return _lose(batch, config, *draws)
+
+
+def draw_subsets(
+    batch: Batch, config: TrainConfig, count: int, generator: torch.Generator, rank: int = 0, world: int = 1
+) -> tuple[Batch, tuple[Batch, ...]]:
+    """The batch after random losses of single cameras and radars, and the same under several subsets of its kinds.
+
+    Each sample has subsets of its own, drawn one after the other and none twice, each as likely as ``drop_sensor``
+    makes it among those that are left; a sample that has fewer than ``count`` sees them again from the first on.
+
+    Args:
+        batch, config, generator, rank, world: as of ``drop_sensors``.
+        count: of subsets.
+    """
+    seen = drop_sensors(batch, dataclasses.replace(config, drop_sensor=0.0), generator, rank, world)
+    lot = torch.rand((len(_SUBSETS), len(batch) * world), generator=generator, dtype=torch.float64)[:, rank::world]
+    there = torch.stack([seen.present[kind].cpu() for kind in SENSORS])
+    return seen, tuple(_keep_kinds(seen, kept) for kept in _different(there, lot, config.drop_sensor, count))
+
+
+def _different(there: Tensor, lot: Tensor, probability: float, count: int) -> list[Tensor]:
+    """Which of 3 kinds of sensors B samples keep, ``count`` times: [3, B] bool each.
+
+    Args:
+        there: [3, B] bool.
+        lot: [7, B] float64, uniform.
+        probability: of a kind to be lost.
+        count: how often.
+    """
+    subset = torch.tensor([[kind in subset for kind in SENSORS] for subset in _SUBSETS])  # [7, 3]
+    fits = ~(subset[:, :, None] & ~there).any(1)  # [7, B]
+    num_there, size = there.sum(0).double(), subset.sum(1, keepdim=True).double()
+    chance = probability ** (num_there - size).clamp(min=0) * (1 - probability) ** size
+    chance += torch.where(size == 1, probability**num_there / num_there.clamp(min=1), 0)  # all lost: one is spared
+    chance = torch.where(fits, chance, 0)
+    # Weighted draws without replacement (Efraimidis and Spirakis, 2006).
+    key = torch.where(chance > 0, lot.clamp(min=1e-300).log() / chance, -torch.inf)
+    order, most = key.argsort(dim=0, descending=True, stable=True), (chance > 0).sum(0).clamp(min=1)
+    rows = (order.gather(0, (number % most)[None])[0] for number in range(count))
+    return [subset[row].T & there for row in rows]
+
+
+def _keep_kinds(batch: Batch, kept: Tensor) -> Batch:
+    """The batch with the kinds of sensors that each sample keeps, [3, B] bool, now and in the keyframes before."""
+    camera, lidar, radar = kept
+    cameras = batch.cameras
+    if cameras is not None:
+        cameras = _keep_cameras(cameras, camera[cameras.batch_index.cpu()])
+    history = [dataclasses.replace(p, batch=_keep_kinds(p.batch, kept[:, list(p.row)])) for p in batch.history]
+    return dataclasses.replace(
+        batch,
+        cameras=cameras,
+        lidar=_drop_samples(batch.lidar, lidar),
+        radar=_drop_samples(batch.radar, radar),
+        history=tuple(history),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

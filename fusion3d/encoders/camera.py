@@ -36,6 +36,11 @@ class CameraEncoder(nn.Module):
         self.depth_net = depth_net
         self.finest = finest
 
+    @property
+    def helped(self) -> bool:
+        """Does what is made of images depend on LiDAR?"""
+        return isinstance(self.depth_net, LidarDepthNet)
+
     def forward(self, cameras: Cameras, lidar: PointCloud | None = None) -> CameraFeatures:
         """Features of every image; rows as in ``cameras``. ``lidar`` is for depth that it helps, and may be absent."""
         images_M3HW = (cameras.images - self.mean) / self.std

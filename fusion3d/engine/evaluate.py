@@ -133,6 +133,7 @@ def evaluate(
     end = time.perf_counter()
     metrics["seconds"] = {
         "reading": output.reading_seconds,
+        "sensing": output.sensing_seconds,
         **{f"model.{name}": of_subset.seconds for name, of_subset in output.subsets.items()},
         "scoring": end - predicted,
         "total": end - start,

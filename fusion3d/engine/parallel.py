@@ -8,7 +8,7 @@ them: ``in_step`` gives an empty sensor to those whose batch lacks what another'
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -42,18 +42,20 @@ class Objective(nn.Module):
         self.touch = touch
         self.used: set[str] = set()  # names of the parameters that losses came from, by any process
 
-    def forward(self, seen: Batch, full: Batch) -> dict[str, Tensor]:
+    def forward(self, seen: Batch, full: Batch, subsets: Sequence[Batch] = ()) -> dict[str, Tensor]:
         """Losses of what the model makes of ``seen`` (sensors dropped) against the targets of ``full``.
+
+        With ``subsets``, which are ``seen`` with fewer kinds of sensors, it is what the model makes of each of these.
 
         With several processes their mean over the processes is the loss of the joint batch. What there is to count
         depends on the batch and on what the model saw, and processes differ in which losses they have at all. So the
         losses are gone through twice, the first time only to count.
         """
+        if self.together and self.where.world > 1:
+            seen, *subsets = (in_step(batch, self.where) for batch in (seen, *subsets))
+        outputs = self.model.under(seen, subsets) if subsets else self.model(seen)  # type: ignore[operator]
         if self.where.world == 1:
-            return self.model.losses(self.model(seen), full)  # type: ignore[operator]
-        if self.together:
-            seen = in_step(seen, self.where)
-        outputs = self.model(seen)
+            return self.model.losses(outputs, full)  # type: ignore[operator]
         counts: dict[str, Tensor] = {}
 
         def note(name: str, count: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ def in_step(batch: Batch, where: Processes) -> Batch:
     An empty sensor is in no sample, but the model goes through its layers as with any other.
     """
     frames = [batch, *(past.batch for past in batch.history)]
-    there = where.gather([[name for name in SENSORS if _sensor(frame, name) is not None] for frame in frames])
+    there = where.gather([[name for name in SENSORS if frame.sensor(name) is not None] for frame in frames])
     wanted: list[set[str]] = [set() for _ in range(max(len(theirs) for theirs in there))]
     for theirs in there:
         for names, more in zip(wanted, theirs, strict=False):
@@ -138,10 +140,6 @@ def in_step(batch: Batch, where: Processes) -> Batch:
         for past, names in zip(history, wanted[1:], strict=True)
     ]
     return dataclasses.replace(fill_sensors(batch, wanted[0]), history=tuple(filled))
-
-
-def _sensor(batch: Batch, name: str) -> Cameras | PointCloud | None:
-    return {"camera": batch.cameras, "lidar": batch.lidar, "radar": batch.radar}[name]
 
 
 def fill_sensors(batch: Batch, names: set[str]) -> Batch:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fusion3d.build import build_model
 from fusion3d.config import Config, differences, load_config
 from fusion3d.data.loader import make_loader
-from fusion3d.data.subset import drop_sensors, select_sensors
+from fusion3d.data.subset import draw_subsets, drop_sensors, select_sensors
 from fusion3d.encoders.checkpointing import checkpoint_blocks
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.batchnorm import join_batchnorms
@@ -155,14 +155,12 @@ class Trainer:
             draw, where = (self.config.seed, step, number), self.where
             seed_all(*draw, where.rank)
             full = batch.to(where.device)
-            # Sensors that only supervise, such as LiDAR of a camera's depth, do not count as those left to a sample.
-            seen = select_sensors(full, self.config.branches)
-            seen = drop_sensors(seen, settings, generator(*draw, 0, 1), where.rank, where.world)
+            seen, subsets = self.show(full, generator(*draw, 0, 1))
             with accumulating(self.objective, last=number == len(group) - 1):
                 with torch.autocast(
                     where.device.type, PRECISIONS[settings.precision], enabled=settings.precision != "float32"
                 ):
-                    losses = self.objective(seen, full)
+                    losses = self.objective(seen, full, subsets)
                 total = torch.stack([value.float() for value in losses.values()]).sum()
                 self.check_finite(total, losses, batch, step)
                 self.scaler.scale(total / len(group)).backward()
@@ -179,6 +177,16 @@ class Trainer:
         self.scaler.step(self.optimizer)  # with fp16 on a GPU, skips the step when a gradient overflowed
         self.scaler.update()
         return sums, norm
+
+    def show(self, full: Batch, draw: torch.Generator) -> tuple[Batch, tuple[Batch, ...]]:
+        """What the model sees of a batch, and under which subsets of its sensors; none: as it is."""
+        settings, share = self.config.train, (self.where.rank, self.where.world)
+        # Sensors that only supervise, such as LiDAR of a camera's depth, do not count as those left to a sample.
+        seen = select_sensors(full, self.config.branches)
+        count = num_subsets(self.config)
+        if count > 1:
+            return draw_subsets(seen, settings, count, draw, *share)
+        return drop_sensors(seen, settings, draw, *share), ()
 
     def check_finite(self, total: Tensor, losses: dict[str, Tensor], batch: Batch, step: int) -> None:
         """Stop before a loss that is not a number reaches any weight."""
@@ -290,6 +298,12 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
             if trainer.position.step >= trainer.total_steps and found:
                 return found[-1]
             return trainer.run(log)
+
+
+def num_subsets(config: Config) -> int:
+    """Under how many subsets of the sensors a sample is seen in each step: ``train.subsets``, if there are as many."""
+    kinds = [sensor for sensor in config.branches if sensor in config.data.sensors]
+    return min(config.train.subsets, 2 ** len(kinds) - 1) if config.train.drop_sensor > 0 else 1
 
 
 def _tokens(batches: list[Batch]) -> str:

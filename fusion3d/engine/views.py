@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,22 @@ def views_of(config: Config) -> list[np.ndarray]:
     return [bev_matrix(math.radians(angle), 1.0, *mirror) for angle, mirror in itertools.product(angles, mirrors)]
 
 
+def sense_views(model: Any, batch: Batch, views: Sequence[np.ndarray]) -> list[Any] | None:
+    """What the encoders of a model make of each view of a batch, for ``predict_views`` with fewer sensors.
+
+    None where encoders look at each other's sensors, so that it holds for these sensors alone.
+    """
+    if not getattr(model, "separable", False):
+        return None
+    return [model.sense(seen) for seen in _seen(batch, views)]
+
+
 def predict_views(
-    model: Any, batch: Batch, views: Sequence[np.ndarray], memories: list[Any] | None = None
+    model: Any,
+    batch: Batch,
+    views: Sequence[np.ndarray],
+    memories: list[Any] | None = None,
+    sensed: Sequence[Any] | None = None,
 ) -> Predictions:
     """What a model says of a batch, merged over views of it; on the CPU, in the frame of the batch.
 
@@ -54,13 +68,14 @@ def predict_views(
         views: ``view_from_ego`` [4, 4] each.
         memories: what the model remembers of the batch before, for each view, None at first; exchanged for what it
             remembers of this one. None where batches do not follow each other.
+        sensed: of ``sense_views``, of the same samples with these sensors or more; None: the encoders run here.
     """
+    several = enumerate(_seen(batch, views))
+    said_of = (_ask(model, seen, memories, number, sensed and sensed[number]) for number, seen in several)
     if len(views) == 1:
-        return _ask(model, batch, memories, 0)
-    inputs = dataclasses.replace(batch, boxes=None, future=None, map_mask=None)
+        return next(said_of)
     answers = []
-    for number, view in enumerate(views):
-        said = _ask(model, transform_batch(inputs, view), memories, number)
+    for said, view in zip(said_of, views, strict=True):
         back = np.linalg.inv(view)
         boxes = said.boxes and tuple(transform_boxes(of_sample, back) for of_sample in said.boxes)
         plan = said.plan and transform_trajectory(said.plan, back)
@@ -73,10 +88,18 @@ def predict_views(
     return dataclasses.replace(answers[0], boxes=boxes, plan=plan)
 
 
-def _ask(model: Any, batch: Batch, memories: list[Any] | None, number: int) -> Predictions:
-    if memories is None:
-        outputs = model(batch)
-    else:
-        outputs = model(batch, memories[number])
+def _seen(batch: Batch, views: Sequence[np.ndarray]) -> Iterator[Batch]:
+    """The batch in every view; what only targets say is left out where there are several."""
+    if len(views) == 1:
+        yield batch
+        return
+    inputs = dataclasses.replace(batch, boxes=None, future=None, map_mask=None)
+    yield from (transform_batch(inputs, view) for view in views)
+
+
+def _ask(model: Any, batch: Batch, memories: list[Any] | None, number: int, sensed: Any) -> Predictions:
+    memory = () if memories is None else (memories[number],)
+    outputs = model(batch, *memory) if sensed is None else model.conclude(sensed, batch, *memory)
+    if memories is not None:
         memories[number] = outputs["memory"]
     return to_device(model.decode(outputs, batch), "cpu")

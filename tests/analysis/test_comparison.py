@@ -52,14 +52,14 @@ def test_each_row_builds_and_says_what_it_is():
         run = runs.make_run(base, row, 3, BUDGET, Path("out"))
         runs.check(run)
         assert run.seed == run.config.seed == 3 and str(run) == f"{row.name} seed 3"
-        if row.alone is None:
+        if not row.alone:
             assert (run.config.fusion.stage, run.config.fusion.operator) == (row.stage, row.operator)
             assert run.config.train.start == ("out/lidar/seed-0", "out/camera/seed-0", "out/radar/seed-0")
             assert (run.config.train.epochs, run.config.train.learning_rate) == (2, 1e-3)
         else:
-            assert run.config.branches == (row.alone,) and run.config.train.start == ()
+            assert run.config.branches == row.alone and run.config.train.start == ()
             assert run.config.train.learning_rate == base.train.learning_rate
-            assert run.config.train.epochs == {"camera": 20, "lidar": 8, "radar": 8}[row.alone]
+            assert run.config.train.epochs == {"camera": 20, "lidar": 8, "radar": 8}[row.name]
 
 
 def test_the_best_operators_get_the_other_stages():
@@ -199,7 +199,7 @@ def test_the_page_says_the_numbers(tmp_path):
 
 def test_without_boxes_there_is_nothing_to_compare():
     base = dataclasses.replace(load_config(ROOT / "configs" / "demo.yaml"), detection=None)
-    with pytest.raises(ConfigError, match="detection: found null; ways to fuse are compared by their NDS"):
+    with pytest.raises(ConfigError, match="detection: found null; models are compared by their NDS"):
         runs.check(runs.make_run(base, OPERATORS[0], 0, BUDGET, Path("out")))
 
 
@@ -339,7 +339,7 @@ def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch,
             save_checkpoint(checkpoint_folder(one.folder, 1), one.config, {}, Position())
             level = {"add": 0.6, "gated": 0.5, "concat": 0.4}.get(one.row.operator, 0.1) + 0.01 * one.seed
             subsets = {name: row for name, row in metrics({}).items() if name != "camera"}["subsets"]
-            names = [one.row.alone] if one.row.alone else ["lidar", "radar", "lidar+radar"]
+            names = list(one.row.alone) if one.row.alone else ["lidar", "radar", "lidar+radar"]
             numbers = {name: subsets[name] | {"NDS": level + 0.1 * name.count("+")} for name in names}
             write_json(one.folder / runs.METRICS, {"subsets": numbers, "num_samples": 6})
 

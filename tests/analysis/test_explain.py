@@ -140,7 +140,8 @@ def test_a_model_with_memory_is_explained_by_what_it_sees_now():
     with watch(bev_modules(model)) as seen:
         model(batch)
         now = {name: map_BCYX.detach().clone() for name, map_BCYX in seen.items()}
-    fused, _ = model.see(batch, learn=False)
+    maps, _ = model.relate(model.sense(batch).maps, batch)
+    fused = model.join(maps, batch)
     assert torch.equal(now["fused"], fused.detach())
     assert set(explain(model, batch).bev) == {"camera", "lidar", "radar", "fused"}
 

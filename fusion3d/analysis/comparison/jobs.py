@@ -26,7 +26,7 @@ def work(run: Run) -> None:
     from fusion3d.engine.train import train
 
     checkpoint = train(run.config, run.folder)
-    evaluate(checkpoint, run.config, (run.folder / METRICS).parent)
+    evaluate(checkpoint, run.config, (run.folder / METRICS).parent, run.scored)
 
 
 def run_all(

@@ -20,7 +20,7 @@ import torch
 
 from fusion3d.analysis.comparison import costs
 from fusion3d.analysis.comparison.jobs import run_all
-from fusion3d.analysis.comparison.page import write_page
+from fusion3d.analysis.comparison.page import make_header, write_page
 from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, WITH_OPERATOR, Row, alone, best_rows
 from fusion3d.analysis.comparison.runs import (
     ALONE_SEED,
@@ -28,13 +28,13 @@ from fusion3d.analysis.comparison.runs import (
     Budget,
     Run,
     check,
-    claim,
+    finished,
     make_run,
     unfinished,
 )
 from fusion3d.analysis.comparison.summary import Metrics, estimate, nds
-from fusion3d.config import Config, differences, load_config
-from fusion3d.engine.benchmark_ops.table import environment, headline
+from fusion3d.config import Config, load_config
+from fusion3d.engine.benchmark_ops.table import environment
 from fusion3d.errors import ConfigError, Fusion3DError
 from fusion3d.files import write_json
 
@@ -102,11 +102,8 @@ class Comparison:
         Raises:
             CheckpointError: it is of other settings, data or beginnings.
         """
-        seeds = (ALONE_SEED,) if row.alone is not None else self.seeds
-        found = [run for run in (self.run(row, seed) for seed in seeds) if run.finished]
-        for run in found:
-            claim(run)
-        return {run.seed: run.metrics() for run in found}
+        seeds = (ALONE_SEED,) if row.alone else self.seeds
+        return finished(self.run(row, seed) for seed in seeds)
 
 
 def compare(comparison: Comparison, jobs: int) -> None:
@@ -165,17 +162,14 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
         raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
     cost = measured(comparison.out)
     about = cost.get("about") or environment("cpu", comparison.base.data.version)
-    settings = {key: value for key, value in differences(comparison.base).items() if key != "data.root"}
     first = next(name for name in FILL_ORDER if name in comparison.base.branches)
-    header = {
-        "about": f"{headline(about, None)}; {name}",
-        "protocol": f"Same data, seeds ({', '.join(map(str, comparison.seeds))}) and budget for every row: "
+    protocol = (
+        f"Same data, seeds ({', '.join(map(str, comparison.seeds))}) and budget for every row: "
         f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the sensors' own "
         f"models wherever names and shapes fit (`train.start`): trunk and heads are those of {first} alone, what fuses "
-        "is new.",
-        "settings": settings,
-        "environment": about,
-    }
+        "is new."
+    )
+    header = make_header(comparison.base, name, about, protocol)
     return write_page(path, singles, joint, cost.get("rows", {}), header)
 
 

@@ -21,6 +21,8 @@ from fusion3d.analysis.comparison.summary import (
     nds,
     whole,
 )
+from fusion3d.config import Config, differences
+from fusion3d.engine.benchmark_ops.table import headline
 from fusion3d.files import write_json, write_whole
 from fusion3d.view.intervals import Spread, draw_intervals
 
@@ -37,6 +39,27 @@ LETTERS = {"camera": "C", "lidar": "L", "radar": "R"}
 def short(subset: str) -> str:
     """ "camera+radar" as "C+R"."""
     return "+".join(LETTERS[name] for name in subset.split("+"))
+
+
+def make_header(base: Config, name: str, about: dict[str, Any], protocol: str) -> dict[str, Any]:
+    """How numbers were made.
+
+    Args:
+        base: what all rows share.
+        name: of that configuration.
+        about: what they were made on, of ``environment``.
+        protocol: what was done, in words.
+    """
+    settings = {key: value for key, value in differences(base).items() if key != "data.root"}
+    line = f"{headline(about, None)}; {name}"
+    return {"about": line, "protocol": protocol, "settings": settings, "environment": about}
+
+
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown: the first row is its head, the first column is names and the others are numbers."""
+    head, *others = rows
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *others]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def write_page(
@@ -94,7 +117,7 @@ def _table(alone: Scores, joint: Scores, costs: Mapping[str, Mapping[str, float]
     subsets = [name for name in first["subsets"] if name != whole(first)]
     heads = ["row", "seeds", f"NDS, {short(whole(first))}", "mean of subsets", f"to {REFERENCE}"]
     heads += [*map(short, subsets), "mAVE", "parameters", "GFLOPs", "ms"]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines = [heads]
     for name, runs in (alone | dict(joint)).items():  # type: ignore[operator]
         every = name in joint
         scores = list(runs.values())
@@ -110,7 +133,7 @@ def _table(alone: Scores, joint: Scores, costs: Mapping[str, Mapping[str, float]
         cells += ["-"] * 3 if cost is None else [f"{cost['parameters']:,}", f"{cost['gflops']:.2f}"]
         cells += [] if cost is None else [f"{cost['milliseconds']:.0f}"]
         lines.append(cells)
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return table_lines(lines)
 
 
 def _compared(name: str, joint: Scores) -> bool:

@@ -1,4 +1,4 @@
-"""What is compared: each sensor alone, every operator in the middle stage, and every other stage.
+"""What is compared: some sensors alone, every operator in the middle stage, and every other stage.
 
 Operators and stages are those that the configuration names.
 """
@@ -14,21 +14,23 @@ from fusion3d.config import Config, FusionConfig
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One way to fuse, or one sensor alone."""
+    """One way to fuse, or some sensors alone."""
 
     name: str
     stage: str = "middle"
     operator: str = "concat"
-    alone: str | None = None  # the only sensor
+    alone: tuple[str, ...] = ()  # the only sensors; empty: all
 
     def config(self, base: Config) -> Config:
         """``base`` with this row's branches and fusion."""
-        if self.alone is not None:
-            others = {name: None for name in base.branches if name != self.alone}
-            base = dataclasses.replace(base, **others)  # type: ignore[arg-type]
         fusion = dataclasses.replace(base.fusion, stage=self.stage, operator=self.operator)  # type: ignore[arg-type]
-        if self.alone is not None:  # nothing to agree with
+        if len(self.alone) == 1:  # nothing to agree with
             fusion = dataclasses.replace(fusion, representation="joint", align="none")
+        if self.alone:
+            others = {name: None for name in base.branches if name not in self.alone}
+            base = dataclasses.replace(base, **others)  # type: ignore[arg-type]
+            if base.camera is not None and base.camera.view.removesuffix("_lift") in others:  # it has lost its helper
+                base = dataclasses.replace(base, camera=dataclasses.replace(base.camera, view="lift"))
         return dataclasses.replace(base, fusion=fusion)
 
 
@@ -46,7 +48,7 @@ WITH_OPERATOR = tuple(Row(f"{stage}-{operator}", stage, operator) for stage in B
 
 def alone(sensors: Sequence[str]) -> tuple[Row, ...]:
     """The rows of single sensors, whose weights the others begin with."""
-    return tuple(Row(sensor, alone=sensor) for sensor in sensors)
+    return tuple(Row(sensor, alone=(sensor,)) for sensor in sensors)
 
 
 def best_rows(score: Mapping[str, float]) -> tuple[Row, ...]:

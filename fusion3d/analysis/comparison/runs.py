@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Run:
     seed: int
     config: Config
     folder: Path
+    scored: tuple[str, ...] | None = None  # subsets of its sensors; None: all
 
     def __str__(self) -> str:
         return f"{self.row.name} seed {self.seed}"
@@ -70,16 +71,23 @@ class Run:
 
 
 def make_run(base: Config, row: Row, seed: int, budget: Budget, out: Path) -> Run:
-    """The run of a row."""
-    if row.alone is not None:
-        epochs = dict(zip(base.branches, budget.alone_epochs, strict=True))[row.alone]
+    """The run of a row: of one sensor, or of them all."""
+    if row.alone:
+        epochs = dict(zip(base.branches, budget.alone_epochs, strict=True))[row.alone[0]]
         rate, start = base.train.learning_rate, ()
     else:
         epochs, rate = budget.joint_epochs, budget.joint_rate
         start = tuple(str(run_folder(out, name, ALONE_SEED)) for name in FILL_ORDER if name in base.branches)
-    train = dataclasses.replace(base.train, epochs=epochs, learning_rate=rate, start=start, checkpoint_every=50)
+    return trained(base, row, seed, out, epochs=epochs, learning_rate=rate, start=start)
+
+
+def trained(base: Config, row: Row, seed: int, out: Path, **train: Any) -> Run:
+    """The run of a row with some settings of ``train`` of its own."""
     config = dataclasses.replace(
-        row.config(base), seed=seed, train=train, data=dataclasses.replace(base.data, workers=0)
+        row.config(base),
+        seed=seed,
+        train=dataclasses.replace(base.train, checkpoint_every=50, **train),
+        data=dataclasses.replace(base.data, workers=0),
     )
     return Run(row, seed, config, run_folder(out, row.name, seed))
 
@@ -91,7 +99,7 @@ def check(run: Run) -> None:
         ConfigError: they are or do not.
     """
     if run.config.detection is None:
-        raise ConfigError("detection: found null; ways to fuse are compared by their NDS, of boxes")
+        raise ConfigError("detection: found null; models are compared by their NDS, of boxes")
     try:
         build_model(from_dict(to_dict(run.config)), pretrained=False)
     except ConfigError as error:
@@ -156,6 +164,18 @@ def unfinished(runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         claim(run)
     return [run for run in runs if not run.finished]
+
+
+def finished(runs: Iterable[Run]) -> dict[int, Mapping[str, Any]]:
+    """By seed, the metrics of a row's runs that are there.
+
+    Raises:
+        CheckpointError: one is of other settings, data or beginnings.
+    """
+    found = [run for run in runs if run.finished]
+    for run in found:
+        claim(run)
+    return {run.seed: run.metrics() for run in found}
 
 
 def _read(path: Path) -> dict[str, Any]:

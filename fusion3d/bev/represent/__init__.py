@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fusion3d.bev.represent.contrast import Coordinated
-from fusion3d.bev.represent.factors import Factorised
+from fusion3d.bev.represent.contrast import Coordinated, CoordinatedOutput
+from fusion3d.bev.represent.factors import Factorised, FactorisedOutput
 from fusion3d.config import FusionConfig
 from fusion3d.errors import ConfigError
 from fusion3d.types import BEVGrid
 
-__all__ = ["Coordinated", "Factorised", "make_representation"]
+__all__ = ["Coordinated", "CoordinatedOutput", "Factorised", "FactorisedOutput", "make_representation"]
 
 
 def make_representation(

@@ -1,0 +1,5 @@
+"""One model for every subset of the sensors against a specialist for each (``compare_subsets``).
+
+main  the runs, and the verb
+page  the table
+"""

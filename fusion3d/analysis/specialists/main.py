@@ -1,0 +1,134 @@
+"""The verb ``compare_subsets``: is one model under any sensors as good as the models that were made for just these?
+
+The one model is trained as the configuration says. A specialist for each subset has the branches of its sensors alone,
+which it always sees, and the same data, seed and number of steps. Runs that are finished are kept, one that was killed
+goes on, and the page can be written from what is there at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusion3d.analysis.comparison.jobs import run_all
+from fusion3d.analysis.comparison.page import make_header
+from fusion3d.analysis.comparison.rows import Row
+from fusion3d.analysis.comparison.runs import Run, check, finished, trained, unfinished
+from fusion3d.analysis.specialists.page import write_page
+from fusion3d.config import Config, load_config
+from fusion3d.engine.benchmark_ops.table import environment
+from fusion3d.engine.inference import sensor_subsets
+from fusion3d.engine.train import num_subsets
+from fusion3d.errors import ConfigError, Fusion3DError
+
+ONE = "one"  # the model that takes every subset
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model and its specialists, and where they lie."""
+
+    base: Config
+    seeds: tuple[int, ...]
+    out: Path
+
+    @property
+    def subsets(self) -> dict[str, tuple[str, ...]]:
+        """Sensors by the name of their subset; all of them last.
+
+        Raises:
+            ConfigError: there are fewer than two sensors.
+        """
+        subsets = sensor_subsets(self.base)
+        if len(subsets) < 2:
+            raise ConfigError(f"found {', '.join(subsets)} alone; subsets are of two kinds of sensors at least")
+        return subsets
+
+    def one(self, seed: int) -> Run:
+        """The model that takes every subset."""
+        fusion = self.base.fusion
+        return trained(self.base, Row(ONE, fusion.stage, fusion.operator), seed, self.out)
+
+    def specialist(self, subset: str, seed: int) -> Run:
+        """The model of a subset's sensors; it is trained and scored with just these."""
+        sensors, fusion = self.subsets[subset], self.base.fusion
+        apart = len(sensors) == 1 and fusion.stage in ("late", "hybrid")  # which merge what several say
+        row = Row(subset, "middle" if apart else fusion.stage, fusion.operator, sensors)
+        run = trained(self.base, row, seed, self.out, drop_sensor=0.0, subsets=1)
+        return Run(run.row, seed, run.config, run.folder, scored=(subset,))
+
+    def runs(self) -> list[Run]:
+        """One seed after the other, so that what is there at any time is even.
+
+        Raises:
+            ConfigError: the settings of a model do not fit each other.
+        """
+        of_seed = [[self.one(seed), *(self.specialist(name, seed) for name in self.subsets)] for seed in self.seeds]
+        for run in of_seed[0]:
+            check(run)
+        return [run for runs in of_seed for run in runs]
+
+
+def report(comparison: Comparison, path: Path, name: str) -> str:
+    """Write the page from what is there.
+
+    Args:
+        comparison: what was compared.
+        path: without suffix.
+        name: of the configuration.
+
+    Raises:
+        Fusion3DError: there is nothing yet to compare, or something else lies there.
+    """
+    base, seeds = comparison.base, comparison.seeds
+    one = finished(comparison.one(seed) for seed in seeds)
+    specialists = {
+        subset: finished(comparison.specialist(subset, seed) for seed in seeds) for subset in comparison.subsets
+    }
+    if not any(one.keys() & there.keys() for there in specialists.values()):
+        raise Fusion3DError(
+            f"{comparison.out} has not yet the one model and a specialist of the same seed; run compare_subsets "
+            "without --report first"
+        )
+    train, count = base.train, num_subsets(base)
+    seen = f"{count} of its subsets of sensors in a step" if count > 1 else "one of its subsets of sensors in a step"
+    protocol = (
+        f"Same data, seeds ({', '.join(map(str, seeds))}) and number of steps for all: {train.epochs} epochs, "
+        f"{train.batch_size * train.accumulate} samples a step, peak rate {train.learning_rate:g}. The one model shows "
+        f"each sample under {seen}, a kind lost with probability {train.drop_sensor:g}. A specialist has the branches "
+        "of its own sensors alone and always sees them all."
+    )
+    return write_page(path, one, specialists, make_header(base, name, environment("cpu", base.data.version), protocol))
+
+
+def main(argv: list[str]) -> int:
+    """``compare_subsets CONFIG [--out DIR] [--page FILE] [--seeds N ...] [--jobs N] [--report] [--a.b value ...]``."""
+    parser = argparse.ArgumentParser(
+        "compare_subsets",
+        description="Train one model for every subset of the sensors and a specialist for each, and compare them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", help="YAML file of the one model, e.g. configs/demo.yaml")
+    parser.add_argument("--out", type=Path, default=Path("runs/subsets"), help="folder of the runs")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks/subsets"), help="files without their suffix")
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, each on one thread")
+    parser.add_argument("--report", action="store_true", help="train nothing: write the page from what is there")
+    parser.epilog = "Every setting can be overridden for all models, e.g. --data.root PATH: fusion3d/config/."
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        raise ConfigError(f"compare_subsets: expected the configuration file first, found {argv[0]!r}")
+    options, overrides = parser.parse_known_args(argv)
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs: expected at least 1, found {options.jobs}")
+    base = load_config(options.config, overrides)
+    comparison = Comparison(base, tuple(dict.fromkeys(options.seeds)), options.out)
+    if not options.report:
+        runs = comparison.runs()
+        todo = unfinished(runs)
+        print(f"{len(todo)} of {len(runs)} runs to do, {options.jobs} at a time, in {options.out}", flush=True)
+        run_all(todo, options.jobs)
+    print(report(comparison, options.page, options.config))
+    print(f"written: {options.page}.md, .svg, .json")
+    return 0
