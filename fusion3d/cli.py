@@ -21,6 +21,10 @@ VERBS = {
         "fusion3d.engine.evaluate:main",
         "score a checkpoint with the official metrics, for every subset of sensors",
     ),
+    "evaluate_plans": (
+        "fusion3d.engine.evaluate_plans:main",
+        "score anybody's plans by every planning protocol side by side, beside baselines and the human",
+    ),
     "predict": (
         "fusion3d.engine.predict:main",
         "write a checkpoint's boxes and plans for a data set, annotated or not",
@@ -31,7 +35,7 @@ VERBS = {
     "check_dataset": ("fusion3d.engine.check:main", "check the geometry of a data set, sensor by sensor"),
     "benchmark": (
         "fusion3d.cli:benchmark",
-        "time the data loader, the operations or whole models: benchmark data | ops | recipes",
+        "time the data loader, the operations, scoring or whole models: benchmark data | ops | planning | recipes",
     ),
     "describe": (
         "fusion3d.engine.describe:main",
@@ -46,6 +50,7 @@ VERBS = {
 BENCHMARKS = {
     "data": ("fusion3d.engine.benchmark_data:main", "samples per second, against the official devkit"),
     "ops": ("fusion3d.engine.benchmark_ops.run:main", "each operation against what others offer for the same work"),
+    "planning": ("fusion3d.engine.benchmark_planning:main", "scoring plans by every protocol, against shapely"),
     "recipes": ("fusion3d.engine.benchmark_recipes:main", "what models cost, beside what is published of them"),
 }
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C

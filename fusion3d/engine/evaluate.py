@@ -12,8 +12,11 @@ import numpy as np
 
 from fusion3d.config import Config, override
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.splits import samples_of
 from fusion3d.engine.checkpoint import load_config_of, load_model
-from fusion3d.engine.ground_truth import detection_truth, obstacles
+from fusion3d.engine.drives import drives_of, map_of
+from fusion3d.engine.evaluate_plans import trained_baselines
+from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
@@ -23,7 +26,8 @@ from fusion3d.files import write_json
 from fusion3d.metrics.detection import Truth, score_detections
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
-from fusion3d.metrics.planning import PROTOCOL, score_planners
+from fusion3d.metrics.planning import score_plans as score_every_plan
+from fusion3d.metrics.planning.exact import ABOUT, NAME
 from fusion3d.types import MAP_CLASSES
 
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
@@ -53,8 +57,9 @@ def evaluate(
     Returns:
         ``subsets.<name>``: numbers of ``score_detections``, ``planning`` with that subset's plan, and ``map`` with its
         numbers of ``score_map``;
-        ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
-        the numbers of ``score_plan``; ``planning_protocol``;
+        ``planning``: for ``model`` (the largest subset), the baselines and ``human`` the numbers of ``score_exact``;
+        ``planning_scores``: those by every protocol, the PDM-style score and the skill, as ``metrics.planning`` gives
+        them; ``planning_protocol``: the exact one in words;
         ``map``: for ``everywhere`` and ``average`` the numbers of ``score_map``; ``map_protocol``;
         ``num_samples``; ``seconds``. Nothing by a process that is not the first.
 
@@ -83,14 +88,16 @@ def evaluate(
         for name, of_subset in output.subsets.items():
             metrics["subsets"][name] |= _score_boxes(of_subset, output.poses, truths, Path(out_dir, name))
     if config.planning is not None:
-        table = score_plans(output, tables)
+        scores = score_plans(output, tables, config)
+        table = scores["protocols"][NAME]["planners"]
         for name in chosen:
             metrics["subsets"][name]["planning"] = table[name]
         metrics["planning"] = {
             "model": table[list(chosen)[-1]],
             **{k: v for k, v in table.items() if k not in chosen},
         }
-        metrics["planning_protocol"] = PROTOCOL
+        metrics["planning_scores"] = scores
+        metrics["planning_protocol"] = " ".join(f"{what}: {text}." for what, text in ABOUT.items())
     if config.map is not None:
         for name, of_subset in output.subsets.items():
             metrics["subsets"][name]["map"] = score_map(of_subset.map)
@@ -117,32 +124,36 @@ def _score_boxes(
     return score_detections(truths, records)
 
 
-def score_plans(output: SplitOutput, tables: Tables) -> dict[str, dict[str, float]]:
-    """The planning numbers of every subset and baseline: by name, those of ``score_plan``.
+def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str, Any]:
+    """The numbers of every subset's plans and of baselines by every protocol, as ``metrics.planning.score_plans``.
+
+    The baselines that are trained are made of ``data.train_split``, where the data set has it and shares no scene.
 
     Raises:
         DataError: the data set has no driven path to compare with.
     """
-    tokens = [token for token in output.poses if token in output.futures and token in output.pasts]
-    if not tokens:
+    tokens = list(output.poses)
+    drives = drives_of(tables, tokens)
+    if not drives.known.any():
         raise DataError("no sample of the split has a driven path; planning needs the ego poses of following keyframes")
-    future, known, past, past_known = (
-        np.stack([getattr(paths[token], name).numpy() for token in tokens])
-        for paths in (output.futures, output.pasts)
-        for name in ("position", "mask")
-    )
     plans = {
-        name: np.stack([of_subset.plans[token].position.numpy() for token in tokens])
+        name: np.stack(
+            [
+                np.concatenate([of_subset.plans[token].position, of_subset.plans[token].yaw[:, None]], axis=1)
+                for token in tokens
+            ]
+        ).astype(np.float64)[:, : drives.future.shape[1]]
         for name, of_subset in output.subsets.items()
     }
-    steps = min(future.shape[1], *(plan.shape[1] for plan in plans.values()))
-    return score_planners(
-        {name: plan[:, :steps] for name, plan in plans.items()},
-        past,
-        past_known,
-        future[:, :steps],
-        known[:, :steps],
-        [obstacles(tables, token, steps) for token in tokens],
+    steps = next(iter(plans.values())).shape[1]
+    others: dict[str, np.ndarray] = {}
+    try:
+        train = [tables.token(row) for row in samples_of(tables, config.data.train_split)]
+        others = trained_baselines(drives_of(tables, train, agents=False), drives)
+    except DataError as error:
+        print(f"without ego_mlp and nearest_anchor: {error}", flush=True)
+    return score_every_plan(
+        plans | {name: plan[:, :steps] for name, plan in others.items()}, drives, maps=map_of(tables, tokens, True)
     )
 
 
@@ -156,6 +167,7 @@ def format_table(metrics: dict[str, Any]) -> str:
         plans = metrics["planning"]
         lines += ["", _row("planning", PLAN_COLUMNS)]
         lines += [_row(name, [row[c] for c in PLAN_COLUMNS]) for name, row in plans.items()]
+        lines += ["(exact protocol; all protocols, the PDM-style score and skill by manoeuvre are in metrics.json)"]
     if "map" in metrics:
         maps = {name: row["map"] for name, row in metrics["subsets"].items()} | metrics["map"]
         for at in ("0.5", "best"):

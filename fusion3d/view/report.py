@@ -51,7 +51,7 @@ def write_report(
     Args:
         path: the ``.html`` file; its folder is made, it appears whole.
         metrics: as ``evaluate`` writes them: ``subsets.<name>.{NDS, mAP, ..., AP.<class>}``,
-            ``planning.<planner>.{L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
+            ``planning.<planner>.{N, L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
             ``subsets.<name>.map`` and ``map.<baseline>`` as ``score_map`` gives them, ``map_protocol``,
             ``seconds.<stage>``; each may be absent, and a number that is absent or not finite is shown as a dash.
         curves: the lines of ``log.jsonl``: ``step``, ``loss`` and ``loss/<part>``.
@@ -200,7 +200,9 @@ def _planning(metrics: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     planned = {name.replace("_", " "): row for name, row in rows.items()}
-    contest = [name for name in planned if name != "driven"]  # the driven path is the yardstick, not a planner
+    contest = [
+        name for name in planned if name not in ("human", "nearest anchor")
+    ]  # the yardstick, and one that knows it
     protocol = metrics.get("planning_protocol") or metrics.get("protocol") or ""
     return (
         _table(planned, PLANNING_COLUMNS, "planner", contest=contest)
