@@ -37,6 +37,7 @@ class Area:
         self.shape = np.repeat(shapes.shape[rings], [len(edge) for edge in edges]).astype(np.int64)
         self.low = np.minimum(self.edge[:, 1], self.edge[:, 3])
         self.high = np.maximum(self.edge[:, 1], self.edge[:, 3])
+        self.left = np.minimum(self.edge[:, 0], self.edge[:, 2])
         self.right = np.maximum(self.edge[:, 0], self.edge[:, 2])
 
     def contains(self, xy: np.ndarray) -> np.ndarray:
@@ -64,8 +65,8 @@ class Area:
             center: [2] global [m].
             reach: half of the square's side [m].
         """
-        ends = self.edge.reshape(-1, 2, 2)
-        near = ((ends.min(axis=1) <= center + reach) & (ends.max(axis=1) >= center - reach)).all(axis=1)
+        (x, y), ends = center, self.edge.reshape(-1, 2, 2)
+        near = (self.left <= x + reach) & (self.right >= x - reach) & (self.low <= y + reach) & (self.high >= y - reach)
         begin, move = ends[near, 0], ends[near, 1] - ends[near, 0]
         count = np.maximum(np.ceil(np.linalg.norm(move, axis=1) / _PIECE), 1).astype(np.int64)
         of = np.repeat(np.arange(len(count)), count)

@@ -165,9 +165,15 @@ def format_table(metrics: dict[str, Any]) -> str:
         lines += [_row("sensors", COLUMNS)] + [_row(name, [row[c] for c in COLUMNS]) for name, row in detection.items()]
     if "planning" in metrics:
         plans = metrics["planning"]
-        lines += ["", _row("planning", PLAN_COLUMNS)]
-        lines += [_row(name, [row[c] for c in PLAN_COLUMNS]) for name, row in plans.items()]
-        lines += ["(exact protocol; all protocols, the PDM-style score and skill by manoeuvre are in metrics.json)"]
+        lines += ["", _row("planning", [*PLAN_COLUMNS, "N", "events"])]
+        for name, row in plans.items():
+            counts = [f"{row[column]:.0f}" for column in ("N", "events")]
+            lines.append(_row(name, [*(row[column] for column in PLAN_COLUMNS), *counts]))
+        samples = metrics["planning_scores"]["protocols"][NAME]["samples"]
+        lines.append(
+            f"exact, samples {samples}, ego {ABOUT['ego'].split(',')[0]}, nothing masked; in metrics.json: six"
+        )
+        lines.append("published protocols on the same plans, the PDM-style score, and skill over ctrv by manoeuvre")
     if "map" in metrics:
         maps = {name: row["map"] for name, row in metrics["subsets"].items()} | metrics["map"]
         for at in ("0.5", "best"):

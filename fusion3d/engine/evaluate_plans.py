@@ -99,8 +99,9 @@ def trained_baselines(training: Drives, drives: Drives) -> dict[str, np.ndarray]
         raise DataError(
             f"{len(common)} scenes, such as {common[0]}, are evaluated and trained on; choose another split to train on"
         )
+    plan = EgoMLP(training).plan(drives)
     anchors = make_anchors(training.future[training.known.all(axis=1)], ANCHORS)
-    return {"ego_mlp": EgoMLP(training).plan(drives), "nearest_anchor": nearest_anchor(anchors, drives)}
+    return {"ego_mlp": plan, "nearest_anchor": nearest_anchor(anchors, drives)}
 
 
 def leave_one_out(drives: Drives) -> dict[str, np.ndarray]:
@@ -159,7 +160,7 @@ def evaluate_plans(
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise DataError(f"{reasons}. Plan them, or pass --partial to score the others alone")
     every = {name: plan[planned, :steps] for name, plan in {**plans, **(others or {})}.items()}
-    scores = score_plans(every, drives[planned], chosen, _select(maps, planned))
+    scores = score_plans(every, drives[planned], chosen, None if maps is None else maps[planned])
     if not planned.all():
         scores["partial"] = f"{planned.sum()} of {len(drives)} samples have a plan; all rows are over these"
     return scores | {"left_out": left_out}
@@ -170,10 +171,6 @@ def _wanted(name: str, drives: Drives) -> np.ndarray:
     if name == NAME:
         return usable(drives) & drives.known[:, 0]
     return np.asarray(PUBLISHED[name].counts(drives.known, drives.past_known).any(axis=1))
-
-
-def _select(maps: Map | None, planned: np.ndarray) -> Map | None:
-    return maps if maps is None or planned.all() else maps[planned]
 
 
 def main(argv: list[str]) -> int:

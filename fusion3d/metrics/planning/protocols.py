@@ -26,7 +26,7 @@ PEDESTRIANS = (
     "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.construction_worker",
     "human.pedestrian.police_officer",
 )  # fmt: skip
-_PLACED_BEFORE = 0.943713  # [m] the LiDAR ahead of the rear axle
+_LIDAR_AHEAD = 0.943713  # [m] the LiDAR ahead of the rear axle
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def movers_around_now(agents: Agents) -> Agents:
     The k-th annotation that follows is taken for that at k steps, as the released converter does.
     """
     moving = agents[agents.named((*VEHICLES, *PEDESTRIANS)) & (agents.step >= 0)]
-    x, y = moving.box[:, 0] - _PLACED_BEFORE, moving.box[:, 1]
+    x, y = moving.box[:, 0] - _LIDAR_AHEAD, moving.box[:, 1]
     now = (moving.step == 0) & moving.seen & (np.abs(x) <= 30) & (np.abs(y) <= 15)
     identity = _identity(moving)
     kept = np.isin(identity, identity[now])
@@ -172,7 +172,7 @@ BEV_PLANNER = Protocol(
     Raster(0.1, rounded=False, columns_forward=True, turned=True), vehicles,
     "vehicles and cycles, no pedestrians", boundary=True, bugs=(
         "the box points straight ahead at any step shorter than 1 m",
-        "(left out: boundary lines are resampled to 20 points; here they are whole)",
+        "(left out: its boundary is that of road segments and lanes, 20 points a line; here that of the drivable area)",
     ),
 )  # fmt: skip
 PUBLISHED = {of.name: of for of in (UNIAD, UNIAD_VALID, STP3, VAD, SPARSEDRIVE, BEV_PLANNER)}
