@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -44,12 +43,6 @@ class Agents:
         """[K] bool: whose category begins with one of ``prefixes``. By name: rows differ between data sets."""
         hits = np.array([name.startswith(tuple(prefixes)) for name in self.names], dtype=bool)
         return hits[self.category] if len(self.names) else np.zeros(len(self), dtype=bool)
-
-    @cached_property
-    def start(self) -> np.ndarray:
-        """Row at which each sample's boxes begin: those of sample n are start[n] : start[n + 1]."""
-        last = int(self.sample[-1]) if len(self) else -1
-        return np.searchsorted(self.sample, np.arange(last + 2))
 
     @staticmethod
     def none() -> Agents:
