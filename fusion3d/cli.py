@@ -26,6 +26,10 @@ VERBS = {
         "fusion3d.analysis.difference:main",
         "the difference of two evaluations with its interval, and whether it is more than chance",
     ),
+    "evaluate_plans": (
+        "fusion3d.engine.evaluate_plans:main",
+        "score anybody's plans by every planning protocol side by side, beside baselines and the human",
+    ),
     "predict": (
         "fusion3d.engine.predict:main",
         "write a checkpoint's boxes and plans for a data set, annotated or not",
@@ -47,7 +51,7 @@ VERBS = {
     ),
     "benchmark": (
         "fusion3d.cli:benchmark",
-        "time the data loader, the metrics, the operations or whole models: benchmark data | metrics | ops | recipes",
+        "time the loader, metrics, operations or whole models: benchmark data | metrics | ops | planning | recipes",
     ),
     "describe": (
         "fusion3d.engine.describe:main",
@@ -67,6 +71,7 @@ BENCHMARKS = {
     "data": ("fusion3d.engine.benchmark_data:main", "samples per second, against the official devkit"),
     "metrics": ("fusion3d.engine.benchmark_metrics.run:main", "scoring and loading of full size, against the devkit"),
     "ops": ("fusion3d.engine.benchmark_ops.run:main", "each operation against what others offer for the same work"),
+    "planning": ("fusion3d.engine.benchmark_planning:main", "scoring plans by every protocol, against shapely"),
     "recipes": ("fusion3d.engine.benchmark_recipes:main", "what models cost, beside what is published of them"),
 }
 SUITES = {"robustness": "fusion3d.analysis.robustness.main:main"}  # of evaluate

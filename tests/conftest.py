@@ -43,6 +43,15 @@ def real_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tracks_root() -> Path:
+    """Folder of real ego and agent tracks of eight nuScenes scenes, where it is at hand."""
+    root = REAL_DATA / "nuscenes-mini-tracks"
+    if not root.is_dir():
+        pytest.skip("the real nuScenes tracks are not beside the project (set FUSION3D_REAL_DATA)")
+    return root
+
+
+@pytest.fixture(scope="session")
 def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Dataroot of a tiny synthetic data set: version v1.0-synthetic, 2 train scenes and 1 val scene of 6 keyframes,
     images of 99 x 176 px, 2 sweeps before each keyframe. Made once a session, for all its processes. Not to be changed.

@@ -50,8 +50,8 @@ def load_ego(tables: Tables, sample: int, steps: int) -> tuple[Trajectory, Traje
         past), and the index in COMMANDS of the side on which the known future ends; -1 where there is none.
     """
     ego_from_global = invert(tables.global_from_ego(sample))
-    future = _trajectory(tables, _chain(tables, sample, tables.sample_next, steps), ego_from_global, steps)
-    past = _trajectory(tables, _chain(tables, sample, tables.sample_prev, steps), ego_from_global, steps)
+    future = _trajectory(tables, chain(tables, sample, tables.sample_next, steps), ego_from_global, steps)
+    past = _trajectory(tables, chain(tables, sample, tables.sample_prev, steps), ego_from_global, steps)
     return future, past, _status(tables, sample, ego_from_global), command_of(future)
 
 
@@ -65,8 +65,10 @@ def command_of(future: Trajectory) -> int:
     return COMMANDS.index(side)
 
 
-def _chain(tables: Tables, sample: int, link: np.ndarray, count: int) -> list[int]:
-    """The keyframes that follow along ``link``, as far as each is about TIME_STEP from the one before."""
+def chain(tables: Tables, sample: int, link: np.ndarray, count: int) -> list[int]:
+    """Rows of the keyframes after one along ``link``, ``sample_next`` or ``sample_prev``, as far as each is about
+    TIME_STEP from the one before.
+    """
     rows: list[int] = []
     here = sample
     while len(rows) < count and (following := int(link[here])) >= 0:
@@ -94,7 +96,7 @@ def _trajectory(tables: Tables, rows: list[int], ego_from_global: np.ndarray, st
 
 def _status(tables: Tables, sample: int, ego_from_global: np.ndarray) -> EgoStatus:
     """Finite differences over the last one (velocity, yaw rate) and two (acceleration) keyframe intervals."""
-    rows = [sample, *_chain(tables, sample, tables.sample_prev, 2)]
+    rows = [sample, *chain(tables, sample, tables.sample_prev, 2)]
     position, yaw = _poses(tables, rows, ego_from_global)
     seconds = -np.diff(tables.pose_time[tables.sample_pose[rows]]) * 1e-6
     unknown = np.full(2, np.nan)

@@ -47,7 +47,7 @@ def crop_map(
     """
     mask = np.zeros((len(MAP_CLASSES), *grid.shape), dtype=bool)
     known = np.zeros(len(MAP_CLASSES), dtype=bool)
-    path = _vector_file(tables, sample)
+    path = vector_file(tables, sample)
     if path is not None:
         shapes = open_map(path)
         mask = shapes.rasterise(grid, np.linalg.inv(_global_from_grid(tables, sample, aug_from_ego)))
@@ -59,7 +59,7 @@ def crop_map(
 
 def crop_mask(tables: Tables, sample: int, grid: BEVGrid, aug_from_ego: np.ndarray | None = None) -> np.ndarray | None:
     """[Y, X] bool: is the centre of each cell drivable in the mask? None without one; arguments as ``crop_map``'s."""
-    path = _mask_file(tables, sample)
+    path = mask_file(tables, sample)
     if path is None or not path.is_file():
         return None
     global_from_grid = _global_from_grid(tables, sample, aug_from_ego)
@@ -76,14 +76,16 @@ def _global_from_grid(tables: Tables, sample: int, aug_from_ego: np.ndarray | No
     return global_from_aug[np.ix_([0, 1, 3], [0, 1, 3])]
 
 
-def _mask_file(tables: Tables, sample: int) -> Path | None:
+def mask_file(tables: Tables, sample: int) -> Path | None:
+    """The mask of a sample's place, if the tables name one; it may not be there."""
     row = tables.scene_map[tables.sample_scene[sample]]
     return None if row < 0 else tables.inside(bytes(tables.map_file[row]).decode(), "map.json")
 
 
-def _vector_file(tables: Tables, sample: int) -> Path | None:
+def vector_file(tables: Tables, sample: int) -> Path | None:
+    """The map of polygons and lines of a sample's place, if there is one."""
     location = bytes(tables.scene_location[tables.sample_scene[sample]]).decode()
-    mask = _mask_file(tables, sample)
+    mask = mask_file(tables, sample)
     beside = [] if mask is None else [mask.with_suffix(".json")]
     files = [*beside, tables.inside(f"maps/expansion/{location}.json", "log.json")]
     return next((file for file in files if file.is_file()), None)

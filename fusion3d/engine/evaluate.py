@@ -12,8 +12,11 @@ import numpy as np
 
 from fusion3d.config import Config, override, to_dict
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.splits import samples_of
 from fusion3d.engine.checkpoint import find_checkpoint, load_config_of, load_model
-from fusion3d.engine.ground_truth import detection_truth, obstacles
+from fusion3d.engine.drives import drives_of, map_of
+from fusion3d.engine.evaluate_plans import trained_baselines
+from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
 from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.results import Limits
@@ -28,7 +31,8 @@ from fusion3d.files import write_json
 from fusion3d.metrics.bootstrap import RESAMPLES
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
-from fusion3d.metrics.planning import PROTOCOL, score_planners
+from fusion3d.metrics.planning import score_plans as score_every_plan
+from fusion3d.metrics.planning.exact import ABOUT, NAME
 from fusion3d.metrics.protocol import CVPR_2019
 from fusion3d.metrics.shapley import has_every_subset, sensor_worth
 from fusion3d.metrics.tracking import PROTOCOL as TRACKING_PROTOCOL
@@ -71,8 +75,9 @@ def evaluate(
         ``shapley``: what each sensor is worth, as ``sensor_worth`` gives it, where every subset of several is there;
         ``subsets.<name>``: numbers of ``BoxScorer.score``, ``planning`` with that subset's plan, ``map`` with its
         numbers of ``score_map``, and ``tracking`` with those of ``score_tracking``;
-        ``planning``: for ``model`` (the largest subset), ``constant_velocity``, ``stationary`` and ``driven``
-        the numbers of ``score_plan``; ``planning_protocol``;
+        ``planning``: for ``model`` (the largest subset), the baselines and ``human`` the numbers of ``score_exact``;
+        ``planning_scores``: those by every protocol, the PDM-style score and the skill, as ``metrics.planning`` gives
+        them; ``planning_protocol``: the exact one in words;
         ``map``: for ``everywhere`` and ``average`` the numbers of ``score_map``; ``map_protocol``;
         ``tracking_protocol``;
         ``num_samples``; ``seconds``. Nothing by a process that is not the first.
@@ -117,14 +122,16 @@ def evaluate(
         if scorer is not None and len(chosen) > 1 and has_every_subset(chosen):
             metrics["shapley"] = sensor_worth(metrics["subsets"])
     if "planning" in tasks:
-        table = score_plans(output, tables)
+        scores = score_plans(output, tables, config)
+        table = scores["protocols"][NAME]["planners"]
         for name in chosen:
             metrics["subsets"][name]["planning"] = table[name]
         metrics["planning"] = {
             "model": table[list(chosen)[-1]],
             **{k: v for k, v in table.items() if k not in chosen},
         }
-        metrics["planning_protocol"] = PROTOCOL
+        metrics["planning_scores"] = scores
+        metrics["planning_protocol"] = " ".join(f"{what}: {text}." for what, text in ABOUT.items())
     if "map" in tasks:
         for name, of_subset in output.subsets.items():
             metrics["subsets"][name]["map"] = score_map(of_subset.map)
@@ -166,32 +173,36 @@ def _records(
     return records if temperature is None else soften(records, temperature)
 
 
-def score_plans(output: SplitOutput, tables: Tables) -> dict[str, dict[str, float]]:
-    """The planning numbers of every subset and baseline: by name, those of ``score_plan``.
+def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str, Any]:
+    """The numbers of every subset's plans and of baselines by every protocol, as ``metrics.planning.score_plans``.
+
+    The baselines that are trained are made of ``data.train_split``, where the data set has it and shares no scene.
 
     Raises:
         DataError: the data set has no driven path to compare with.
     """
-    tokens = [token for token in output.poses if token in output.futures and token in output.pasts]
-    if not tokens:
+    tokens = list(output.poses)
+    drives = drives_of(tables, tokens)
+    if not drives.known.any():
         raise DataError("no sample of the split has a driven path; planning needs the ego poses of following keyframes")
-    future, known, past, past_known = (
-        np.stack([getattr(paths[token], name).numpy() for token in tokens])
-        for paths in (output.futures, output.pasts)
-        for name in ("position", "mask")
-    )
     plans = {
-        name: np.stack([of_subset.plans[token].position.numpy() for token in tokens])
+        name: np.stack(
+            [
+                np.concatenate([of_subset.plans[token].position, of_subset.plans[token].yaw[:, None]], axis=1)
+                for token in tokens
+            ]
+        ).astype(np.float64)[:, : drives.future.shape[1]]
         for name, of_subset in output.subsets.items()
     }
-    steps = min(future.shape[1], *(plan.shape[1] for plan in plans.values()))
-    return score_planners(
-        {name: plan[:, :steps] for name, plan in plans.items()},
-        past,
-        past_known,
-        future[:, :steps],
-        known[:, :steps],
-        [obstacles(tables, token, steps) for token in tokens],
+    steps = next(iter(plans.values())).shape[1]
+    others: dict[str, np.ndarray] = {}
+    try:
+        train = [tables.token(row) for row in samples_of(tables, config.data.train_split)]
+        others = trained_baselines(drives_of(tables, train, agents=False), drives)
+    except DataError as error:
+        print(f"without ego_mlp and nearest_anchor: {error}", flush=True)
+    return score_every_plan(
+        plans | {name: plan[:, :steps] for name, plan in others.items()}, drives, maps=map_of(tables, tokens, True)
     )
 
 
@@ -212,8 +223,15 @@ def format_table(metrics: dict[str, Any]) -> str:
         lines += [_row(name, [*of_sensor.values()]) for name, of_sensor in worth.items()]
     if "planning" in metrics:
         plans = metrics["planning"]
-        lines += ["", _row("planning", PLAN_COLUMNS)]
-        lines += [_row(name, [row[c] for c in PLAN_COLUMNS]) for name, row in plans.items()]
+        lines += ["", _row("planning", [*PLAN_COLUMNS, "N", "events"])]
+        for name, row in plans.items():
+            counts = [f"{row[column]:.0f}" for column in ("N", "events")]
+            lines.append(_row(name, [*(row[column] for column in PLAN_COLUMNS), *counts]))
+        samples = metrics["planning_scores"]["protocols"][NAME]["samples"]
+        lines.append(
+            f"exact, samples {samples}, ego {ABOUT['ego'].split(',')[0]}, nothing masked; in metrics.json: six"
+        )
+        lines.append("published protocols on the same plans, the PDM-style score, and skill over ctrv by manoeuvre")
     if "map" in metrics:
         maps = {name: row["map"] for name, row in metrics["subsets"].items()} | metrics["map"]
         for at in ("0.5", "best"):

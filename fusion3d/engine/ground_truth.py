@@ -8,11 +8,10 @@ import numpy as np
 
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.tables import REFERENCE_CHANNEL
-from fusion3d.geometry import apply, invert, rotation_from_quaternion, yaw_from_quaternion, yaw_of
+from fusion3d.geometry import yaw_from_quaternion, yaw_of
 from fusion3d.metrics.columns import BoxColumns, Racks, Samples, Truth
 
 BICYCLE_RACK = "static_object.bicycle_rack"
-OBSTACLES = ("vehicle.", "human.")  # prefixes of the categories that a plan must not hit: all that move by themselves
 
 
 def category_names(tables: Tables) -> list[str]:
@@ -63,32 +62,3 @@ def detection_truth(tables: Tables, tokens: Iterable[str]) -> Truth:
         racks=Racks(sample[racks], tables.box_center[racks], tables.box_size[racks], tables.box_rotation[racks]),
         nearest=sum(tables.key(row, REFERENCE_CHANNEL) < 0 for row in samples.tolist()),
     )
-
-
-def obstacles(tables: Tables, token: str, num_steps: int) -> list[np.ndarray]:
-    """The rectangles that the ego must not overlap at the following keyframes, in the ego frame of now.
-
-    Args:
-        tables: of the data set.
-        token: of the sample that is now.
-        num_steps: keyframes to look ahead.
-
-    Returns:
-        For each step, [K, 5] float64 x, y, length, width, yaw; none after the end of the scene.
-    """
-    names = category_names(tables)
-    counts = np.array([name.startswith(OBSTACLES) for name in names], dtype=bool)
-    sample = tables.row_of(token)
-    ego_from_global = invert(tables.global_from_ego(sample))
-    found = []
-    for _ in range(num_steps):
-        sample = tables.sample_next[sample] if sample >= 0 else -1
-        if sample < 0:
-            found.append(np.zeros((0, 5)))
-            continue
-        rows = np.arange(tables.box_start[sample], tables.box_start[sample + 1])
-        rows = rows[counts[tables.box_category[rows]]]
-        center = apply(ego_from_global, tables.box_center[rows])
-        yaw = yaw_of(ego_from_global[:3, :3] @ rotation_from_quaternion(tables.box_rotation[rows]))
-        found.append(np.concatenate([center[:, :2], tables.box_size[rows, :2], yaw[:, None]], axis=1))
-    return found

@@ -39,12 +39,10 @@ class SubsetOutput:
 
 @dataclass
 class SplitOutput:
-    """All subsets of one split, and what the data set says about its samples' paths and maps."""
+    """All subsets of one split, and what the data set says about its samples' poses and maps."""
 
     subsets: dict[str, SubsetOutput]
     poses: dict[str, np.ndarray] = field(default_factory=dict)  # by token, global_from_ego [4, 4] float64
-    futures: dict[str, Trajectory] = field(default_factory=dict)  # by token, [T]
-    pasts: dict[str, Trajectory] = field(default_factory=dict)
     map_truth: MapTruth = field(default_factory=MapTruth)
     reading_seconds: float = 0.0  # waiting for the loader
     sensing_seconds: float = 0.0  # the encoders, where they ran for all subsets
@@ -119,7 +117,7 @@ def run_split(
     start = last_told = tick = time.perf_counter()
     for batch in loader:
         output.reading_seconds += time.perf_counter() - tick
-        _note_paths(output, batch)
+        _note_poses(output, batch)
         if batch.map_mask is not None and batch.map_known is not None:
             output.map_truth.add(batch.map_mask.numpy(), batch.map_known.numpy())
         batch, tick = batch.to(device), time.perf_counter()
@@ -159,13 +157,9 @@ def _predict(
         of_subset.map.add(predictions.map.numpy(), batch.map_mask.cpu().numpy(), batch.map_known.cpu().numpy())
 
 
-def _note_paths(output: SplitOutput, batch: Batch) -> None:
+def _note_poses(output: SplitOutput, batch: Batch) -> None:
     # A loader's worker hands its tensors over in shared memory, a file descriptor each: what is kept is copied.
     output.poses |= dict(zip(batch.tokens, batch.global_from_ego.double().numpy().copy(), strict=True))
-    if batch.future is not None:
-        output.futures |= _split(batch.tokens, batch.future)
-    if batch.past is not None:
-        output.pasts |= _split(batch.tokens, batch.past)
 
 
 def _split(tokens: Sequence[str], paths: Trajectory) -> dict[str, Trajectory]:

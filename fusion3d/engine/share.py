@@ -114,8 +114,6 @@ def join_outputs(parts: Sequence[SplitOutput], tokens: Sequence[str]) -> SplitOu
         parts[0],
         subsets=subsets,
         poses=merge("poses", parts),
-        futures=merge("futures", parts),
-        pasts=merge("pasts", parts),
         map_truth=total(MapTruth(), (part.map_truth for part in parts)),
         reading_seconds=max(part.reading_seconds for part in parts),
         sensing_seconds=max(part.sensing_seconds for part in parts),

@@ -7,7 +7,7 @@ compared on the same draws: what is hard for both is then no difference between 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,6 +22,7 @@ LEVEL = 0.95
 RESAMPLES = 1000
 # With fewer scenes even a result that is better in every one of them may be so by chance: 2 in 2^5 is above 5 %.
 FEWEST_SCENES = 6
+_SAME = 1e-9  # less is rounding
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,31 @@ def _tail(num_scenes: int) -> float:
 
 def distinguishable(between: tuple[float, float] | None, num_scenes: int) -> bool:
     """Is a difference with this interval more than chance?"""
-    return between is not None and num_scenes >= FEWEST_SCENES and not between[0] <= 0 <= between[1]
+    if between is None or num_scenes < FEWEST_SCENES:
+        return False
+    return between[0] > _SAME or between[1] < -_SAME
+
+
+def ratio(
+    above: np.ndarray, below: np.ndarray, groups: Sequence[str]
+) -> tuple[float, tuple[float, float] | None, bool]:
+    """``sum(above) / sum(below)`` over samples, its 95 % interval, and whether it is more than chance.
+
+    Both sums are of the same draws: what scenes do to both alike, such as an error and a baseline's, cancels.
+
+    Args:
+        above, below: [N] float64; ones below make a mean.
+        groups: [N] scene of each sample.
+    """
+    names, number = np.unique(np.asarray(groups), return_inverse=True)
+    total = float(below.sum())
+    if not total:
+        return math.nan, None, False
+    draws = draw_scenes(len(names))
+    over, under = (draws.times @ np.bincount(number, of, len(names)) for of in (above, below))
+    drawn = np.divide(over, under, out=np.full(len(over), np.nan), where=under != 0)
+    between = interval(drawn[draws.number], len(names))
+    return float(above.sum()) / total, between, distinguishable(between, len(names))
 
 
 @dataclass(frozen=True)

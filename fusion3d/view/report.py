@@ -60,7 +60,7 @@ def write_report(
     Args:
         path: the ``.html`` file; its folder is made, it appears whole.
         metrics: as ``evaluate`` writes them: ``subsets.<name>.{NDS, mAP, ..., AP.<class>}``,
-            ``planning.<planner>.{L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
+            ``planning.<planner>.{N, L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
             ``subsets.<name>.intervals.<number>``, [low, high] or null; ``subsets.<name>.strata.<dimension>.<part>``,
             rows of the same kind; ``shapley``, as ``metrics.shapley.sensor_worth`` gives it;
             ``subsets.<name>.map`` and ``map.<baseline>`` as ``score_map`` gives them, ``map_protocol``,
@@ -166,7 +166,9 @@ def _planning(metrics: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     planned = {name.replace("_", " "): row for name, row in rows.items()}
-    contest = [name for name in planned if name != "driven"]  # the driven path is the yardstick, not a planner
+    contest = [
+        name for name in planned if name not in ("human", "nearest anchor")
+    ]  # the yardstick, and one that knows it
     protocol = metrics.get("planning_protocol") or metrics.get("protocol") or ""
     return (
         table(planned, PLANNING_COLUMNS, "planner", contest=contest)

@@ -34,6 +34,7 @@ from fusion3d.engine.train import main as train_main
 from fusion3d.engine.train import train
 from fusion3d.errors import CheckpointError, ConfigError, DataError
 from fusion3d.metrics.detection import score_matches
+from fusion3d.metrics.planning import PROTOCOLS
 from fusion3d.types import MAP_CLASSES
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -182,11 +183,15 @@ def test_every_subset_from_one_checkpoint(whole_run, tmp_path, capsys):
     results = {n: (tmp_path / n / "results_nusc.json").read_text() for n in SUBSETS}
     assert len(set(results.values())) == len(SUBSETS), "two subsets say the same: a sensor is not read"
     plans = metrics["planning"]
-    assert list(plans) == ["model", "constant_velocity", "stationary", "driven"]
+    assert list(plans) == ["model", "ctrv", "constant_velocity", "stationary", "human"]
     for name, row in plans.items():
-        assert tuple(row) == PLAN_COLUMNS
+        assert set(PLAN_COLUMNS) < set(row)
         assert row["L2@3s"] is None, "the model plans 2 s"
-        assert row["L2@1s"] == 0 if name == "driven" else row["L2@1s"] > 0
+        assert row["L2@1s"] == 0 if name == "human" else row["L2@1s"] > 0
+    scores = metrics["planning_scores"]
+    assert tuple(scores["protocols"]) == PROTOCOLS
+    assert set(scores["skill"]) == {*SUBSETS, "constant_velocity", "stationary"}
+    assert scores["pdm"]["human"]["num_with_map"] > 0
     assert metrics["planning"]["model"] == metrics["subsets"]["camera+lidar+radar"]["planning"]
     assert "oriented rectangles" in metrics["planning_protocol"]
     maps = {name: row["map"] for name, row in metrics["subsets"].items()} | metrics["map"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusion3d.engine.columns import found_columns
-from fusion3d.metrics.bootstrap import FEWEST_SCENES, distinguishable, draw_scenes, interval, sample_numbers
+from fusion3d.metrics.bootstrap import FEWEST_SCENES, distinguishable, draw_scenes, interval, ratio, sample_numbers
 from fusion3d.metrics.detection import numbers
 from fusion3d.metrics.lanes import make_lanes
 from fusion3d.metrics.matching import TP_ERRORS, Matches, match_detections
@@ -138,3 +138,36 @@ def test_pairs_tell_more_than_two_intervals():
     assert apart is not None and alone is not None and apart[1] < 0 and distinguishable(apart, 20)
     assert apart[1] - apart[0] < 0.8 * (alone[1] - alone[0])
     assert alone[0] <= one.value["mATE"] <= alone[1]
+
+
+def test_the_interval_of_a_mean_is_that_of_its_scenes():
+    """Samples of a scene are all alike: the interval is as wide as that of 40 numbers, not of 4000."""
+    rng = np.random.default_rng(0)
+    of_scene = rng.normal(0, 1, 40)
+    values, scenes = np.repeat(of_scene, 100), np.repeat([f"s{i}" for i in range(40)], 100).tolist()
+    mean, between, sure = ratio(values, np.ones(4000), scenes)
+    assert mean == pytest.approx(of_scene.mean()) and between is not None
+    assert between[1] - between[0] == pytest.approx(2 * 1.96 * of_scene.std() / 40**0.5, rel=0.15)
+    assert sure == (not between[0] <= 0 <= between[1])
+    _, apart, _ = ratio(values, np.ones(4000), [str(i) for i in range(4000)])
+    assert apart is not None and apart[1] - apart[0] < 0.2 * (between[1] - between[0])
+
+
+def test_it_holds_the_truth_as_often_as_it_says():
+    rng, held = np.random.default_rng(1), []
+    for _ in range(150):
+        _, between, _ = ratio(rng.normal(0.3, 1, 40), np.ones(40), [str(i) for i in range(40)])
+        assert between is not None
+        held.append(between[0] <= 0.3 <= between[1])
+    assert 0.89 <= np.mean(held) <= 0.99
+
+
+def test_what_both_share_cancels_and_rounding_is_no_difference():
+    """Two errors that differ by a tenth everywhere, in scenes of very different difficulty."""
+    base = np.repeat(np.random.default_rng(2).lognormal(0, 2, 30), 5)
+    scenes = [str(i // 5) for i in range(150)]
+    value, between, sure = ratio(base - 0.9 * base, base, scenes)
+    assert value == pytest.approx(0.1) and sure and between == pytest.approx((0.1, 0.1))
+    assert not ratio(base * (1 + 1e-13) - base, base, scenes)[2]
+    value, between, sure = ratio(base[:0], base[:0], [])
+    assert np.isnan(value) and between is None and not sure

@@ -67,7 +67,7 @@ def numbers() -> dict:
     }
     plans = {
         name: {f"L2@{t}s": t * far for t in (1, 2, 3)} | {f"collision@{t}s": 0.0123 * t * far for t in (1, 2, 3)}
-        for name, far in (("model", 0.4), ("constant_velocity", 0.6), ("stationary", 3.0), ("driven", 0.0))
+        for name, far in (("model", 0.4), ("constant_velocity", 0.6), ("stationary", 3.0), ("human", 0.0))
     }
     return {
         "subsets": rows,
@@ -119,7 +119,7 @@ def test_the_best_of_each_column_is_marked_in_its_direction(tmp_path):
     assert marked["camera+lidar+radar"] == [1, 2]  # scores: most
     assert marked["camera"] == [3, 4, 5, 6, 7]  # errors: least
     assert sum(map(len, marked.values())) == 7
-    assert all(kind != "best" for kind, _ in page.row("driven"))  # the yardstick does not compete
+    assert all(kind != "best" for kind, _ in page.row("human"))  # the yardstick does not compete
 
 
 def test_nothing_is_fetched_or_run(tmp_path, picture):

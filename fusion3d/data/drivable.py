@@ -1,0 +1,110 @@
+"""Where a sample's map says one may drive, point by point and exactly, and where that ends.
+
+From polygons where there are any (``vector_map``), from the mask where not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+from fusion3d.data.maps import mask_file, on_mask, vector_file
+from fusion3d.data.nuscenes import Tables
+from fusion3d.data.vector_map import VectorMap, open_map
+from fusion3d.types import MAP_CLASSES
+
+_LAYER = MAP_CLASSES.index("drivable_area")
+_PIECE = 1.0  # [m] of an edge that is in or out as a whole
+_ASIDE = 0.01  # [m] to both sides of an edge, where it is asked what is there
+
+
+class Area:
+    """The drivable polygons of a map.
+
+    Args:
+        shapes: polygons; what is inside of an odd number of rings of one is inside of it.
+    """
+
+    def __init__(self, shapes: VectorMap) -> None:
+        rings = np.flatnonzero((shapes.layer == _LAYER) & shapes.is_area)
+        edges = []
+        for ring in rings:
+            xy = shapes.xy[shapes.ring[ring] : shapes.ring[ring + 1]]
+            edges.append(np.concatenate([xy, np.roll(xy, -1, axis=0)], axis=1))
+        self.edge = np.concatenate([np.zeros((0, 4)), *edges])  # from x, y to x, y
+        self.shape = np.repeat(shapes.shape[rings], [len(edge) for edge in edges]).astype(np.int64)
+        self.low = np.minimum(self.edge[:, 1], self.edge[:, 3])
+        self.high = np.maximum(self.edge[:, 1], self.edge[:, 3])
+        self.left = np.minimum(self.edge[:, 0], self.edge[:, 2])
+        self.right = np.maximum(self.edge[:, 0], self.edge[:, 2])
+
+    def contains(self, xy: np.ndarray) -> np.ndarray:
+        """[M, 2] global positions [m] to [M] bool."""
+        if not len(xy):
+            return np.zeros(0, dtype=bool)
+        (left, bottom), top = xy.min(axis=0), xy[:, 1].max()
+        # A ray to the right cuts an edge that begins at or below it and ends above, or the other way round.
+        near = np.flatnonzero((self.low <= top) & (self.high > bottom) & (self.right > left))
+        x0, y0, x1, y1 = self.edge[near].T
+        y = xy[:, 1, None]
+        cuts = (y0 <= y) != (y1 <= y)
+        at = x0 + (y - y0) * (x1 - x0) / np.where(y1 == y0, 1, y1 - y0)
+        cuts &= at > xy[:, 0, None]
+        # Edges of one shape follow each other: an odd number of cuts with any of them is inside.
+        first = np.flatnonzero(np.diff(self.shape[near], prepend=-1))
+        if not len(first):
+            return np.zeros(len(xy), dtype=bool)
+        return (np.add.reduceat(cuts, first, axis=1, dtype=np.int64) % 2 == 1).any(axis=1)
+
+    def boundary(self, center: np.ndarray, reach: float) -> np.ndarray:
+        """[K, 2, 2] pieces of the union's edge within a square around a place: what has road on one side alone.
+
+        Args:
+            center: [2] global [m].
+            reach: half of the square's side [m].
+        """
+        (x, y), ends = center, self.edge.reshape(-1, 2, 2)
+        near = (self.left <= x + reach) & (self.right >= x - reach) & (self.low <= y + reach) & (self.high >= y - reach)
+        begin, move = ends[near, 0], ends[near, 1] - ends[near, 0]
+        count = np.maximum(np.ceil(np.linalg.norm(move, axis=1) / _PIECE), 1).astype(np.int64)
+        of = np.repeat(np.arange(len(count)), count)
+        part = np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)
+        pieces = begin[of, None] + (part[:, None] + np.arange(2))[..., None] / count[of, None, None] * move[of, None]
+        middle, along = pieces.mean(axis=1), pieces[:, 1] - pieces[:, 0]
+        length = np.linalg.norm(along, axis=1)
+        inside = (np.abs(middle - center) <= reach).all(axis=1) & (length > 0)
+        pieces, middle, along = pieces[inside], middle[inside], along[inside] / length[inside, None]
+        aside = _ASIDE * np.stack([-along[:, 1], along[:, 0]], axis=1)
+        return pieces[self.contains(middle + aside) != self.contains(middle - aside)]
+
+
+def drivable_of(tables: Tables, sample: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Of global positions [M, 2], whether a car may be there; None without a map of the place.
+
+    Raises:
+        DataError: the map cannot be read.
+    """
+    if (area := area_of(tables, sample)) is not None:
+        return area.contains
+    mask = mask_file(tables, sample)
+    return None if mask is None or not mask.is_file() else lambda xy: on_mask(mask, xy)
+
+
+def area_of(tables: Tables, sample: int) -> Area | None:
+    """The drivable polygons of a sample's place; None where there are none.
+
+    Raises:
+        DataError: the map cannot be read.
+    """
+    path = vector_file(tables, sample)
+    if path is None:
+        return None
+    shapes = open_map(path)
+    return _area(shapes) if shapes.known[_LAYER] else None
+
+
+@lru_cache(maxsize=8)
+def _area(shapes: VectorMap) -> Area:
+    return Area(shapes)

@@ -1,0 +1,150 @@
+"""How fast plans are scored, against shapely doing the same test: ``tools/benchmark.py planning``.
+
+Random traffic of the size of nuScenes' val. What is compared with shapely is the collision test of ``exact``, on the
+first of the samples, in two ways: pair by pair, as SparseDrive's evaluation has it, and all at once for the pairs whose
+circles meet, the best that we know. Ours finds clearance, fault and time to collision in the same time. All find the
+same collisions, or there is no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion3d.errors import DataError
+from fusion3d.files import write_json
+from fusion3d.metrics.planning import PROTOCOLS, Agents, Drives, score_plans
+from fusion3d.metrics.planning.contacts import EGO, interpolate, meet
+from fusion3d.metrics.planning.drives import LIDAR_MOUNT, STEPS, nominal_time
+from fusion3d.metrics.planning.paths import sweep
+from fusion3d.metrics.planning.rectangles import corners, reach
+
+SAMPLES, AGENTS = 6019, 50  # nuScenes' val
+_NAMES = ("vehicle.car", "human.pedestrian.adult", "movable_object.barrier")
+
+
+def random_drives(samples: int, agents: int) -> Drives:
+    """Cars on circles, each among agents that drive straight on, anywhere within 50 m."""
+    rng = np.random.default_rng(0)
+    speed, rate = rng.uniform(0, 12, samples), rng.uniform(-0.2, 0.2, samples)
+    step = np.arange(-2, STEPS + 3)
+
+    def circle(time: np.ndarray) -> np.ndarray:
+        angle = rate[:, None] * time
+        chord = speed[:, None] * time * np.sinc(angle / (2 * np.pi))
+        return np.stack([chord * np.cos(angle / 2), chord * np.sin(angle / 2), angle], axis=-1)
+
+    start, move = rng.uniform(-50, 50, (samples, 1, agents, 2)), rng.normal(0, 2, (samples, 1, agents, 2))
+    box = np.zeros((samples, len(step), agents, 5))
+    box[..., :2] = start + 0.5 * step[:, None, None] * move
+    box[..., 2:] = np.stack(np.broadcast_arrays(4.6, 1.95, rng.uniform(-3, 3, (samples, 1, agents))), axis=-1)
+    sample, at, track = (of.reshape(-1) for of in np.indices(box.shape[:3]))
+    yes = np.ones(len(sample), dtype=bool)
+    around = Agents(sample, step[at], box.reshape(-1, 5), track, track % len(_NAMES), yes, yes, _NAMES)
+    both = np.ones((samples, STEPS), dtype=bool)
+    return Drives(
+        tuple(f"{i:06d}" for i in range(samples)),
+        tuple(f"{i // 40:04d}" for i in range(samples)),
+        circle(nominal_time(STEPS)),
+        np.broadcast_to(nominal_time(STEPS), both.shape),
+        both,
+        circle(-nominal_time(2)),
+        np.broadcast_to(nominal_time(2), (samples, 2)),
+        both[:, :2],
+        around,
+        np.tile(LIDAR_MOUNT, (samples, 1)),
+        {},
+    )
+
+
+def hits_by_shapely(plan: np.ndarray, drives: Drives, at_once: bool) -> np.ndarray:
+    """[N, I] bool: the collision test of ``exact`` with shapely's polygons, pair by pair or all near ones at once."""
+    shapely: Any = import_module("shapely")
+    moving = interpolate(drives.agents)
+    poses = sweep(plan)
+    moving = moving[(moving.instant > 0) & (moving.instant <= poses.shape[1])]
+    ego = EGO.along(poses)[moving.sample, moving.instant - 1]
+    hit = np.zeros(poses.shape[:2], dtype=bool)
+    if at_once:
+        near = np.linalg.norm(ego[:, :2] - moving.box[:, :2], axis=1) < reach(ego) + reach(moving.box)
+        met = np.flatnonzero(near)
+        met = met[shapely.intersects(shapely.polygons(corners(ego[met])), shapely.polygons(corners(moving.box[met])))]
+        hit[moving.sample[met], moving.instant[met] - 1] = True
+        return hit
+    for sample, instant, own, other in zip(
+        moving.sample, moving.instant, corners(ego), corners(moving.box), strict=True
+    ):
+        hit[sample, instant - 1] |= shapely.Polygon(own).intersects(shapely.Polygon(other))
+    return hit
+
+
+def measure(samples: int, agents: int, peer_samples: int, repeats: int) -> dict[str, Any]:
+    """Seconds of CPU time: all protocols on all samples, and on ``peer_samples`` the collision test of both.
+
+    Raises:
+        DataError: shapely is not installed, or finds other collisions.
+    """
+    drives = random_drives(samples, agents)
+    noise = np.random.default_rng(1).normal(0, 0.3, drives.future.shape)
+    plan = drives.future + noise
+    whole = _seconds(lambda: score_plans({"model": plan}, drives, PROTOCOLS), 1)
+    few = drives[np.arange(min(peer_samples, samples))]
+    some = plan[: len(few)]
+    ways = {"pair_by_pair": False, "at_once": True}
+    try:
+        theirs = {way: hits_by_shapely(some, few, at_once) for way, at_once in ways.items()}
+    except ImportError as error:
+        raise DataError(f"the comparison needs shapely ({error}); install the extra 'dev'") from error
+    found = meet({"m": some}, few)["m"].any
+    if not all(np.array_equal(found, hit) for hit in theirs.values()):
+        raise DataError("shapely and fusion3d find other collisions: their times mean nothing")
+    ours = _seconds(lambda: meet({"m": some}, few), repeats)
+    seconds = {way: _seconds(partial(hits_by_shapely, some, few, at_once), repeats) for way, at_once in ways.items()}
+    return {
+        "samples": samples, "agents": agents, "steps": STEPS, "protocols": list(PROTOCOLS), "planners": 5,
+        "all_protocols_seconds": whole, "peer_samples": len(few), "fusion3d_seconds": ours,
+        "shapely_seconds": seconds, "ratio": {way: taken / ours for way, taken in seconds.items()}, "repeats": repeats,
+    }  # fmt: skip
+
+
+def _seconds(work: Callable[[], Any], repeats: int) -> float:
+    taken = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken)
+
+
+def main(argv: list[str]) -> int:
+    """The verb ``benchmark planning``."""
+    parser = argparse.ArgumentParser(prog="benchmark planning", description="Speed of scoring plans, against shapely.")
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--agents", type=int, default=AGENTS, help="around each sample")
+    parser.add_argument("--peer-samples", type=int, default=60, help="samples that shapely does too")
+    parser.add_argument("--repeats", type=int, default=3, help="of the comparison; the median counts")
+    parser.add_argument("--out", help="write the figures as JSON to this file")
+    args = parser.parse_args(argv)
+    if min(args.samples, args.agents, args.peer_samples, args.repeats) < 1:
+        parser.error("expected numbers of at least 1")
+    result = measure(args.samples, args.agents, args.peer_samples, args.repeats)
+    print(
+        f"{result['samples']} samples x {STEPS} steps x {result['agents']} agents, {len(PROTOCOLS)} protocols, "
+        f"{result['planners']} planners: {result['all_protocols_seconds']:.1f} s of CPU time\n"
+        f"{result['peer_samples']} samples at 10 Hz: fusion3d {result['fusion3d_seconds']:.3f} s for collisions, "
+        "clearance, fault and time to collision"
+    )
+    for way, taken in result["shapely_seconds"].items():
+        words = way.replace("_", " ")
+        print(f"  shapely {words}, collisions alone: {taken:.3f} s, {result['ratio'][way]:.1f} times as long")
+    if args.out:
+        write_json(Path(args.out), result)
+    return 0

@@ -1,0 +1,99 @@
+"""The numbers of plans as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fusion3d.metrics.planning.exact import NAME
+from fusion3d.metrics.planning.pdm import PARTS
+from fusion3d.metrics.planning.published import HORIZONS
+from fusion3d.metrics.planning.slices import HUMAN
+
+SHARES = ("collision", "masked", "at_fault", "vehicle", "vru", "static", "raw", "boundary", "boundary_raw", "ttc")
+_EXACT = (
+    *(f"L2@{t}s" for t in HORIZONS), "L2mean@3s", "longitudinal@3s", "lateral@3s", "heading@3s",
+    *(f"collision@{t}s" for t in HORIZONS), "masked@3s", "at_fault@3s", "vehicle@3s", "vru@3s", "static@3s", "ttc",
+    "clearance_p5",
+)  # fmt: skip
+_ENDS = (*(f"{t}s" for t in HORIZONS), "avg")
+_PUBLISHED = tuple(f"{name}@{end}" for name in ("L2", "collision") for end in _ENDS)
+_BOUNDARY = tuple(f"boundary@{end}" for end in _ENDS)
+_SHORT = {
+    "collision": "hit", "longitudinal": "along", "lateral": "across", "heading": "turn", "at_fault": "fault",
+    "vehicle": "veh", "clearance_p5": "near p5", "boundary": "edge",
+}  # fmt: skip
+
+
+def format_planning(scores: Mapping[str, Any]) -> str:
+    """All tables of ``score_plans``: one for each protocol, the PDM-style score, and the skill."""
+    parts = [format_protocol(name, of) for name, of in scores["protocols"].items()]
+    if "pdm" in scores:
+        parts += [format_pdm(scores["pdm"]), format_skill(scores["skill"])]
+    return "\n\n".join(parts)
+
+
+def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
+    """One protocol: what it is, and a row for each planner; shares are in percent."""
+    about, planners = scores["about"], scores["planners"]
+    columns = _EXACT if name == NAME else _PUBLISHED
+    if name != NAME and "boundary@3s" in planners[HUMAN]:
+        columns = (*columns, *_BOUNDARY)
+    floor = planners[HUMAN].get("collision@3s" if name == NAME else "raw@3s", np.nan)
+    lines = [
+        f"{name}   samples {scores['samples']}   ego {about['ego'].split(',')[0]}   agents: {about['agents']}",
+        f"  L2: {about['L2']}",
+        f"  hit [%]: {about['collision']}; masking: {about['masking'].split(';')[0]}",
+        f"  floor: the human's own path hits {_show('collision', floor)} % by 3 s"
+        "; a gap between planners below that says nothing",
+    ]
+    if about.get("bugs"):
+        lines.append(f"  known bugs, kept: {about['bugs']}")
+    heads = ["N", "events", *(_head(column) for column in columns)]
+    lines.append(f"{'':<22}" + "".join(f"{head:>10}" for head in heads))
+    for planner, row in planners.items():
+        counts = [f"{row['N']:.0f}", f"{row['events']:.0f}"]
+        numbers = [_show(column, row[column]) for column in columns]
+        lines.append(f"{planner:<22}" + "".join(f"{text:>10}" for text in (*counts, *numbers)))
+    return "\n".join(lines)
+
+
+def format_pdm(table: Mapping[str, Mapping[str, float]]) -> str:
+    """The PDM-style score and its parts."""
+    lines = ["PDM-style score: NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best"]
+    if not next(iter(table.values()))["num_with_map"]:
+        lines.append("  no map: DAC is n/a and left out of the product")
+    lines.append(f"{'':<22}" + "".join(f"{head:>10}" for head in ("N", "PDMS", *PARTS)))
+    for planner, row in table.items():
+        numbers = [_show(column, row[column]) for column in ("PDMS", *PARTS)]
+        lines.append(f"{planner:<22}" + "".join(f"{text:>10}" for text in (f"{row['N']:.0f}", *numbers)))
+    return "\n".join(lines)
+
+
+def format_skill(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """Skill over constant turn and velocity: slices by planners, each with its interval."""
+    lines = ["skill over ctrv: 1 - error / ctrv's error of mean L2 over 3 s [95 % by paired bootstrap over scenes]"]
+    for planner, rows in table.items():
+        lines.append(f"{planner}: macro-average over manoeuvres {rows['macro']['skill']:+.3f}")
+        for title, row in rows.items():
+            if title == "macro":
+                continue
+            span = "" if np.isnan(row["low"]) else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+            counts = f"N {row['N']:>5} of {row['scenes']:>4} scenes"
+            lines.append(
+                f"  {title:<34}{counts}  L2 {row['L2mean']:6.3f} m  {row['skill']:+8.3f} {span:<18} {row['says']}"
+            )
+    return "\n".join(lines)
+
+
+def _head(column: str) -> str:
+    name, _, end = column.partition("@")
+    return _SHORT.get(name, name) + (f"@{end}" if end else "")
+
+
+def _show(column: str, value: float | None) -> str:
+    if value is None or np.isnan(value):
+        return "n/a"
+    return f"{100 * value:.2f}" if column.partition("@")[0] in SHARES else f"{value:.3f}"

@@ -1,0 +1,122 @@
+"""What a data set knows around the samples that plans are scored on: how the human drove, and who was there.
+
+Letters: N samples, T future and P past steps, K annotated boxes. Everything of a sample is in its ego frame of now: x
+forward, y left, from the rear axle [m, rad].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fusion3d.types import EGO_CENTER, EGO_SIZE, TIME_STEP
+
+STEPS = 6  # of every published protocol: 3 s
+LIDAR_MOUNT = (0.943713, 0.0, -np.pi / 2)  # LIDAR_TOP of nuScenes in ego: its x points to the right
+
+
+@dataclass(frozen=True, eq=False)
+class Agents:
+    """Annotated boxes around the samples, at their own keyframe and those before and after."""
+
+    sample: np.ndarray  # [K] int64, ascending: row of the sample
+    step: np.ndarray  # [K] int64, keyframes after now; 0 now, negative before
+    box: np.ndarray  # [K, 5] float64: x, y, length, width, yaw
+    track: np.ndarray  # [K] int64: who it is; the same number within a sample is the same one
+    category: np.ndarray  # [K] int64, row in names
+    visible: np.ndarray  # [K] bool: nuScenes visibility above 40 %; True where nothing is known of it
+    seen: np.ndarray  # [K] bool: at least one LiDAR point; True where nothing is known of it
+    names: tuple[str, ...]  # categories
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def __getitem__(self, chosen: np.ndarray) -> Agents:
+        """The boxes of a mask or an ascending index."""
+        columns = ("sample", "step", "box", "track", "category", "visible", "seen")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
+
+    def named(self, prefixes: Sequence[str]) -> np.ndarray:
+        """[K] bool: whose category begins with one of ``prefixes``. By name: rows differ between data sets."""
+        hits = np.array([name.startswith(tuple(prefixes)) for name in self.names], dtype=bool)
+        return hits[self.category] if len(self.names) else np.zeros(len(self), dtype=bool)
+
+    @staticmethod
+    def none() -> Agents:
+        """Nobody anywhere."""
+        empty, no = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
+        return Agents(empty, empty, np.zeros((0, 5)), empty, empty, no, no, ())
+
+
+@dataclass(frozen=True, eq=False)
+class Drives:
+    """N samples of human driving."""
+
+    tokens: tuple[str, ...]  # N
+    scenes: tuple[str, ...]  # N names: samples of one scene are not independent
+    future: np.ndarray  # [N, T, 3] float64 x, y, yaw of the rear axle at the next keyframes; 0 where unknown
+    future_time: np.ndarray  # [N, T] seconds from now; nominal where unknown
+    known: np.ndarray  # [N, T] bool
+    past: np.ndarray  # [N, P, 3], the keyframe before first
+    past_time: np.ndarray  # [N, P] seconds ago
+    past_known: np.ndarray  # [N, P] bool
+    agents: Agents
+    mount: np.ndarray  # [N, 3] x, y, yaw of LIDAR_TOP in ego
+    about: Mapping[str, tuple[str, ...]]  # what is said of each sample's scene: light, weather, place
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, chosen: np.ndarray) -> Drives:
+        """The samples of a mask or an index, in ascending order."""
+        rows = np.arange(len(self))[chosen]
+        number = np.full(len(self), -1)
+        number[rows] = np.arange(len(rows))
+        arrays = ("future", "future_time", "known", "past", "past_time", "past_known", "mount")
+        kept = self.agents[number[self.agents.sample] >= 0] if len(self.agents) else self.agents
+        return replace(
+            self,
+            tokens=tuple(self.tokens[row] for row in rows),
+            scenes=tuple(self.scenes[row] for row in rows),
+            agents=replace(kept, sample=number[kept.sample]),
+            about={name: tuple(values[row] for row in rows) for name, values in self.about.items()},
+            **{name: getattr(self, name)[rows] for name in arrays},
+        )
+
+    @property
+    def velocity(self) -> np.ndarray:
+        """[N, 2] over the last keyframe interval [m/s], by its real time; NaN without one."""
+        there = self.past_known[:, :1]
+        return np.where(there, -self.past[:, 0, :2] / np.where(there, self.past_time[:, :1], 1), np.nan)
+
+
+@dataclass(frozen=True)
+class EgoBox:
+    """The car as a protocol sees it."""
+
+    length: float = EGO_SIZE[0]  # [m]
+    width: float = EGO_SIZE[1]
+    ahead: float = EGO_CENTER  # of its middle, from what the path is of [m]
+
+    def along(self, path: np.ndarray) -> np.ndarray:
+        """[..., 3] poses on a path to [..., 5] rectangles."""
+        yaw = path[..., 2]
+        center = path[..., :2] + self.ahead * np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
+        size = np.broadcast_to((self.length, self.width), center.shape)
+        return np.concatenate([center, size, yaw[..., None]], axis=-1)
+
+    def __str__(self) -> str:
+        return f"{self.length} x {self.width} m, centre {self.ahead:+.2f} m"
+
+
+def sample_hash(tokens: Sequence[str]) -> str:
+    """Eight digits that name a set of samples, in whatever order: two rows with the same were scored on the same."""
+    return hashlib.sha256("\n".join(sorted(tokens)).encode()).hexdigest()[:8]
+
+
+def nominal_time(steps: int) -> np.ndarray:
+    """[T] seconds from now of the steps of a plan."""
+    return TIME_STEP * np.arange(1, steps + 1)

@@ -1,0 +1,176 @@
+"""A score in the manner of NAVSIM's PDM score, from log replay on nuScenes.
+
+``NC DAC (5 TTC + 5 EP + 2 C) / 12`` of each sample, then averaged. NAVSIM and nuPlan (autonomousvision/navsim,
+pdm_scorer.py) define the parts; what nuScenes changes: 3 s instead of 4 s; the plan is driven as it is, without a
+controller; the agents are the annotations, moved straight between keyframes; there are no lanes, so a collision at the
+side is the ego's fault off the road alone; progress is along the driven path and relative to it; comfort is of finite
+differences at 2 Hz. Without a map there is no DAC: it is not a number, and the product is of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusion3d.metrics.planning.contacts import EGO, Contacts
+from fusion3d.metrics.planning.drives import Drives, nominal_time
+from fusion3d.metrics.planning.exact import usable
+from fusion3d.metrics.planning.paths import sweep, wrap
+from fusion3d.metrics.planning.rectangles import corners
+
+LEAST_PROGRESS = 5.0  # [m] where neither the plan nor the human gets farther, progress is 1
+# Bounds of comfort (nuPlan): acceleration, jerk along and in all [m/s^2, m/s^3], turning [rad/s, rad/s^2].
+LONGITUDINAL = (-4.05, 2.40)
+BOUNDS = {"lateral": 4.89, "jerk": 8.37, "longitudinal_jerk": 4.13, "yaw_rate": 0.95, "yaw_acceleration": 1.93}
+PARTS = ("NC", "DAC", "TTC", "EP", "C")
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """Where a car may drive."""
+
+    known: np.ndarray  # [N] bool: is there a map of the sample's place?
+    drivable: Callable[[int, np.ndarray], np.ndarray]  # sample row and [M, 2] in its ego frame to [M] bool
+
+
+def off_road(plan: np.ndarray, ground: Ground) -> np.ndarray:
+    """[N, I] bool: is a corner of the ego off the drivable area? False where there is no map.
+
+    Args:
+        plan: [N, T, 3] in ego.
+        ground: the map.
+    """
+    places = corners(EGO.along(sweep(plan)))  # [N, I, 4, 2]
+    off = np.zeros(places.shape[:2], dtype=bool)
+    for row in np.flatnonzero(ground.known):
+        on = ground.drivable(int(row), places[row].reshape(-1, 2))
+        off[row] = ~on.reshape(-1, 4).all(axis=1)
+    return off
+
+
+def score_pdm(
+    plans: Mapping[str, np.ndarray],
+    contacts: Mapping[str, Contacts],
+    off: Mapping[str, np.ndarray] | None,
+    drives: Drives,
+    ground: Ground | None,
+) -> dict[str, dict[str, float]]:
+    """Every planner's score and its parts, over the samples of ``exact`` with a whole known future.
+
+    Args:
+        plans: by name, [N, T, 3] in ego; ``human`` is among them.
+        contacts: of each.
+        off: ``off_road`` of each; None without a map.
+        drives: N samples.
+        ground: the map; None: there is none.
+
+    Returns:
+        By name: ``PDMS``, ``NC``, ``DAC`` (NaN where no sample has a map), ``TTC``, ``EP``, ``C``: means over samples,
+        1 is best; ``N``, and ``num_with_map`` of them.
+    """
+    steps = plans["human"].shape[1]
+    chosen = usable(drives) & drives.known[:, :steps].all(axis=1)
+    mapped = chosen & (ground.known if ground is not None else False)
+    table = {}
+    for name, plan in plans.items():
+        parts = sample_parts(plan, contacts[name], None if off is None else off[name], drives, name == "human")
+        score = combine(parts)
+        table[name] = {"PDMS": _mean(score[chosen])}
+        table[name] |= {part: _mean(parts[part][mapped if part == "DAC" else chosen]) for part in PARTS}
+        table[name] |= {"N": float(chosen.sum()), "num_with_map": float(mapped.sum())}
+    return table
+
+
+def sample_parts(
+    plan: np.ndarray, contacts: Contacts, off: np.ndarray | None, drives: Drives, real_time: bool = False
+) -> dict[str, np.ndarray]:
+    """[N] of each of ``PARTS``. ``real_time``: the steps were at the keyframes' real times, as the human's are."""
+    steps = plan.shape[1]
+    ones = np.ones(len(plan))
+    time = drives.future_time[:, :steps] if real_time else np.broadcast_to(nominal_time(steps), plan.shape[:2])
+    return {
+        "NC": contacts.no_collision,
+        "DAC": ones if off is None else 1.0 - np.asarray(off.any(axis=1)),
+        "TTC": contacts.time_to_collision.astype(np.float64),
+        "EP": progress(plan, drives.future[:, :steps]),
+        "C": comfortable(plan, time, drives).astype(np.float64),
+    }
+
+
+def combine(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[N] the score of each sample; progress counts only without fault and on the road."""
+    gate = parts["NC"] * parts["DAC"]
+    return gate * (5 * parts["TTC"] + 5 * parts["EP"] + 2 * parts["C"]) / 12
+
+
+def progress(plan: np.ndarray, driven: np.ndarray) -> np.ndarray:
+    """[N] how far the plan gets along the driven path, relative to the larger of that and the human's own way; 1 where
+    both are ``LEAST_PROGRESS`` or less.
+
+    Args:
+        plan, driven: [N, T, 3].
+    """
+    path = np.concatenate([np.zeros_like(driven[:, :1, :2]), driven[..., :2]], axis=1)
+    move = np.diff(path, axis=1)
+    length = np.linalg.norm(move, axis=-1)
+    begin = np.cumsum(length, axis=1) - length
+    end = plan[:, -1, None, :2]
+    unit = move / np.maximum(length, 1e-9)[..., None]
+    along = ((end - path[:, :-1]) * unit).sum(axis=-1)
+    # The last piece that the human really drove goes on for ever: a plan may get farther than the human.
+    last = np.where(length > 1e-6, np.arange(length.shape[1]), -1).max(axis=1)
+    limit = np.where(np.arange(length.shape[1]) == last[:, None], np.inf, length)
+    on = np.clip(along, 0, limit)
+    away = np.linalg.norm(path[:, :-1] + on[..., None] * unit - end, axis=-1)
+    nearest = np.where(length > 1e-6, away, np.inf).argmin(axis=1)
+    rows = np.arange(len(plan))
+    forward = np.cos(driven[:, -1, 2]), np.sin(driven[:, -1, 2])  # where the human stood, its heading is the way
+    still = np.maximum(plan[:, -1, 0] * forward[0] + plan[:, -1, 1] * forward[1], 0)
+    got = np.where(last < 0, still, (begin + on)[rows, nearest])
+    most = np.maximum(got, length.sum(axis=1))
+    return np.where(most > LEAST_PROGRESS, got / np.maximum(most, 1e-9), 1.0)
+
+
+def comfortable(plan: np.ndarray, time: np.ndarray, drives: Drives) -> np.ndarray:
+    """[N] bool: do accelerations, jerks and turning stay within the bounds?
+
+    Velocities are differences of positions, from the keyframe before now on; accelerations lie between two of them.
+
+    Args:
+        plan: [N, T, 3] in ego.
+        time: [N, T] of its steps [s].
+        drives: N samples, of which the last keyframe is taken.
+    """
+    there = drives.past_known[:, :1]
+    before = np.where(there[..., None], drives.past[:, :1], 0.0)
+    ago = np.where(there, drives.past_time[:, :1], 0.5)
+    poses = np.concatenate([before, np.zeros_like(before), plan], axis=1)
+    stamp = np.concatenate([-ago, np.zeros_like(ago), time], axis=1)
+    step = np.diff(stamp, axis=1)
+    velocity, middle = np.diff(poses[..., :2], axis=1) / step[..., None], (stamp[:, 1:] + stamp[:, :-1]) / 2
+    rate = wrap(np.diff(poses[..., 2], axis=1)) / step
+    between = np.diff(middle, axis=1)
+    yaw = poses[:, 1:-1, 2]
+    acceleration = np.diff(velocity, axis=1) / between[..., None]
+    c, s = np.cos(yaw), np.sin(yaw)
+    along = acceleration[..., 0] * c + acceleration[..., 1] * s
+    across = acceleration[..., 1] * c - acceleration[..., 0] * s
+    later = np.diff(stamp[:, 1:-1], axis=1)
+    jerk = np.linalg.norm(np.diff(acceleration, axis=1) / later[..., None], axis=-1)
+    sizes = {
+        "lateral": np.abs(across),
+        "jerk": jerk,
+        "longitudinal_jerk": np.abs(np.diff(along, axis=1) / later),
+        "yaw_rate": np.abs(rate),
+        "yaw_acceleration": np.abs(np.diff(rate, axis=1) / between),
+    }
+    fine = np.asarray(((along > LONGITUDINAL[0]) & (along < LONGITUDINAL[1])).all(axis=1))
+    for name, size in sizes.items():
+        fine &= (size < BOUNDS[name]).all(axis=1)
+    return fine
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

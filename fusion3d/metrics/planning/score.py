@@ -1,0 +1,114 @@
+"""Plans to all their numbers in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusion3d.metrics.planning import baselines, exact
+from fusion3d.metrics.planning.contacts import meet
+from fusion3d.metrics.planning.drives import Drives, sample_hash
+from fusion3d.metrics.planning.pdm import Ground, off_road, score_pdm
+from fusion3d.metrics.planning.protocols import PUBLISHED
+from fusion3d.metrics.planning.published import Boundaries, score_published
+from fusion3d.metrics.planning.slices import BASELINE, HUMAN, skill_table
+
+PROTOCOLS = (exact.NAME, *PUBLISHED)
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """What maps say around the samples."""
+
+    ground: Ground
+    boundaries: Boundaries | None = None
+
+    def __getitem__(self, chosen: np.ndarray) -> Map:
+        """Of the samples of a mask or an ascending index."""
+        rows = np.arange(len(self.ground.known))[chosen]
+        number = np.full(len(self.ground.known), -1)
+        number[rows] = np.arange(len(rows))
+        ground, edges = self.ground, self.boundaries
+        return Map(
+            Ground(ground.known[rows], lambda row, xy: ground.drivable(int(rows[row]), xy)),
+            None if edges is None else edges[number],
+        )
+
+
+def with_baselines(plans: Mapping[str, np.ndarray], drives: Drives) -> dict[str, np.ndarray]:
+    """The plans, the baselines that need no training, and the human, all of the same number of steps.
+
+    Raises:
+        ValueError: a plan has another shape than [N, T, 3] with a T that all share, more steps than the future, a
+            number that is not finite, or the name of a baseline.
+    """
+    length = drives.future.shape[1]
+    steps = min([plan.shape[1] for plan in plans.values()], default=length)
+    for name, plan in plans.items():
+        if plan.shape != (len(drives), steps, 3) or steps > length or not np.isfinite(plan).all():
+            raise ValueError(
+                f"plan {name!r} of shape {plan.shape} with {np.count_nonzero(~np.isfinite(plan))} numbers that are not "
+                f"finite; expected {(len(drives), steps, 3)} of at most {length} steps, finite metres and radians"
+            )
+    own = {
+        kind: make(drives, steps)
+        for kind, make in (
+            (BASELINE, baselines.constant_turn),
+            ("constant_velocity", baselines.constant_velocity),
+            ("stationary", baselines.stationary),
+        )
+    }
+    own[HUMAN] = np.where(drives.known[:, :steps, None], drives.future[:, :steps], 0.0)
+    if taken := sorted(plans.keys() & own.keys()):
+        raise ValueError(f"a plan is called {taken[0]!r} as a baseline is; give it another name")
+    return {**plans, **own}
+
+
+def score_plans(
+    plans: Mapping[str, np.ndarray],
+    drives: Drives,
+    protocols: Sequence[str] = PROTOCOLS,
+    maps: Map | None = None,
+) -> dict[str, Any]:
+    """Score planners and baselines by the asked-for protocols, all over the same samples.
+
+    Args:
+        plans: by name, [N, T, 3] x, y, yaw in ego every 0.5 s.
+        drives: N samples.
+        protocols: of ``PROTOCOLS``.
+        maps: None: there is no map, and what needs one is NaN.
+
+    Returns:
+        ``protocols.<name>``: ``about`` (in words), ``samples`` (hash of those that count at the last step) and
+        ``planners`` (as ``score_exact`` and ``score_published`` give them). With ``exact``: ``pdm`` (``score_pdm``)
+        and ``skill`` (``skill_table``).
+    """
+    every = with_baselines(plans, drives)
+    steps = every[HUMAN].shape[1]
+    found: dict[str, Any] = {"protocols": {}}
+    for name in protocols:
+        if name != exact.NAME:
+            protocol = PUBLISHED[name]
+            counts = protocol.counts(drives.known, drives.past_known)[:, steps - 1]
+            table = score_published(protocol, every, drives, None if maps is None else maps.boundaries)
+            found["protocols"][name] = {"about": protocol.about, "samples": _hash(drives, counts), "planners": table}
+            continue
+        ground = None if maps is None else maps.ground
+        off = None if ground is None else {of: off_road(plan, ground) for of, plan in every.items()}
+        contacts = meet(every, drives, off)
+        counts = exact.usable(drives) & drives.known[:, :steps].all(axis=1)
+        found["protocols"][name] = {
+            "about": exact.ABOUT,
+            "samples": _hash(drives, counts),
+            "planners": exact.score_exact(every, contacts, drives),
+        }
+        found["pdm"] = score_pdm(every, contacts, off, drives, ground)
+        found["skill"] = skill_table(every, drives)
+    return found
+
+
+def _hash(drives: Drives, counts: np.ndarray) -> str:
+    return sample_hash([token for token, counted in zip(drives.tokens, counts, strict=True) if counted])

@@ -1,0 +1,67 @@
+"""Where one may drive: polygons against shapely."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from shapely import contains_xy, unary_union
+from shapely.geometry import Polygon
+
+from fusion3d.data.drivable import Area
+from fusion3d.data.vector_map import VectorMap
+from fusion3d.types import MAP_CLASSES
+
+LAYER = MAP_CLASSES.index("drivable_area")
+
+
+def vector_map(shapes: list[list[np.ndarray]], layer: int = LAYER) -> VectorMap:
+    rings = [ring for shape in shapes for ring in shape]
+    number = [i for i, shape in enumerate(shapes) for _ in shape]
+    return VectorMap(
+        np.concatenate(rings),
+        np.cumsum([0, *map(len, rings)]),
+        np.array(number),
+        np.full(len(rings), layer),
+        np.ones(len(rings), dtype=bool),
+        np.ones(len(MAP_CLASSES), dtype=bool),
+    )
+
+
+def star(rng, center, far: float, points: int = 9) -> np.ndarray:
+    angle = np.sort(rng.uniform(0, 2 * np.pi, points))
+    return center + rng.uniform(0.4, 1, (points, 1)) * far * np.stack([np.cos(angle), np.sin(angle)], -1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_points_are_inside_as_shapely_says(seed):
+    rng = np.random.default_rng(seed)
+    shapes = [[star(rng, c := rng.uniform(-30, 30, 2), 20), star(rng, c, 4)] for _ in range(5)]
+    whole = unary_union(
+        [Polygon(outer).buffer(0).symmetric_difference(Polygon(inner).buffer(0)) for outer, inner in shapes]
+    )
+    xy = rng.uniform(-50, 50, (3000, 2))
+    inside = Area(vector_map(shapes)).contains(xy)
+    np.testing.assert_array_equal(inside, contains_xy(whole, xy[:, 0], xy[:, 1]))
+    assert 0.05 < inside.mean() < 0.9
+    one_by_one = np.concatenate([Area(vector_map(shapes)).contains(point[None]) for point in xy[:50]])
+    np.testing.assert_array_equal(one_by_one, inside[:50])
+
+
+def test_the_boundary_is_that_of_the_union():
+    """Two squares that share an edge, and one across both: the length of their union's outline, and no more."""
+    square = np.array([[0, 0], [10, 0], [10, 10], [0, 10]], dtype=float)
+    shapes = [[square], [square + np.array([10, 0])], [square + np.array([5, 5])]]
+    pieces = Area(vector_map(shapes)).boundary(np.array([10.0, 5.0]), 100)
+    length = np.linalg.norm(pieces[:, 1] - pieces[:, 0], axis=1)
+    union = unary_union([Polygon(ring) for (ring,) in shapes])
+    assert length.sum() == pytest.approx(union.length, abs=0.1) and length.max() <= 1 + 1e-9
+    assert len(Area(vector_map(shapes)).boundary(np.array([200.0, 5.0]), 20)) == 0
+    near = Area(vector_map(shapes)).boundary(np.array([0.0, 0.0]), 5)
+    assert np.linalg.norm(near[:, 1] - near[:, 0], axis=1).sum() == pytest.approx(10, abs=1.1)
+
+
+def test_other_layers_are_not_drivable():
+    square = [np.array([[0, 0], [10, 0], [10, 10], [0, 10]], dtype=float)]
+    area = Area(vector_map([square], layer=1 - LAYER if LAYER in (0, 1) else 0))
+    assert not area.contains(np.array([[5.0, 5.0]])).any() and len(area.boundary(np.zeros(2), 50)) == 0
+    assert Area(vector_map([square])).contains(np.zeros((0, 2))).shape == (0,)

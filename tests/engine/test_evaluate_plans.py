@@ -1,0 +1,238 @@
+"""What plans are scored against, read from a data set; and the command, on plans of anybody's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fusion3d.cli import run
+from fusion3d.data.annotations import load_ego
+from fusion3d.data.nuscenes import Tables
+from fusion3d.data.splits import samples_of
+from fusion3d.data.tracks import read_tracks
+from fusion3d.engine.drives import drives_of, drives_of_tracks, map_of
+from fusion3d.engine.ego_mlp import EgoMLP
+from fusion3d.engine.evaluate_plans import evaluate_plans, trained_baselines
+from fusion3d.errors import ConfigError, DataError
+from fusion3d.metrics.planning import PROTOCOLS, score_plans
+from fusion3d.metrics.planning.baselines import constant_turn
+from fusion3d.metrics.planning.paths import to_lidar
+
+VERSION = "v1.0-synthetic"
+
+
+@pytest.fixture(scope="module")
+def tables(synthetic_root):
+    return Tables.open(synthetic_root, VERSION)
+
+
+@pytest.fixture(scope="module")
+def tokens(tables):
+    return [tables.token(row) for row in samples_of(tables, "all")]
+
+
+@pytest.fixture(scope="module")
+def drives(tables, tokens):
+    return drives_of(tables, tokens)
+
+
+def test_paths_are_those_that_are_trained_on(tables, tokens, drives):
+    for row, token in enumerate(tokens):
+        future, past, status, _ = load_ego(tables, tables.row_of(token), 6)
+        np.testing.assert_allclose(drives.future[row, :, :2], future.position.numpy(), atol=1e-4)
+        np.testing.assert_allclose(drives.future[row, :, 2], future.yaw.numpy(), atol=1e-5)
+        np.testing.assert_array_equal(drives.known[row], future.mask.numpy())
+        np.testing.assert_allclose(drives.past[row, :, :2], past.position[:2].numpy(), atol=1e-4)
+        np.testing.assert_allclose(drives.velocity[row], status.velocity.numpy(), atol=1e-3, equal_nan=True)
+        assert drives.scenes[row] == tables.scene(tables.row_of(token))
+    assert drives.known.sum(axis=1).max() == 5 and set(drives.about["light"]) <= {"day", "night"}
+
+
+def test_agents_are_the_devkits_boxes_of_all_keyframes_around(synthetic_root, drives):
+    from nuscenes import NuScenes
+    from nuscenes.eval.common.utils import quaternion_yaw
+    from pyquaternion import Quaternion
+
+    theirs = NuScenes(VERSION, str(synthetic_root), verbose=False)
+    first = theirs.get("sample", theirs.scene[1]["first_sample_token"])
+    now = theirs.get("sample", first["next"])
+    row = drives.tokens.index(now["token"])
+    pose = theirs.get("ego_pose", theirs.get("sample_data", now["data"]["LIDAR_TOP"])["ego_pose_token"])
+    agents = drives.agents[drives.agents.sample == row]
+    sample, seen = first, 0
+    for step in range(-1, 5):
+        of = agents[agents.step == step]
+        expected = []
+        for token in sample["anns"]:
+            record = theirs.get("sample_annotation", token)
+            box = theirs.get_box(token)
+            box.translate(-np.array(pose["translation"]))
+            box.rotate(Quaternion(pose["rotation"]).inverse)
+            yaw = quaternion_yaw(box.orientation)
+            expected.append(
+                (box.name, [*box.center[:2], box.wlh[1], box.wlh[0]], yaw, record["num_lidar_pts"] > 0,
+                 record["visibility_token"] != "1")
+            )  # fmt: skip
+        assert [of.names[i] for i in of.category] == [name for name, *_ in expected]
+        np.testing.assert_allclose(of.box[:, :4], np.array([box for _, box, *_ in expected]), atol=1e-6)
+        turned = np.array([yaw for _, _, yaw, *_ in expected]) - of.box[:, 4]
+        np.testing.assert_allclose((turned + np.pi) % (2 * np.pi) - np.pi, 0, atol=1e-6)
+        assert of.seen.tolist() == [points for *_, points, _ in expected]
+        assert of.visible.tolist() == [visible for *_, visible in expected]
+        seen += len(expected)
+        sample = theirs.get("sample", sample["next"]) if sample["next"] else None
+        if sample is None:
+            break
+    assert seen > 20
+    lidar = theirs.get(
+        "calibrated_sensor", theirs.get("sample_data", now["data"]["LIDAR_TOP"])["calibrated_sensor_token"]
+    )
+    np.testing.assert_allclose(drives.mount[row, :2], lidar["translation"][:2])
+    np.testing.assert_allclose(drives.mount[row, 2], quaternion_yaw(Quaternion(lidar["rotation"])), atol=1e-9)
+
+
+def test_the_driven_path_hits_nothing(drives):
+    """In the simulated world the ego drives into nobody: a frame or heading mistake would show as a collision."""
+    table = score_plans({}, drives, ["exact"])["protocols"]["exact"]["planners"]
+    assert all(table["human"][f"collision@{end}"] == 0 for end in ("1s", "2s"))
+    near = drives.agents.box[drives.agents.step > 0, :2]
+    assert np.linalg.norm(near, axis=1).min() < 12, "nothing comes near: the test says nothing"
+
+
+def test_the_drivable_area_is_under_the_human(tables, tokens, drives):
+    maps = map_of(tables, tokens, True)
+    scores = score_plans({}, drives, ["exact", "bev_planner"], maps)
+    assert maps.ground.known.all() and maps.boundaries.known.all()
+    for row in range(len(tokens)):
+        assert maps.ground.drivable(row, np.array([[0.0, 0.0], [1.4, 0.0]])).all(), "the ego drives on the road"
+        assert not maps.ground.drivable(row, np.array([[500.0, 0.0]])).any()
+        of = maps.boundaries.segment[maps.boundaries.sample == row]
+        assert len(of) and np.abs(of).min(axis=(1, 2)).max() < 60
+    assert set(scores["protocols"]) == {"exact", "bev_planner"}
+
+
+def plan_file(path, drives, frame="ego", steps=4, change=lambda plan: plan):
+    path_of = drives.future if frame == "ego" else to_lidar(drives.future, drives.mount)
+    plans = {token: change(plan[:steps]).tolist() for token, plan in zip(drives.tokens, path_of, strict=True)}
+    times = [0.5 * i for i in range(1, steps + 1)]
+    path.write_text(json.dumps({"frame": frame, "times": times, "plans": plans}))
+    return path
+
+
+def options(root, *more):
+    return ["--root", str(root), "--version", VERSION, "--split", "all", *map(str, more)]
+
+
+def test_plans_in_either_frame_are_the_same(synthetic_root, drives, tmp_path, capsys):
+    """What the human drove, written down in ego and from the LiDAR: no error in any protocol."""
+    files = [plan_file(tmp_path / f"{frame}.json", drives, frame) for frame in ("ego", "lidar")]
+    assert run("evaluate_plans", [*map(str, files), *options(synthetic_root, "--out", tmp_path / "out.json")]) == 0
+    text = capsys.readouterr().out
+    scores = json.loads((tmp_path / "out.json").read_text())
+    assert list(scores["protocols"]) == list(PROTOCOLS)
+    for name, table in scores["protocols"].items():
+        for frame in ("ego", "lidar"):
+            row = table["planners"][frame]
+            known = name in ("exact", "uniad", "uniad_valid")  # no scene has 3 s of future, which the others want
+            assert row["L2@2s"] == pytest.approx(0, abs=1e-9) if known else row["N"] == 0, (name, frame)
+            assert row["L2@3s"] is None
+        assert f"{name}   samples {table['samples']}" in text
+        assert list(table["planners"]) == ["ego", "lidar", "ctrv", "constant_velocity", "stationary", "human"]
+    assert "PDM-style score" in text and "not distinguishable" in text and "known bugs, kept" in text
+    assert "floor: the human's own path hits" in text
+
+
+def test_some_protocols_and_plans_of_some_samples(synthetic_root, drives, tmp_path, capsys):
+    path = plan_file(tmp_path / "some.json", drives)
+    content = json.loads(path.read_text())
+    whole = dict(content["plans"])
+    for token in drives.tokens[:2]:
+        del content["plans"][token]
+    path.write_text(json.dumps(content))
+    chosen = ("--protocol", "uniad", "uniad_valid")
+    assert run("evaluate_plans", [str(path), *options(synthetic_root, *chosen)]) == 1
+    error = capsys.readouterr().err
+    assert "uniad: 2 of its 18 samples have no plan" in error and error.count("\n") == 1
+    assert run("evaluate_plans", [str(path), *options(synthetic_root, *chosen, "--partial")]) == 0
+    assert "16 of 18 samples have a plan" in capsys.readouterr().out
+    content["plans"] = {f"x{token}": plan for token, plan in whole.items()}
+    path.write_text(json.dumps(content))
+    assert run("evaluate_plans", [str(path), *options(synthetic_root)]) == 1
+    assert "none of its 18 sample tokens is one of the 18" in capsys.readouterr().err
+    assert run("evaluate_plans", options(synthetic_root, "--protocol", "best")) == 1
+    assert "no protocol 'best'; known: exact, uniad" in capsys.readouterr().err
+    assert run("evaluate_plans", []) == 1
+    assert "expected either --root" in capsys.readouterr().err
+
+
+def test_a_wrong_frame_is_noticed(drives, tmp_path):
+    from fusion3d.data.plans import read_plans
+
+    far = dataclasses.replace(drives, future=drives.future * (3, 0, 0) + (6, 0, 0), known=np.ones_like(drives.known))
+    turned = read_plans(plan_file(tmp_path / "t.json", far, change=lambda plan: plan[:, [1, 0]]))
+    with pytest.warns(UserWarning, match="90 degrees to the left"):
+        evaluate_plans({"t": turned}, far, ["exact"])
+    bend = dataclasses.replace(
+        far, future=far.future + np.where(np.arange(len(far)) % 2, 3, -3)[:, None, None] * (0, 1, 0)
+    )
+    mirrored = read_plans(plan_file(tmp_path / "m.json", bend, change=lambda plan: plan * (1, -1, 1)))
+    with pytest.warns(UserWarning, match="mirrored"):
+        evaluate_plans({"m": mirrored}, bend, ["exact"])
+
+
+@pytest.fixture(scope="module")
+def tracks(tracks_root):
+    return drives_of_tracks(read_tracks(tracks_root))
+
+
+def test_real_people_do_not_collide(tracks):
+    """323 keyframes of eight real scenes: exact has no false collision, drives in comfort and out of danger."""
+    scores = score_plans({}, tracks, ["exact", "sparsedrive"])
+    human = scores["protocols"]["exact"]["planners"]["human"]
+    assert len(tracks) == 323 and human["N"] == 267 and human["events"] == 0 and 0.5 < human["clearance_p5"] < 1
+    assert scores["pdm"]["human"]["PDMS"] > 0.98
+    table = scores["protocols"]["exact"]["planners"]
+    errors = [table[name]["L2mean@3s"] for name in ("human", "ctrv", "constant_velocity", "stationary")]
+    assert errors == sorted(errors) and 0.7 < errors[1] < 0.95 and errors[3] > 5
+    fractions = [scores["pdm"][name]["PDMS"] for name in ("human", "ctrv", "constant_velocity", "stationary")]
+    assert fractions == sorted(fractions, reverse=True)
+
+
+def test_the_ego_mlp_learns_from_others_and_is_the_same_twice(tracks):
+    scenes = np.array(tracks.scenes)
+    held = scenes == scenes[0]
+    training = tracks[~held]
+    model = EgoMLP(training)
+    plan = model.plan(tracks[held])
+    order = np.random.default_rng(0).permutation(len(training))
+    rows = np.sort(order[: len(training)])
+    np.testing.assert_array_equal(EgoMLP(training[rows]).plan(tracks[held]), plan)
+    at_home = np.linalg.norm(model.plan(training)[..., :2] - training.future[..., :2], axis=-1)
+    base = np.linalg.norm(constant_turn(training, 6)[..., :2] - training.future[..., :2], axis=-1)
+    whole = training.known.all(axis=1) & training.past_known[:, 0]
+    assert at_home[whole].mean() < 0.95 * base[whole].mean(), "it learns nothing"
+    future = dataclasses.replace(tracks[held], future=tracks[held].future[:, ::-1] + 1, known=~tracks[held].known)
+    np.testing.assert_array_equal(model.plan(future), plan, err_msg="it looks ahead")
+
+
+def test_training_and_evaluation_do_not_share_scenes(tracks):
+    with pytest.raises(DataError, match="evaluated and trained on"):
+        trained_baselines(tracks, tracks[:50])
+    with pytest.raises(DataError, match="expected at least 20"):
+        EgoMLP(tracks[:12])
+
+
+@pytest.mark.slow
+def test_the_command_on_real_tracks(tracks_root, tmp_path, capsys):
+    assert run("evaluate_plans", ["--tracks", str(tracks_root), "--out", str(tmp_path / "out.json")]) == 0
+    scores = json.loads((tmp_path / "out.json").read_text())
+    assert {"ego_mlp", "nearest_anchor"} <= set(scores["protocols"]["exact"]["planners"])
+    assert "skill over ctrv" in capsys.readouterr().out
+
+
+def test_what_cannot_be_scored(drives):
+    with pytest.raises(ConfigError, match="no protocol 'uniat'"):
+        evaluate_plans({}, drives, ["uniat"])

@@ -1,0 +1,309 @@
+"""Every published protocol against what its code is known to do, and the exact one against what it must."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from worlds import CAR, CONE, NAMES, arc, boxes, drives, parked, straight, traffic
+
+from fusion3d.metrics.planning import PROTOCOLS, Agents, Boundaries, Drives, score_plans
+from fusion3d.metrics.planning.protocols import BEV_PLANNER, PUBLISHED, SPARSEDRIVE, STP3, UNIAD, VAD, Protocol
+from fusion3d.metrics.planning.published import hits, score_published
+from fusion3d.metrics.planning.rectangles import overlap
+
+ENDS = ("1s", "2s", "3s")
+
+
+def scene_drives(lengths) -> Drives:
+    """Cars at 5 m/s in scenes of so many keyframes, of which nothing is known beyond their ends."""
+    index = np.concatenate([np.arange(length) for length in lengths])
+    left = np.concatenate([length - 1 - np.arange(length) for length in lengths])
+    of = drives(np.repeat(straight(5.0), len(index), 0))
+    known = left[:, None] >= np.arange(1, 7)
+    return dataclasses.replace(
+        of,
+        known=known,
+        future=np.where(known[..., None], of.future, 0),
+        past_known=index[:, None] >= np.arange(1, 3),
+        scenes=tuple(f"scene-{i}" for i, length in enumerate(lengths) for _ in range(length)),
+    )
+
+
+VAL = scene_drives([41] * 19 + [40] * 131)  # 150 scenes and 6019 keyframes, as nuScenes' val
+
+
+def aside(of: Drives, by: float) -> np.ndarray:
+    plan = of.future.copy()
+    plan[..., 1] += by
+    return plan
+
+
+@pytest.fixture(scope="module")
+def on_val():
+    return score_plans({"model": aside(VAL, 1)}, VAL)
+
+
+def test_sample_sets_are_those_that_circulate(on_val):
+    """(k) 6019, 5119 and 4819 samples, as many as their scenes' lengths leave."""
+    found = on_val
+    count = {name: of["planners"]["model"]["N"] for name, of in found["protocols"].items()}
+    assert count == {
+        "exact": 4969, "uniad": 6019, "uniad_valid": 5119, "stp3": 4819, "vad": 5119, "sparsedrive": 5119,
+        "bev_planner": 5119,
+    }  # fmt: skip
+    hashes = {name: of["samples"] for name, of in found["protocols"].items()}
+    assert hashes["vad"] == hashes["sparsedrive"] == hashes["bev_planner"] == hashes["uniad_valid"]
+    assert len(set(hashes.values())) == 4
+
+
+def test_a_metre_aside_is_less_where_unknown_futures_count(on_val):
+    """(b) a constant offset of 1 m: UniAD's L2 is the share of known futures, all others' 1."""
+    found = on_val["protocols"]
+    diluted = [found["uniad"]["planners"]["model"][f"L2@{end}"] for end in ENDS]
+    np.testing.assert_allclose(diluted, [1 - 150 * 2 * k / 6019 for k in (1, 2, 3)])
+    np.testing.assert_allclose(diluted, [0.950, 0.900, 0.850], atol=5e-4)
+    for name in set(PROTOCOLS) - {"uniad"}:
+        np.testing.assert_allclose([found[name]["planners"]["model"][f"L2@{end}"] for end in ENDS], 1)
+
+
+def test_the_human_is_the_floor():
+    """(a) a plan that is what was driven has no error and no counted collision; unmasked it has the human's."""
+    of = traffic(0, 60)
+    found = score_plans({"model": of.future}, of)["protocols"]
+    raw = 0
+    for name, table in found.items():
+        model, human = table["planners"]["model"], table["planners"]["human"]
+        assert same(model, human)
+        assert all(model[f"L2@{end}"] == 0 for end in ENDS)
+        column = "masked" if name == "exact" else "collision"
+        assert all(model[f"{column}@{end}"] == 0 for end in ENDS), name
+        raw += model["collision@3s" if name == "exact" else "raw@3s"]
+    assert raw > 0.5, "nobody is hit: the test says nothing"
+
+
+def neighbours(protocol: Protocol, side: str, gap: float, count: int = 1000) -> float:
+    """The share of hits of a parallel car of 4.6 x 1.95 m so far from the ego's box, wherever on the grid."""
+    rng = np.random.default_rng(0)
+    place = rng.uniform((0, -10), (20, 10), (count, 2))
+    path = np.concatenate([place, np.zeros((count, 1))], axis=1)[:, None]
+    ego = protocol.ego
+    along, across = (ego.length + 4.6) / 2 + gap, (ego.width + 1.95) / 2 + gap
+    away = {"left": (0, -across), "right": (0, across), "lead": (along, 0), "tail": (-along, 0)}[side]
+    shift = np.stack([rng.uniform(-1, 1, count) * (side in ("left", "right")), np.zeros(count)], axis=1)
+    center = place + np.array([ego.ahead, 0]) + shift + away
+    box = np.column_stack([center, np.tile([4.6, 1.95, 0], (count, 1))])
+    one, yes = np.ones(count, dtype=np.int64), np.ones(count, dtype=bool)
+    agents = Agents(np.arange(count), one, box, one, 0 * one, yes, yes, ("vehicle.car",))
+    return float(hits(protocol, path, agents).mean())
+
+
+GAPS = (-0.5, -0.3, -0.1, 0.1, 0.3, 0.5, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "side", "expected"),
+    [
+        (UNIAD, "left", (1.0, 1.0, 1.0, 1.0, 1.0, 0.66, 0.24)),
+        (UNIAD, "right", (0.66, 0.24, 0.0, 0.0, 0.0, 0.0, 0.0)),
+        (UNIAD, "lead", (0.40, 0.02, 0.0, 0.0, 0.0, 0.0, 0.0)),
+        (UNIAD, "tail", (1.0, 1.0, 1.0, 1.0, 0.81, 0.42, 0.02)),
+        (VAD, "lead", (1.0, 1.0, 0.62, 0.21, 0.0, 0.0, 0.0)),
+        (VAD, "tail", (1.0, 1.0, 0.62, 0.23, 0.0, 0.0, 0.0)),
+        (VAD, "left", (1.0, 1.0, 1.0, 1.0, 1.0, 0.66, 0.24)),
+        (VAD, "right", (0.66, 0.24, 0.0, 0.0, 0.0, 0.0, 0.0)),
+        *((BEV_PLANNER, side, (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)) for side in ("left", "right", "lead", "tail")),
+        *((SPARSEDRIVE, side, (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)) for side in ("left", "tail")),
+    ],
+)
+def test_what_cells_make_of_a_gap(protocol, side, expected):
+    """(c) the bias of the published grids, measured by running their code on random places."""
+    found = [neighbours(protocol, side, gap) for gap in GAPS]
+    np.testing.assert_allclose(found, expected, atol=0.035)
+
+
+def test_a_millimetre_moves_uniads_car_by_a_cell():
+    """(d) a car that stands: 1 mm to one side is a collision, 1 mm to the other is none; not so exactly."""
+    of = drives(np.zeros((2, 6, 3)), boxes(parked(0, 1.44, 2.5) + parked(1, 1.44, 2.5)), np.zeros((2, 2, 3)))
+    plan = np.zeros((2, 6, 3))
+    plan[0, :, 1], plan[1, :, 1] = 0.001, -0.001
+    names = ("uniad", "uniad_valid", "exact")
+    found = {side: score_plans({"model": plan[i : i + 1]}, of[[i]], names)["protocols"] for i, side in enumerate("lr")}
+    for name in ("uniad", "uniad_valid"):
+        left, right = (found[side][name]["planners"]["model"]["raw@3s"] for side in "lr")
+        assert (left, right) == (1.0, 0.0)
+    assert {found[side]["exact"]["planners"]["model"]["collision@3s"] for side in "lr"} == {0.0}
+
+
+def test_means_and_any_hit_follow_from_the_steps():
+    """(e) the mean until t is the cumulative mean of the errors at t; (f) any >= mean, and any >= at."""
+    of = traffic(3, 80)
+    rng = np.random.default_rng(0)
+    plan = {"model": of.future + rng.normal(0, 0.5, of.future.shape)}
+    base = dataclasses.replace(UNIAD, samples="complete", zero_fill=False)
+    rows = {
+        (average, how): score_published(dataclasses.replace(base, average=average, hits=how), plan, of)["model"]
+        for average, how in (("at", "at"), ("mean", "mean"), ("mean", "any"))
+    }
+    error = np.linalg.norm(plan["model"][..., :2] - of.future[..., :2], axis=-1)
+    exact = score_plans(plan, of, ["exact"])["protocols"]["exact"]["planners"]["model"]
+    for horizon in (1, 2, 3):
+        at, mean, top = (rows[key][f"raw@{horizon}s"] for key in (("at", "at"), ("mean", "mean"), ("mean", "any")))
+        assert top >= at and top >= mean
+        assert exact[f"L2@{horizon}s"] == pytest.approx(error[:, 2 * horizon - 1].mean())
+        assert exact[f"L2mean@{horizon}s"] == pytest.approx(error[:, : 2 * horizon].mean())
+    assert rows["mean", "any"]["raw@3s"] > rows["mean", "mean"]["raw@3s"] > 0
+    ends = [rows["mean", "any"][f"L2@{end}"] for end in ENDS]
+    assert rows["mean", "any"]["L2@avg"] == pytest.approx(np.mean(ends))
+
+
+def mirrored(of: Drives) -> Drives:
+    """The world with left and right exchanged, but for where the LiDAR is."""
+    box = of.agents.box * (1, -1, 1, 1, -1)
+    flip = np.array([1, -1, -1])
+    return dataclasses.replace(
+        of, future=of.future * flip, past=of.past * flip, agents=dataclasses.replace(of.agents, box=box)
+    )
+
+
+def same(first: dict, second: dict, but: tuple[str, ...] = ()) -> bool:
+    return all(np.isclose(first[k], second[k], atol=1e-9, equal_nan=True) for k in first if k not in but)
+
+
+def test_a_mirrored_world_has_the_same_numbers_exactly():
+    """(h) left and right exchanged: nothing changes in exact, sparsedrive and PDM; cells do not keep it."""
+    of = traffic(5, 150)
+    rng = np.random.default_rng(1)
+    plan = of.future + rng.normal(0, 0.4, of.future.shape)
+    ours = score_plans({"model": plan}, of)
+    theirs = score_plans({"model": plan * (1, -1, -1)}, mirrored(of))
+    for planner in ours["pdm"]:
+        assert same(ours["protocols"]["exact"]["planners"][planner], theirs["protocols"]["exact"]["planners"][planner])
+        assert same(ours["pdm"][planner], theirs["pdm"][planner])
+    tables = [found["protocols"]["sparsedrive"]["planners"]["model"] for found in (ours, theirs)]
+    assert same(*tables)
+    tables = [found["protocols"]["uniad"]["planners"]["model"] for found in (ours, theirs)]
+    assert not same(*tables) and all(tables[0][f"L2@{end}"] == pytest.approx(tables[1][f"L2@{end}"]) for end in ENDS)
+
+
+def test_exact_knows_no_direction_and_cells_do():
+    """(g) an ego and a car that touch across the grid's axes: turned together, exact says the same, UniAD does not."""
+    rng = np.random.default_rng(0)
+    ego = np.tile([0, 0, 4.084, 1.85, 0], (400, 1))
+    other = np.column_stack([rng.uniform(-5, 5, (400, 2)), np.tile([4.6, 1.95], (400, 1)), rng.uniform(-3, 3, 400)])
+    angle = rng.uniform(-3, 3, 400)
+    c, s = np.cos(angle), np.sin(angle)
+
+    def turn(box):
+        place = np.column_stack([c * box[:, 0] - s * box[:, 1], s * box[:, 0] + c * box[:, 1]])
+        return np.column_stack([place, box[:, 2:4], box[:, 4] + angle])
+
+    straight_on = overlap(ego, other)
+    np.testing.assert_array_equal(overlap(turn(ego), turn(other)), straight_on)
+    one, yes = np.ones(400, dtype=np.int64), np.ones(400, dtype=bool)
+    path = np.zeros((400, 1, 3))
+    box = dataclasses.replace(UNIAD, ego=dataclasses.replace(UNIAD.ego, ahead=0.0))
+    cells = [
+        hits(box, path, Agents(np.arange(400), one, of, one, 0 * one, yes, yes, ("vehicle.car",)))[:, 0]
+        for of in (other, turn(other))
+    ]
+    assert (cells[0] != cells[1]).mean() > 0.1
+
+
+def test_the_order_of_categories_changes_nothing():
+    """(i) categories are known by name: the same world with its table the other way round has the same numbers."""
+    of = traffic(7, 60)
+    last = len(NAMES) - 1
+    agents = dataclasses.replace(of.agents, category=last - of.agents.category, names=NAMES[::-1])
+    turned = dataclasses.replace(of, agents=agents)
+    plan = {"model": aside(of, 0.7)}
+    ours, theirs = (score_plans(plan, world)["protocols"] for world in (of, turned))
+    for name in PROTOCOLS:
+        assert same(ours[name]["planners"]["model"], theirs[name]["planners"]["model"])
+
+
+def test_who_counts():
+    """A cone, a person, a police car and a car, all in the way; and one that is there later, or was not seen before."""
+    rows = [row for i, kind in enumerate((CONE, 1, NAMES.index("vehicle.emergency.police"), CAR)) for row in
+            parked(i, 6, 0, category=kind)]  # fmt: skip
+    rows += [row for row in parked(4, 6, 0) if row[1] >= 2]  # turns up
+    rows += [row for row in parked(5, 6, 0) if row[1] <= -1 or row[1] >= 1]  # not annotated now
+    agents = boxes(rows)
+    hidden = dataclasses.replace(agents, visible=~((agents.sample == 3) & (agents.step <= 0)))
+    of = drives(np.repeat(straight(0.1), 6, 0), agents)
+    plan = np.repeat(straight(3.0), 6, 0)
+
+    def struck(protocol, around):
+        world = dataclasses.replace(of, agents=around)
+        return [score_published(protocol, {"m": plan[[i]]}, world[[i]])["m"]["raw@3s"] > 0 for i in range(6)]
+
+    assert struck(UNIAD, agents) == [False, False, False, True, True, True]
+    assert struck(BEV_PLANNER, agents) == [False, False, False, True, True, True]
+    assert struck(SPARSEDRIVE, agents) == [True] * 6
+    assert struck(VAD, agents) == [False, True, False, True, False, False]
+    assert struck(STP3, agents) == [False, True, True, True, False, True]
+    assert struck(STP3, hidden) == [False, True, True, False, False, True]
+
+
+def test_vad_takes_the_next_annotation_for_the_next_step():
+    """A car that is not annotated at two keyframes is where it is later, too early."""
+    rows = [(0, step, 0, CAR, 5.0 + 4 * step, 0.0, 4.6, 1.95, 0.0) for step in (0, 3, 4, 5, 6)]
+    chosen = VAD.agents(boxes(rows))
+    assert chosen.step.tolist() == [1, 2, 3, 4] and chosen.box[:, 0].tolist() == [17, 21, 25, 29]
+
+
+def test_boundaries_count_once_touched():
+    """A wall 5.4 m ahead of the rear axle: a plan at 2 m/s has its nose there after 1 s; n/a without a map."""
+    of = drives(np.repeat(straight(0.2), 2, 0))
+    wall = Boundaries(np.array([0]), np.array([[[5.4, -3.0], [5.4, 3.0]]]), np.array([True, False]))
+    row = score_published(BEV_PLANNER, {"m": np.repeat(straight(2.0), 2, 0)}, of, wall)["m"]
+    assert [row[f"boundary@{end}"] for end in ENDS] == [1, 1, 1]
+    row = score_published(BEV_PLANNER, {"m": np.repeat(straight(0.9), 2, 0)}, of, wall)["m"]
+    assert [row[f"boundary@{end}"] for end in ENDS] == [0, 0, 1]
+    assert np.isnan(score_published(BEV_PLANNER, {"m": of.future}, of)["m"]["boundary@3s"])
+
+
+def test_sparsedrive_turns_a_waiting_car_sideways():
+    """Two neighbouring steps at the same place: its box is across the road, and hits who stands beside."""
+    plan = straight(4.0)
+    plan[:, 2:, 0] = plan[:, 2:3, 0]
+    beside = boxes(parked(0, plan[0, 2, 0] + 1.44, -2.5))
+    of = drives(straight(0.1), beside)
+    row = score_published(SPARSEDRIVE, {"m": plan}, of)["m"]
+    assert row["raw@3s"] > 0
+    assert score_plans({"m": plan}, of, ["exact"])["protocols"]["exact"]["planners"]["m"]["collision@3s"] == 0
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6])
+def test_short_plans_are_not_scored_beyond_their_end(steps):
+    of = traffic(2, 20)
+    found = score_plans({"model": of.future[:, :steps]}, of)
+    for name, table in found["protocols"].items():
+        row = table["planners"]["model"]
+        assert [np.isnan(row[f"L2@{end}"]) for end in ENDS] == [steps < 2 * h for h in (1, 2, 3)], name
+    assert found["pdm"]["human"]["EP"] == 1
+
+
+def test_bad_plans_are_named():
+    of = traffic(2, 5)
+    with pytest.raises(ValueError, match=r"'m' of shape \(5, 6, 2\)"):
+        score_plans({"m": of.future[..., :2]}, of)
+    wrong = of.future.copy()
+    wrong[0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="1 numbers that are not finite"):
+        score_plans({"m": wrong}, of)
+    with pytest.raises(ValueError, match="called 'ctrv' as a baseline is"):
+        score_plans({"ctrv": of.future}, of)
+
+
+def test_every_protocol_says_what_it_is():
+    for protocol in PUBLISHED.values():
+        about = protocol.about
+        assert all(about[key] for key in ("L2", "collision", "samples", "agents", "ego", "masking", "bugs"))
+    assert arc(1, 0.0, np.array([0.5])).shape == (1, 1, 3)
