@@ -17,6 +17,7 @@ from fusion3d.build import build_model
 from fusion3d.config import Config
 from fusion3d.data.collate import collate
 from fusion3d.data.subset import draw_subsets, select_sensors
+from fusion3d.encoders.checkpointing import checkpoint_blocks
 from fusion3d.engine.inference import run_split, sensor_subsets
 from fusion3d.engine.log import read_log
 from fusion3d.engine.train import num_subsets
@@ -123,6 +124,20 @@ def test_targets_are_made_and_sensors_encoded_once(monkeypatch):
     monkeypatch.setattr(model.detection, "targets", lambda batch: calls.append("targets") or made_targets(batch))
     model.losses(model.under(full, subsets), full)
     assert sorted(calls) == ["camera", "lidar", "radar", "targets", *["trunk"] * 7]
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    found = []
+    for again in (False, True):
+        model, full = made(small_config())
+        if again:
+            checkpoint_blocks(model)
+        _, subsets = draw_subsets(full, small_config().train, 3, torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model.losses(model.under(full, subsets), full)
+        torch.stack([*losses.values()]).sum().backward()
+        found.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
 def test_how_many_subsets_there_are():
