@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,13 +13,13 @@ import pytest
 import torch
 
 from fusion3d.analysis.report import main, report, worst_tokens
-from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.evaluate import evaluate
-from fusion3d.engine.ground_truth import detection_truth
+from fusion3d.engine.matches import read_matches
+from fusion3d.engine.scoring import with_intervals
 from fusion3d.engine.submission import from_records, to_records
 from fusion3d.errors import DataError
 from fusion3d.metrics.faults import Fault, find_faults
-from fusion3d.metrics.scored import boxes_by_class
+from fusion3d.metrics.shapley import sensor_worth
 from fusion3d.types import Boxes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,18 +47,34 @@ def test_the_page_of_a_run_has_what_lies_in_it(evaluation, tmp_path, capsys):
     assert f"{metrics['shapley']['NDS']['lidar']:.3f}" in page and "detection.max_boxes = 40" in page
 
     token = next((evaluation / "worst").glob("*.png")).stem
-    tables = Tables.open(metrics_root(evaluation), "v1.0-synthetic")
-    found = json.loads((evaluation / "lidar+radar" / "results_nusc.json").read_text())["results"]
-    truths = {one: detection_truth(tables, one) for one in found}
     total: dict[str, float] = {}
-    for fault in find_faults(boxes_by_class(truths, found)):
+    for fault in find_faults(read_matches(evaluation / "lidar+radar" / "matches.npz")):
         total[fault.token] = total.get(fault.token, 0) + fault.cost
     assert token == max(total, key=lambda one: total[one])
     assert f"{token}: {total[token]:.4f} mAP" in page
 
 
-def metrics_root(evaluation: Path) -> str:
-    return json.loads((evaluation / "run.json").read_text())["config"]["data"]["root"]
+def test_intervals_and_strata_are_read_as_evaluate_writes_them(evaluation, tmp_path, monkeypatch):
+    """An evaluation of one scene has no interval; the same matches, as if every sample were a scene, have them."""
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    for name, row in metrics["subsets"].items():
+        path = evaluation / name / "matches.npz"
+        matches = read_matches(path)
+        assert with_intervals(matches, 20)["strata"].keys() == row["strata"].keys() and row["intervals"]["NDS"] is None
+        count = len(matches.samples)
+        scenes = tuple(f"scene-{i}" for i in range(count))
+        apart = dataclasses.replace(matches.samples, scene=np.arange(count), scenes=scenes, descriptions=("",) * count)
+        row |= with_intervals(dataclasses.replace(matches, samples=apart), 100)
+        row |= {"NDS": 0.4321, "intervals": row["intervals"] | {"NDS": [0.4111, 0.4555]}}
+        band = row["strata"]["distance"]["10-20 m"]
+        band |= {"mAP": 0.3456, "intervals": band["intervals"] | {"mAP": [0.3222, 0.3777]}}
+    metrics["shapley"] = sensor_worth(metrics["subsets"])
+    for path in evaluation.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics, allow_nan=True))
+    page = report(tmp_path).read_text()
+    assert page.count("0.411 to 0.456") == 3 or page.count("0.411") >= 3
+    assert page.count("0.346") >= 3 and page.count("0.322") >= 3
 
 
 def test_more_files_are_more_sections_and_no_pictures_are_drawn_unasked(evaluation):
