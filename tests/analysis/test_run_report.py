@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -15,11 +14,10 @@ import torch
 from fusion3d.analysis.report import main, report, worst_tokens
 from fusion3d.engine.evaluate import evaluate
 from fusion3d.engine.matches import read_matches
-from fusion3d.engine.scoring import with_intervals
 from fusion3d.engine.submission import from_records, to_records
 from fusion3d.errors import DataError
 from fusion3d.metrics.faults import Fault, find_faults
-from fusion3d.metrics.shapley import sensor_worth
+from fusion3d.metrics.shapley import shapley
 from fusion3d.types import Boxes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,7 +26,10 @@ from small_models import on_synthetic, saved
 
 @pytest.fixture(scope="module")
 def evaluation(synthetic_root, tmp_path_factory) -> Path:
-    config = on_synthetic(synthetic_root, camera=None, map=None, planning=None, detection__max_boxes=40)
+    """Of two scenes, so that numbers have intervals."""
+    config = on_synthetic(
+        synthetic_root, data__split="train", camera=None, map=None, planning=None, detection__max_boxes=40
+    )
     folder = tmp_path_factory.mktemp("run")
     evaluate(saved(config, folder / "checkpoints" / "step-00000001"), config, folder / "evaluation")
     return folder / "evaluation"
@@ -54,27 +55,33 @@ def test_the_page_of_a_run_has_what_lies_in_it(evaluation, tmp_path, capsys):
     assert f"{token}: {total[token]:.4f} mAP" in page
 
 
-def test_intervals_and_strata_are_read_as_evaluate_writes_them(evaluation, tmp_path, monkeypatch):
-    """An evaluation of one scene has no interval; the same matches, as if every sample were a scene, have them."""
+def test_intervals_and_strata_are_where_evaluate_writes_them(evaluation, tmp_path):
     metrics = json.loads((evaluation / "metrics.json").read_text())
-    for name, row in metrics["subsets"].items():
-        path = evaluation / name / "matches.npz"
-        matches = read_matches(path)
-        assert with_intervals(matches, 20)["strata"].keys() == row["strata"].keys() and row["intervals"]["NDS"] is None
-        count = len(matches.samples)
-        scenes = tuple(f"scene-{i}" for i in range(count))
-        apart = dataclasses.replace(matches.samples, scene=np.arange(count), scenes=scenes, descriptions=("",) * count)
-        row |= with_intervals(dataclasses.replace(matches, samples=apart), 100)
-        row |= {"NDS": 0.4321, "intervals": row["intervals"] | {"NDS": [0.4111, 0.4555]}}
+    rows, worth = metrics["subsets"], metrics["shapley"]["strata"]["distance"]
+    for band, of_band in worth.items():
+        scores = {name: row["strata"]["distance"][band]["mAP"] for name, row in rows.items()}
+        if None in scores.values():
+            assert set(of_band["mAP"].values()) == {None}, band
+        else:
+            assert of_band["mAP"] == pytest.approx(shapley(scores), abs=1e-12), band
+    assert {band for band, of in worth.items() if None not in of["mAP"].values()} >= {"0-10 m", "10-20 m"}
+
+    # Numbers that can be told from each other, in the places of those that are there.
+    for i, row in enumerate(rows.values()):
         band = row["strata"]["distance"]["10-20 m"]
-        band |= {"mAP": 0.3456, "intervals": band["intervals"] | {"mAP": [0.3222, 0.3777]}}
-    metrics["shapley"] = sensor_worth(metrics["subsets"])
+        assert len(row["intervals"]["NDS"]) == len(band["intervals"]["mAP"]) == 2
+        row["intervals"]["NDS"], band["intervals"]["mAP"] = [0.411 + i, 0.456 + i], [0.322 + i, 0.377 + i]
+        assert band["mAP"] is not None
+        band["mAP"] = 0.345 + i
+    worth["10-20 m"]["mAP"]["lidar"] = 7.654
     for path in evaluation.glob("*.json"):
         shutil.copy(path, tmp_path)
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics, allow_nan=True))
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     page = report(tmp_path).read_text()
-    assert page.count("0.411 to 0.456") == 3 or page.count("0.411") >= 3
-    assert page.count("0.346") >= 3 and page.count("0.322") >= 3
+    assert ">By distance, light and the like</h2>" in page and "<h3>In mAP by distance</h3>" in page
+    for i in range(len(rows)):
+        assert page.count(f"{i}.411 to {i}.456") == page.count(f"{i}.322 to {i}.377") == page.count(f"{i}.345<") == 1
+    assert page.count("7.654") == 1
 
 
 def test_more_files_are_more_sections_and_no_pictures_are_drawn_unasked(evaluation):

@@ -72,7 +72,8 @@ def test_a_scene_that_the_devkit_cannot_score_is_scored(real_root, tmp_path):
     poses = {s.token: s.global_from_ego.numpy() for s in samples}
 
     def evaluated(scoring: Scoring) -> dict:
-        return BoxScorer(truth, config, scoring).score(SubsetOutput((), boxes=dict(scored)), poses, tmp_path)
+        records = SubsetOutput((), boxes=dict(scored)).records(poses)
+        return BoxScorer(truth, config.data, scoring).score(records, (), tmp_path)
 
     scores = evaluated(Scoring(resamples=0))
     (note,) = notes({"all": scores})

@@ -74,8 +74,8 @@ def test_a_known_game():
 
 def test_no_sensor_scores_as_no_box_does():
     """The empty set's score of 0 is the official one."""
-    truth, results, ego = crowd(0, 0.3, None, samples=1)
-    nothing = score_detections(truth_columns(truth, ego), found_columns(dict.fromkeys(results, []), tuple(truth)))
+    truth, _, ego = crowd(0, 0.3, None, samples=1)
+    nothing = score_detections(truth_columns(truth, ego), found_columns({token: [] for token in truth}, tuple(truth)))
     assert (nothing["NDS"], nothing["mAP"], set(nothing["AP"].values())) == (0, 0, {0})
 
 
