@@ -18,6 +18,7 @@ from fusion3d.config import Config
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine.checkpoint import load_config_of, load_model
+from fusion3d.engine.columns import found_columns
 from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import choose_subsets
@@ -27,7 +28,8 @@ from fusion3d.engine.temperatures import save_temperatures
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
 from fusion3d.metrics.calibration import apply_temperature, fit_temperature, reliability
-from fusion3d.metrics.scored import ClassBoxes, boxes_by_class
+from fusion3d.metrics.matching import Matches, match_detections
+from fusion3d.types import DETECTION_CLASSES
 
 FILE = "calibration.json"
 ENOUGH = 10  # right boxes and wrong ones of a class, for a temperature of its own
@@ -123,9 +125,11 @@ def at_temperature(scored: Scored, temperature: Mapping[str, float]) -> Scored:
     return {name: (apply_temperature(score, temperature[name]), right) for name, (score, right) in scored.items()}
 
 
-def score_classes(boxes: Mapping[str, ClassBoxes]) -> Scored:
-    """Scores of the boxes of every class, and which of them are right."""
-    return {name: (one.found.score, one.right) for name, one in boxes.items()}
+def score_classes(matches: Matches) -> Scored:
+    """Scores of the boxes of every class, and which of them are right: matched where errors are measured."""
+    right = matches.pair[:, matches.protocol.dist_ths.index(matches.protocol.dist_th_tp)] >= 0
+    rows = {name: matches.found.label == label for label, name in enumerate(DETECTION_CLASSES)}
+    return {name: (matches.score[of_class], right[of_class]) for name, of_class in rows.items()}
 
 
 def describe_scores(scored: Scored) -> dict[str, Any]:
@@ -152,9 +156,10 @@ def _run(
     output = run_shared(model, config, chosen, device)
     if output is None:
         return None
-    truths = {token: detection_truth(tables, token) for token in output.poses}
+    truth = detection_truth(tables, output.poses)
+    tokens = truth.samples.tokens
     return {
-        name: score_classes(boxes_by_class(truths, of_subset.records(output.poses)))
+        name: score_classes(match_detections(truth, found_columns(of_subset.records(output.poses), tokens)))
         for name, of_subset in output.subsets.items()
     }
 

@@ -3,7 +3,8 @@
 | file in the folder | from | section |
 | --- | --- | --- |
 | ``metrics.json``, ``run.json`` | ``evaluate`` | scores, intervals, missing sensors, Shapley values |
-| ``<subset>/results_nusc.json`` | ``evaluate`` | reliability, worst samples (with the data set) |
+| ``<subset>/matches.npz`` | ``evaluate`` | reliability, worst samples |
+| ``<subset>/results_nusc.json`` | ``evaluate`` | pictures of these (with the data set) |
 | ``explain/*.png`` | ``explain --out RUN/explain`` | what the model looks at |
 | ``similarity.json`` | ``similarity --out RUN`` | how alike the sensors' maps are |
 | ``calibration.json`` | ``calibrate --out RUN`` | temperature scaling |
@@ -20,30 +21,24 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fusion3d.analysis.calibration import FILE as CALIBRATION
 from fusion3d.analysis.calibration import describe_scores, score_classes
 from fusion3d.analysis.similarity import FILE as SIMILARITY
 from fusion3d.config import Config, differences, from_dict
-from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.evaluate import RUN
-from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.log import read_log
+from fusion3d.engine.matches import MATCHES, read_matches
 from fusion3d.engine.submission import from_records
 from fusion3d.engine.visualize import look, open_clips
 from fusion3d.errors import DataError
-from fusion3d.geometry import apply, invert
 from fusion3d.metrics.faults import Fault, find_faults
-from fusion3d.metrics.scored import DISTANCES, ClassBoxes, boxes_by_class
+from fusion3d.metrics.matching import Matches
 from fusion3d.view.pictures import MIN_SCORE, draw_sample
 from fusion3d.view.report import write_report
 from fusion3d.view.sections import Findings, WorstSample
 
 EXPLAINED, WORST = "explain", "worst"  # folders of pictures
 _LISTED = 8  # wrong boxes of a sample
-
-Records = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def report(run: str | Path, path: str | Path | None = None, worst: int = 4, pictures: bool = True) -> Path:
@@ -91,15 +86,18 @@ def collect(folder: Path, config: Config, worst: int = 4, pictures: bool = True)
     Raises:
         DataError: a file or the data set cannot be read.
     """
-    results = [path for path in folder.glob("*/results_nusc.json") if path.parent.name != WORST]
-    reliability, samples = None, ()
-    if results and config.detection is not None:
-        found = read_json(max(results, key=lambda path: (path.parent.name.count("+"), path.parent.name)))["results"]
-        tables = Tables.open(config.data.root, config.data.version)
-        truths = {token: detection_truth(tables, token) for token in found}
-        boxes = boxes_by_class(truths, found)
-        reliability = describe_scores(score_classes(boxes))
-        samples = _worst(boxes, found, tables, config, worst, folder / WORST if pictures else None)
+    results = [path for path in folder.glob(f"*/{MATCHES}") if path.parent.name != WORST]
+    reliability: dict[str, Any] | None = None
+    samples: list[WorstSample] = []
+    if results:
+        largest = max(results, key=lambda path: (path.parent.name.count("+"), path.parent.name))
+        matches = read_matches(largest)
+        reliability = describe_scores(score_classes(matches))
+        told = worst_tokens(find_faults(matches), worst)
+        drawn = (
+            _draw_all(told, largest.with_name("results_nusc.json"), config, folder / WORST) if pictures and told else {}
+        )
+        samples = [_tell(token, faults, matches, drawn.get(token)) for token, faults in told.items()]
     optional = {name: folder / name for name in (CALIBRATION, SIMILARITY, "robustness.json")}
     known = {name: read_json(path) if path.is_file() else None for name, path in optional.items()}
     return Findings(
@@ -120,47 +118,34 @@ def worst_tokens(faults: Sequence[Fault], count: int) -> dict[str, list[Fault]]:
     return {token: sorted(by_sample[token], key=lambda f: -f.cost) for token in order[:count]}
 
 
-def _worst(
-    boxes: Mapping[str, ClassBoxes],
-    found: Records,
-    tables: Tables,
-    config: Config,
-    count: int,
-    folder: Path | None,
-) -> list[WorstSample]:
-    samples = []
-    for token, faults in worst_tokens(find_faults(boxes), count).items():
-        row = tables.row_of(token)
-        pose = tables.global_from_ego(row)
-        told = [_tell(fault, pose) for fault in faults[:_LISTED]]
-        name = f"{tables.scene(row)}, {token}"
-        picture = None
-        if folder is not None:
-            picture = _draw(token, folder / f"{token}.png", found[token], config, [spot for _, spot in told])
-        lines = tuple(
-            (text, fault.name.replace("_", " "), fault.cost) for (text, _), fault in zip(told, faults, strict=False)
-        )  # the faults that are not listed have no text
-        cost = sum(fault.cost for fault in faults)
-        samples.append(WorstSample(name, cost, lines, max(0, len(faults) - _LISTED), picture))
-    return samples
+def _tell(token: str, faults: Sequence[Fault], matches: Matches, picture: Path | None) -> WorstSample:
+    """A sample and what is wrong in it, in words."""
+    samples = matches.samples
+    scene = samples.scenes[samples.scene[samples.tokens.index(token)]]
+    lines = []
+    for fault in faults[:_LISTED]:
+        what = "missed" if fault.missed else f"false positive of score {fault.score:.2f}"
+        what += "" if fault.within == max(matches.protocol.dist_ths) else f" within {fault.within:g} m"
+        x, y = fault.xy
+        lines.append((f"{what}, at x {x:.1f}, y {y:.1f} m", fault.name.replace("_", " "), fault.cost))
+    cost = sum(fault.cost for fault in faults)
+    return WorstSample(f"{scene}, {token}", cost, tuple(lines), max(0, len(faults) - _LISTED), picture)
 
 
-def _tell(fault: Fault, pose: np.ndarray) -> tuple[str, tuple[float, float]]:
-    """What is wrong, and where: x, y in ego [m]."""
-    x, y, _ = apply(invert(pose), np.array([[*fault.xy, pose[2, 3]]]))[0].tolist()
-    what = "missed" if fault.missed else f"false positive of score {fault.score:.2f}"
-    what += "" if fault.within == max(DISTANCES) else f" within {fault.within:g} m"
-    return f"{what}, at x {x:.1f}, y {y:.1f} m", (x, y)
-
-
-def _draw(
-    token: str, path: Path, found: Sequence[Mapping[str, Any]], config: Config, marks: Sequence[tuple[float, float]]
-) -> Path:
-    """The sample with the boxes that were scored."""
+def _draw_all(faults: Mapping[str, Sequence[Fault]], results: Path, config: Config, folder: Path) -> dict[str, Path]:
+    """Pictures of samples with the boxes of a result file, by token; the listed faults are circled."""
+    found = read_json(results)["results"]
     dataset = open_clips(config)
-    sample, _, _ = next(look(dataset, [dataset.index_of(token)]))
-    boxes = from_records(found, sample.global_from_ego.numpy())
-    return draw_sample(sample, boxes, None, path, config.map_grid, MIN_SCORE, "wrong boxes circled", marks)
+    pictures = {}
+    for token, of_sample in faults.items():
+        sample, _, _ = next(look(dataset, [dataset.index_of(token)]))
+        boxes = from_records(found[token], sample.global_from_ego.numpy())
+        marks = [fault.xy for fault in of_sample[:_LISTED]]
+        path = folder / f"{token}.png"
+        pictures[token] = draw_sample(
+            sample, boxes, None, path, config.map_grid, MIN_SCORE, "wrong boxes circled", marks
+        )
+    return pictures
 
 
 def read_json(path: Path) -> dict[str, Any]:

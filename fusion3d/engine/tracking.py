@@ -14,8 +14,9 @@ from fusion3d.engine.ground_truth import BICYCLE_RACK, category_names
 from fusion3d.engine.results import Results
 from fusion3d.engine.submission import write_submission
 from fusion3d.engine.tracker import track_detections
+from fusion3d.metrics.columns import Racks
 from fusion3d.metrics.tracking import score_tracking
-from fusion3d.metrics.tracks import Frames, Racks, Tracks
+from fusion3d.metrics.tracks import Frames, Tracks
 from fusion3d.types import DETECTION_CLASSES, TRACKING_CLASSES
 
 TRACKS_FILE = "tracking_nusc.json"

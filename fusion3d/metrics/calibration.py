@@ -1,6 +1,6 @@
 """Does a score say how often it is right? Reliability, its expected error, and temperature scaling (Guo et al., 2017).
 
-A box is right when it is a true positive of the official matching within 2 m (``scored.py``). All boxes that are
+A box is right when it is a true positive of the official matching within 2 m (``matching.py``). All boxes that are
 scored count, those with low scores too. Letters: K boxes.
 """
 

@@ -1,28 +1,27 @@
 """What each wrong box costs: by how much mAP would rise if a false positive were not there, or a missed object found.
 
-Average precision is the mean over four distances, and a box may be right at one and wrong at another; it costs where it
-is wrong. At each distance
+Average precision is the mean over the distances of the protocol, and a box may be right at one and wrong at another; it
+costs where it is wrong. At each distance
 - a false positive costs what AP gains when the box is taken away. It took no true box, so nothing else changes but the
   precision behind it;
 - a missed object costs what AP gains by one more box on it with a score above all others. No box was near enough to
   take it, so every other box stays what it is. At one distance all missed objects of a class cost the same.
 Both are exact, as the official code would compute them anew, in time linear in the boxes. Costs are in mAP: the mean
 over the distances, by the number of classes. They do not add up: each is the gain of mending one box alone.
-Letters: K found boxes, J true boxes of a class; R = 101 recalls.
+Letters: K found boxes, J true boxes of a class; T distances; R = 101 recalls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from fusion3d.metrics.scored import DISTANCES, ClassBoxes
-
-_RECALLS = np.linspace(0, 1, 101)
-_FIRST = 11  # recalls up to 0.1 do not count
-_MIN_PRECISION = 0.1
+from fusion3d.metrics.curves import RECALLS
+from fusion3d.metrics.matching import Matches
+from fusion3d.metrics.protocol import CVPR_2019, DetectionProtocol
+from fusion3d.types import DETECTION_CLASSES
 
 
 @dataclass(frozen=True)
@@ -33,33 +32,61 @@ class Fault:
     name: str  # class
     missed: bool
     score: float  # of a false positive; -1 where it was missed
-    xy: tuple[float, float]  # global [m]
+    xy: tuple[float, float]  # in ego [m]
     cost: float  # [mAP]
-    within: float  # [m] the greatest of DISTANCES at which it is wrong
+    within: float  # [m] the greatest distance at which it is wrong
 
 
-def find_faults(classes: Mapping[str, ClassBoxes]) -> list[Fault]:
-    """Every box that costs something, the most costly first; equal ones by sample, class and place.
+@dataclass(frozen=True)
+class ClassBoxes:
+    """What was matched of one class."""
 
-    Args:
-        classes: of ``boxes_by_class``.
-    """
+    found: np.ndarray  # [K] int64, rows of Matches.found, best first
+    true: np.ndarray  # [J] int64, rows of Matches.truth
+    hit: np.ndarray  # [K, T] bool: did it find a true box?
+    missed: np.ndarray  # [J, T] bool: did no box find it?
+
+
+def boxes_by_class(matches: Matches) -> dict[str, ClassBoxes]:
+    """The boxes of every class that were scored."""
+    missed = np.ones((len(matches.truth), matches.pair.shape[1]), dtype=bool)
+    row, at = np.nonzero(matches.pair >= 0)
+    missed[matches.pair_truth[matches.pair[row, at]], at] = False
+    classes = {}
+    for label, name in enumerate(DETECTION_CLASSES):
+        found, true = (np.flatnonzero(of.label == label) for of in (matches.found, matches.truth))
+        classes[name] = ClassBoxes(found, true, matches.pair[found] >= 0, missed[true])
+    return classes
+
+
+def find_faults(matches: Matches) -> list[Fault]:
+    """Every box that costs something, the most costly first; equal ones by sample, class and place."""
     faults = []
-    for name, boxes in classes.items():
-        of_found, of_true = costs(boxes)
-        missed = np.stack([_missed(taken, len(boxes.true)) for taken in boxes.taken.T], axis=1)
-        sides = ((boxes.found, of_found, boxes.taken < 0, False), (boxes.true, of_true, missed, True))
-        for side, cost, wrong, is_missed in sides:
+    for name, boxes in boxes_by_class(matches).items():
+        of_found, of_true = costs(boxes, matches.protocol)
+        sides = (
+            (matches.found, boxes.found, of_found, ~boxes.hit, False),
+            (matches.truth, boxes.true, of_true, boxes.missed, True),
+        )
+        for objects, rows, cost, wrong, missed in sides:
             for k in np.flatnonzero(cost > 0):
-                token, (x, y) = boxes.tokens[side.sample[k]], side.xy[k].tolist()
-                within = max(distance for distance, so in zip(DISTANCES, wrong[k], strict=True) if so)
-                of_all = float(cost[k]) / len(classes)
-                faults.append(Fault(token, name, is_missed, float(side.score[k]), (x, y), of_all, within))
-    order = {token: i for i, token in enumerate(next(iter(classes.values())).tokens)} if classes else {}
+                row, distance = rows[k], float(objects.distance[rows[k]])
+                azimuth = float(objects.azimuth[row])
+                fault = Fault(
+                    token=matches.samples.tokens[objects.sample[row]],
+                    name=name,
+                    missed=missed,
+                    score=-1.0 if missed else float(matches.score[row]),
+                    xy=(distance * math.cos(azimuth), distance * math.sin(azimuth)),
+                    cost=float(cost[k]) / len(DETECTION_CLASSES),
+                    within=max(np.array(matches.protocol.dist_ths)[wrong[k]].tolist()),
+                )
+                faults.append(fault)
+    order = {token: i for i, token in enumerate(matches.samples.tokens)}
     return sorted(faults, key=lambda f: (-f.cost, order[f.token], f.name, f.missed, f.xy))
 
 
-def costs(boxes: ClassBoxes) -> tuple[np.ndarray, np.ndarray]:
+def costs(boxes: ClassBoxes, protocol: DetectionProtocol = CVPR_2019) -> tuple[np.ndarray, np.ndarray]:
     """[K] what AP gains without each found box, where it is wrong; [J] what by one more on each missed one.
 
     The gains may be negative: official precision at a recall is interpolated, not enveloped.
@@ -67,45 +94,35 @@ def costs(boxes: ClassBoxes) -> tuple[np.ndarray, np.ndarray]:
     of_found, of_true = np.zeros(len(boxes.found)), np.zeros(len(boxes.true))
     if not len(boxes.true):
         return of_found, of_true
-    for taken in boxes.taken.T:
-        hit = taken >= 0
-        of_found += _gain_without(hit, len(boxes.true)) / boxes.taken.shape[1]
+    for hit, missed in zip(boxes.hit.T, boxes.missed.T, strict=True):
+        of_found += gain_without(hit, len(boxes.true), protocol) / boxes.hit.shape[1]
         more = np.concatenate([[True], hit])
-        gain = average_precision(more, len(boxes.true)) - average_precision(hit, len(boxes.true))
-        of_true[_missed(taken, len(boxes.true))] += gain / boxes.taken.shape[1]
+        gain = average_precision(more, len(boxes.true), protocol) - average_precision(hit, len(boxes.true), protocol)
+        of_true[missed] += gain / boxes.hit.shape[1]
     return of_found, of_true
 
 
-def _missed(taken: np.ndarray, num_true: int) -> np.ndarray:
-    """[J] bool: true boxes that none took."""
-    missed = np.ones(num_true, dtype=bool)
-    missed[taken[taken >= 0]] = False
-    return missed
-
-
-def average_precision(hit: np.ndarray, num_true: int) -> float:
+def average_precision(hit: np.ndarray, num_true: int, protocol: DetectionProtocol = CVPR_2019) -> float:
     """Official AP of ranked boxes.
 
     Args:
         hit: [K] bool, by falling score.
         num_true: J.
+        protocol: says which recalls and precisions count.
     """
     if num_true == 0 or not hit.any():
         return 0.0
     right = np.cumsum(hit)
     precision = right / np.arange(1, len(hit) + 1)
-    return _mean(np.interp(_RECALLS, right / num_true, precision, right=0))
+    return float(_counted(np.interp(RECALLS, right / num_true, precision, right=0), protocol).mean())
 
 
-def _mean(precision_R: np.ndarray) -> float:
-    return float(_counted(precision_R).mean()) / (1 - _MIN_PRECISION)
+def _counted(precision_R: np.ndarray, protocol: DetectionProtocol) -> np.ndarray:
+    """Of the recalls that count, what their mean is AP of."""
+    return np.clip(precision_R[protocol.first :] - protocol.min_precision, 0, None) / (1 - protocol.min_precision)
 
 
-def _counted(precision_R: np.ndarray) -> np.ndarray:
-    return np.clip(precision_R[_FIRST:] - _MIN_PRECISION, 0, None)
-
-
-def _gain_without(hit: np.ndarray, num_true: int) -> np.ndarray:
+def gain_without(hit: np.ndarray, num_true: int, protocol: DetectionProtocol = CVPR_2019) -> np.ndarray:
     """[K] AP without each ranked box less AP; 0 for those that hit.
 
     The precision at a recall is interpolated between two ranks: the last one that has at most this recall, and the one
@@ -116,13 +133,13 @@ def _gain_without(hit: np.ndarray, num_true: int) -> np.ndarray:
         return np.zeros(len(hit))
     right = np.cumsum(hit)
     recall = right / num_true
-    low = np.searchsorted(recall, _RECALLS, side="right") - 1  # -1: before the first rank
+    low = np.searchsorted(recall, RECALLS, side="right") - 1  # -1: before the first rank
     reached = low < len(hit) - 1
-    exact = recall[low.clip(0)] == _RECALLS  # at the last recall nothing is behind
+    exact = recall[low.clip(0)] == RECALLS  # at the last recall nothing is behind
     high = np.minimum(low + 1, len(hit) - 1)
 
     span = recall[high] - recall[low.clip(0)]
-    part = np.divide(_RECALLS - recall[low.clip(0)], span, out=np.zeros(len(_RECALLS)), where=span > 0)
+    part = np.divide(RECALLS - recall[low.clip(0)], span, out=np.zeros(len(RECALLS)), where=span > 0)
 
     def precision(fewer: int) -> np.ndarray:
         ranks = np.stack([low.clip(0), high]) + 1.0 - fewer
@@ -132,8 +149,8 @@ def _gain_without(hit: np.ndarray, num_true: int) -> np.ndarray:
         between = at_low + part * (at_high - at_low)
         return np.where(reached, between, np.where(exact, at_low, 0))
 
-    gain_R = np.zeros(len(_RECALLS))
-    gain_R[_FIRST:] = _counted(precision(1)) - _counted(precision(0))
-    gain_R /= (len(_RECALLS) - _FIRST) * (1 - _MIN_PRECISION)
+    gain_R = np.zeros(len(RECALLS))
+    gain_R[protocol.first :] = _counted(precision(1), protocol) - _counted(precision(0), protocol)
+    gain_R /= len(RECALLS) - protocol.first
     of_rank = np.bincount(low.clip(0), gain_R * (low >= 0), minlength=len(hit))
     return np.where(hit, 0, of_rank[::-1].cumsum()[::-1])

@@ -22,26 +22,36 @@ def scored(boxes: BoxColumns, truth: Truth, protocol: DetectionProtocol) -> np.n
     Nearer than the range of their class in the plane; not without any LiDAR and radar point (predictions have -1);
     and, of bicycles and motorcycles, not with the centre in a bicycle rack, faces included.
     """
-    offset = ego_offset(boxes, truth.samples)
-    reach = np.array([protocol.class_range[name] for name in DETECTION_CLASSES], dtype=np.float64)
-    near = np.sqrt(offset[:, 0] * offset[:, 0] + offset[:, 1] * offset[:, 1]) < reach[boxes.label]
-    keep = near & (boxes.num_points != 0)
-    keep[_in_racks(boxes, np.flatnonzero(keep & np.isin(boxes.label, CYCLES)), truth.racks)] = False
+    reach = np.array([protocol.class_range[name] for name in DETECTION_CLASSES], dtype=np.float64)[boxes.label]
+    keep = within(ego_offset(boxes, truth.samples), reach) & (boxes.num_points != 0)
+    keep[in_racks(boxes.sample, boxes.center, np.flatnonzero(keep & np.isin(boxes.label, CYCLES)), truth.racks)] = False
     return keep
 
 
-def _in_racks(boxes: BoxColumns, rows: np.ndarray, racks: Racks) -> list[int]:
-    """Those of ``rows`` that lie in a rack of their sample."""
-    rows = rows[np.argsort(boxes.sample[rows], kind="stable")]
-    first = np.searchsorted(boxes.sample[rows], racks.sample)
-    last = np.searchsorted(boxes.sample[rows], racks.sample, side="right")
+def within(offset: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """[K] bool: is an offset [K, 2] shorter than ``reach`` [K]?"""
+    return np.sqrt(offset[:, 0] * offset[:, 0] + offset[:, 1] * offset[:, 1]) < reach
+
+
+def in_racks(sample: np.ndarray, center: np.ndarray, rows: np.ndarray, racks: Racks) -> list[int]:
+    """The boxes that lie in a bicycle rack of their sample, faces included.
+
+    Args:
+        sample: [K] int64.
+        center: [K, 3] float64 [m].
+        rows: of the boxes to look at.
+        racks: in the same frame.
+    """
+    rows = rows[np.argsort(sample[rows], kind="stable")]
+    first = np.searchsorted(sample[rows], racks.sample)
+    last = np.searchsorted(sample[rows], racks.sample, side="right")
     inside: set[int] = set()
     for rack in np.flatnonzero(last > first):
         chosen = rows[first[rack] : last[rack]]
-        away = np.linalg.norm(boxes.center[chosen] - racks.center[rack], axis=1)
+        away = np.linalg.norm(center[chosen] - racks.center[rack], axis=1)
         chosen = chosen[away <= 0.51 * np.linalg.norm(racks.size[rack])]  # the others are outside at first sight
         corner, edges = _frame(racks.center[rack], racks.size[rack], racks.rotation[rack])
-        inside.update(row for row in chosen.tolist() if _inside(boxes.center[row], corner, edges))
+        inside.update(row for row in chosen.tolist() if _inside(center[row], corner, edges))
     return sorted(inside)
 
 

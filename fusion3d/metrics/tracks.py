@@ -1,6 +1,6 @@
 """Tracks of a whole split as columns, and how nuScenes prepares them: what counts, track scores, filled gaps.
 
-Letters: F frames (the samples of whole scenes), K boxes, R bicycle racks. Everything is in the global frame.
+Letters: F frames (the samples of whole scenes), K boxes. Everything is in the global frame.
 """
 
 from __future__ import annotations
@@ -11,27 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion3d.errors import Fusion3DError
-from fusion3d.geometry import rotation_from_quaternion
+from fusion3d.metrics.columns import Racks
+from fusion3d.metrics.filters import in_racks, within
 from fusion3d.types import TRACKING_CLASSES
 
 # [m] from the ego, in the plane; beyond, nothing is scored (the devkit's tracking_nips_2019).
 CLASS_RANGE = {name: 40.0 if name in ("bicycle", "motorcycle", "pedestrian") else 50.0 for name in TRACKING_CLASSES}
 CYCLES = tuple(TRACKING_CLASSES.index(name) for name in ("bicycle", "motorcycle"))
-
-
-@dataclass(frozen=True)
-class Racks:
-    """Bicycle racks: cycles in them are not annotated."""
-
-    frame: np.ndarray  # [R] int64
-    center: np.ndarray  # [R, 3] float64 [m]
-    size: np.ndarray  # [R, 3] float64 length, width, height [m]
-    rotation: np.ndarray  # [R, 4] float64, wxyz
-
-    @staticmethod
-    def none() -> Racks:
-        """No rack at all."""
-        return Racks(np.zeros(0, dtype=np.int64), np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 4)))
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,7 @@ class Frames:
     scene: np.ndarray  # [F] int64, the same number for all of a scene
     time: np.ndarray  # [F] int64 [us]
     ego: np.ndarray  # [F, 2] float64, where the vehicle was [m]
-    racks: Racks = dataclasses.field(default_factory=Racks.none)
+    racks: Racks = dataclasses.field(default_factory=Racks.none)  # their samples are rows in Frames
 
     def __post_init__(self) -> None:
         """Fusion3DError where a scene is not in one piece, or goes back in time."""
@@ -102,14 +88,11 @@ def prepare(tracks: Tracks, frames: Frames) -> Tracks:
 
 def counted(tracks: Tracks, frames: Frames) -> np.ndarray:
     """[K] bool: the boxes that are scored (the devkit's ``filter_eval_boxes``)."""
-    offset = tracks.center[:, :2] - frames.ego[tracks.frame]
     reach = np.array([CLASS_RANGE[name] for name in TRACKING_CLASSES])[tracks.label]
-    keep = (np.sqrt((offset**2).sum(axis=1)) < reach) & (tracks.num_points != 0)
-    racks = frames.racks
-    for number in np.flatnonzero(np.isin(racks.frame, tracks.frame)):
-        rows = np.flatnonzero(keep & (tracks.frame == racks.frame[number]) & np.isin(tracks.label, CYCLES))
-        turned = (tracks.center[rows] - racks.center[number]) @ rotation_from_quaternion(racks.rotation[number])
-        keep[rows[(np.abs(turned) <= racks.size[number] / 2).all(axis=1)]] = False
+    near = within(tracks.center[:, :2] - frames.ego[tracks.frame], reach)
+    keep = near & (tracks.num_points != 0)
+    cycles = np.flatnonzero(keep & np.isin(tracks.label, CYCLES))
+    keep[in_racks(tracks.frame, tracks.center, cycles, frames.racks)] = False
     return keep
 
 

@@ -160,8 +160,8 @@ def calibration(reliability: Mapping[str, Any] | None, fitted: Mapping[str, Any]
             name: found for name, found in reliability["class"].items() if found["right"] >= _CHARTS_OF_CLASSES
         }
         parts.append(
-            "<p>Boxes by how sure the model is of them (across) and how many of these are right (up): matched within "
-            "2 m by the official rules. On the diagonal a score says how often it is right.</p>"
+            "<p>Boxes by how sure the model is of them (across) and how many of these are right (up): true positives "
+            "by the official rules. On the diagonal a score says how often it is right.</p>"
             f'<div class="charts">{"".join(_diagram(name, found) for name, found in shown.items())}</div>'
         )
     if fitted and fitted.get("subsets"):
@@ -231,7 +231,7 @@ def worst_samples(samples: Sequence[WorstSample]) -> str:
         return ""
     parts = [
         "<p>What each wrong box costs: by how much mAP would rise if that false positive were not there, or that "
-        "missed object were found with the highest score, all else unchanged; counted at those of the four matching "
+        "missed object were found with the highest score, all else unchanged; counted at those of the matching "
         "distances at which it is wrong. Samples are ordered by the sum over their boxes; the listed boxes are "
         "circled.</p>"
     ]

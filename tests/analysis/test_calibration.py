@@ -14,17 +14,21 @@ from fusion3d.analysis.calibration import ENOUGH, calibrate, describe_scores, fi
 from fusion3d.config import EvaluationConfig
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
+from fusion3d.engine.columns import found_columns
 from fusion3d.engine.evaluate import evaluate
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.predict import predict
 from fusion3d.engine.temperatures import FILE, load_temperatures, save_temperatures, soften
 from fusion3d.errors import CheckpointError, ConfigError
 from fusion3d.metrics.calibration import apply_temperature
+from fusion3d.metrics.columns import Truth
 from fusion3d.metrics.detection import score_detections
-from fusion3d.metrics.scored import boxes_by_class
+from fusion3d.metrics.matching import match_detections
 from fusion3d.types import DETECTION_CLASSES
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "metrics"))
+from crowds import moved_truth
 from small_models import on_synthetic, saved
 
 
@@ -38,31 +42,20 @@ def checkpoint(config, tmp_path) -> Path:
     return saved(config, tmp_path / "checkpoints" / "step-00000001")
 
 
-def near_truths(root: Path, seed: int = 0) -> tuple[dict, dict]:
-    """Truths of the train split, and boxes near most of them, surer than they are right."""
-    rng = np.random.default_rng(seed)
+def near_truth(root: Path) -> tuple[Truth, dict[str, list[dict]]]:
+    """Truth of the train split, and boxes near most of it, surer than they are right."""
     tables = Tables.open(root, "v1.0-synthetic")
-    truths = {tables.token(row): detection_truth(tables, tables.token(row)) for row in samples_of(tables, "train")}
-    results = {
-        token: [
-            {k: v for k, v in box.items() if k != "num_pts"}
-            | {
-                "translation": (np.array(box["translation"]) + rng.normal(0, 1.5, 3)).tolist(),
-                "velocity": [0.0, 0.0],
-                "detection_score": float(np.float32(rng.beta(2, 1))),
-            }
-            for box in truth.boxes
-            if rng.random() < 0.9
-        ]
-        for token, truth in truths.items()
-    }
-    return truths, results
+    truth = detection_truth(tables, [tables.token(row) for row in samples_of(tables, "train")])
+    return truth, moved_truth(truth, spread=1.5, kept=0.9)
 
 
 def test_temperatures_change_no_ap(synthetic_root):
-    truths, results = near_truths(synthetic_root)
+    truth, results = near_truth(synthetic_root)
     temperature = {name: 0.3 + 0.5 * i for i, name in enumerate(DETECTION_CLASSES)}
-    before, after = (score_detections(truths, one) for one in (results, soften(results, temperature)))
+    before, after = (
+        score_detections(truth, found_columns(one, truth.samples.tokens))
+        for one in (results, soften(results, temperature))
+    )
     assert before["mAP"] > 0.02 and before["AP"] == after["AP"] and before["mAP"] == after["mAP"]
     assert after["NDS"] == pytest.approx(before["NDS"], abs=0.01)
     softened = soften(results, temperature)
@@ -73,7 +66,11 @@ def test_temperatures_change_no_ap(synthetic_root):
 
 
 def test_classes_with_few_boxes_share_a_temperature(synthetic_root):
-    scored = score_classes(boxes_by_class(*near_truths(synthetic_root)))
+    truth, results = near_truth(synthetic_root)
+    matches = match_detections(truth, found_columns(results, truth.samples.tokens))
+    scored = score_classes(matches)
+    counts = np.bincount(matches.found.label, minlength=len(DETECTION_CLASSES)).tolist()
+    assert [len(scored[name][0]) for name in DETECTION_CLASSES] == counts
     fitted = fit_classes(scored)
     few = {name for name, (_, right) in scored.items() if min(right.sum(), (~right).sum()) < ENOUGH}
     assert few and len(few) < len(scored)

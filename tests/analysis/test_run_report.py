@@ -11,25 +11,27 @@ import pytest
 import torch
 
 from fusion3d.analysis.report import main, report, worst_tokens
-from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.evaluate import evaluate
-from fusion3d.engine.ground_truth import detection_truth
+from fusion3d.engine.matches import read_matches
 from fusion3d.engine.submission import from_records, to_records
 from fusion3d.errors import DataError
 from fusion3d.metrics.faults import Fault, find_faults
-from fusion3d.metrics.scored import boxes_by_class
+from fusion3d.metrics.shapley import shapley
 from fusion3d.types import Boxes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import on_synthetic, saved
 
 
-@pytest.fixture(scope="module")
-def evaluation(synthetic_root, tmp_path_factory) -> Path:
-    config = on_synthetic(synthetic_root, camera=None, map=None, planning=None, detection__max_boxes=40)
-    folder = tmp_path_factory.mktemp("run")
+def evaluated(root: Path, folder: Path, split: str) -> Path:
+    config = on_synthetic(root, data__split=split, camera=None, map=None, planning=None, detection__max_boxes=40)
     evaluate(saved(config, folder / "checkpoints" / "step-00000001"), config, folder / "evaluation")
     return folder / "evaluation"
+
+
+@pytest.fixture(scope="module")
+def evaluation(synthetic_root, tmp_path_factory) -> Path:
+    return evaluated(synthetic_root, tmp_path_factory.mktemp("run"), "val")
 
 
 def test_the_page_of_a_run_has_what_lies_in_it(evaluation, tmp_path, capsys):
@@ -45,18 +47,39 @@ def test_the_page_of_a_run_has_what_lies_in_it(evaluation, tmp_path, capsys):
     assert f"{metrics['shapley']['NDS']['lidar']:.3f}" in page and "detection.max_boxes = 40" in page
 
     token = next((evaluation / "worst").glob("*.png")).stem
-    tables = Tables.open(metrics_root(evaluation), "v1.0-synthetic")
-    found = json.loads((evaluation / "lidar+radar" / "results_nusc.json").read_text())["results"]
-    truths = {one: detection_truth(tables, one) for one in found}
     total: dict[str, float] = {}
-    for fault in find_faults(boxes_by_class(truths, found)):
+    for fault in find_faults(read_matches(evaluation / "lidar+radar" / "matches.npz")):
         total[fault.token] = total.get(fault.token, 0) + fault.cost
     assert token == max(total, key=lambda one: total[one])
     assert f"{token}: {total[token]:.4f} mAP" in page
 
 
-def metrics_root(evaluation: Path) -> str:
-    return json.loads((evaluation / "run.json").read_text())["config"]["data"]["root"]
+def test_intervals_and_strata_are_where_evaluate_writes_them(synthetic_root, tmp_path):
+    evaluation = evaluated(synthetic_root, tmp_path, "train")  # two scenes, so that numbers have intervals
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    rows, worth = metrics["subsets"], metrics["shapley"]["strata"]["distance"]
+    for band, of_band in worth.items():
+        scores = {name: row["strata"]["distance"][band]["mAP"] for name, row in rows.items()}
+        if None in scores.values():
+            assert set(of_band["mAP"].values()) == {None}, band
+        else:
+            assert of_band["mAP"] == pytest.approx(shapley(scores), abs=1e-12), band
+    assert {band for band, of in worth.items() if None not in of["mAP"].values()} >= {"0-10 m", "10-20 m"}
+
+    # Numbers that can be told from each other, in the places of those that are there.
+    for i, row in enumerate(rows.values()):
+        band = row["strata"]["distance"]["10-20 m"]
+        assert len(row["intervals"]["NDS"]) == len(band["intervals"]["mAP"]) == 2
+        row["intervals"]["NDS"], band["intervals"]["mAP"] = [0.411 + i, 0.456 + i], [0.322 + i, 0.377 + i]
+        assert band["mAP"] is not None
+        band["mAP"] = 0.345 + i
+    worth["10-20 m"]["mAP"]["lidar"] = 7.654
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    page = report(evaluation, pictures=False).read_text()
+    assert ">By distance, light and the like</h2>" in page and "<h3>In mAP by distance</h3>" in page
+    for i in range(len(rows)):
+        assert page.count(f"{i}.411 to {i}.456") == page.count(f"{i}.322 to {i}.377") == page.count(f"{i}.345<") == 1
+    assert page.count("7.654") == 1
 
 
 def test_more_files_are_more_sections_and_no_pictures_are_drawn_unasked(evaluation):

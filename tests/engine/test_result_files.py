@@ -6,7 +6,9 @@ import argparse
 import copy
 import dataclasses
 import json
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from fusion3d.config import Config, DataConfig, TemporalConfig, override
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine import evaluate as evaluate_module
+from fusion3d.engine.columns import found_columns
 from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
 from fusion3d.engine.evaluate import main as evaluate_main
 from fusion3d.engine.ground_truth import detection_truth
@@ -26,6 +29,9 @@ from fusion3d.engine.submission import to_records, write_submission
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.metrics.detection import score_detections
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, Boxes
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "metrics"))
+from crowds import moved_truth
 
 VERSION = "v1.0-synthetic"
 SAMPLES = ("7a", "3b", "c")
@@ -276,16 +282,8 @@ def test_a_file_of_another_task_or_without_boxes(tmp_path):
 def truth_file(synthetic_root, tmp_path_factory):
     """The annotations of the training split, moved a little, as somebody's result file; and what was written."""
     tables = Tables.open(synthetic_root, VERSION)
-    rng = np.random.default_rng(0)
-    records = {}
-    for row in samples_of(tables, "synthetic_train"):
-        token = tables.token(row)
-        records[token] = [
-            {k: v for k, v in record.items() if k != "num_pts"}
-            | {"velocity": [1.0, 0.0], "detection_score": float(rng.random())}
-            | {"translation": (np.array(record["translation"]) + rng.normal(0, 0.5, 3)).tolist()}
-            for record in detection_truth(tables, token).boxes
-        ]
+    truth = detection_truth(tables, [tables.token(row) for row in samples_of(tables, "synthetic_train")])
+    records = moved_truth(truth, spread=0.5)
     return write_submission(tmp_path_factory.mktemp("truth") / "theirs.json", records, ["lidar"]), records
 
 
@@ -310,7 +308,8 @@ def test_somebody_elses_file_is_scored_by_the_same_metrics(truth_file, synthetic
     data = ["--data.root", str(synthetic_root), "--data.version", VERSION, "--data.split", "synthetic_train"]
     assert evaluate_main(["--results", str(path), "--out", str(tmp_path), *data]) == 0
     tables = Tables.open(synthetic_root, VERSION)
-    expected = score_detections({token: detection_truth(tables, token) for token in records}, records)
+    truth = detection_truth(tables, records)
+    expected = score_detections(truth, found_columns(records, truth.samples.tokens))
     found = json.loads((tmp_path / "metrics.json").read_text())
     row = found["subsets"]["theirs"]
     assert 0.1 < row["mAP"] < 0.9

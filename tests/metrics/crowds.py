@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fusion3d.geometry import quaternion_from_yaw
+from fusion3d.metrics.columns import Truth
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES
 
 Split = dict[str, list[dict[str, Any]]]
@@ -54,3 +56,27 @@ def crowd(seed: int, spread: float, levels: int | None, samples: int = 6, boxes:
                 }  # fmt: skip
                 results[token].append(box | found)
     return truth, results, {token: [1.0, -2.0, 0.5] for token in tokens}
+
+
+def moved_truth(truth: Truth, spread: float, kept: float = 1.0, seed: int = 0) -> Split:
+    """The boxes of a truth as the records of somebody who found them.
+
+    Args:
+        truth: of a split.
+        spread: [m] of detections around their truth.
+        kept: part of the boxes that are found.
+        seed: of the generator.
+    """
+    rng, boxes = np.random.default_rng(seed), truth.boxes
+    results: Split = {token: [] for token in truth.samples.tokens}
+    for k in np.flatnonzero(rng.random(len(boxes)) < kept):
+        token = truth.samples.tokens[boxes.sample[k]]
+        record = {
+            "sample_token": token, "translation": (boxes.center[k] + rng.normal(0, spread, 3)).tolist(),
+            "size": boxes.size[k, [1, 0, 2]].tolist(), "rotation": quaternion_from_yaw(boxes.yaw[k]).tolist(),
+            "velocity": [1.0, 0.0], "detection_name": DETECTION_CLASSES[boxes.label[k]],
+            "detection_score": float(np.float32(rng.beta(2, 1))),
+            "attribute_name": ("", *ATTRIBUTES)[boxes.attribute[k] + 1],
+        }  # fmt: skip
+        results[token].append(record)
+    return results

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import combinations, permutations
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusion3d.engine.columns import found_columns
 from fusion3d.errors import Fusion3DError
-from fusion3d.metrics.detection import Truth, score_detections
+from fusion3d.metrics.detection import score_detections
 from fusion3d.metrics.shapley import has_every_subset, sensor_worth, shapley
+
+sys.path.insert(0, str(Path(__file__).parent))
+from crowds import crowd
+from devkit import truth_columns
 
 NAMES = ("camera", "lidar", "radar", "thermal")
 
@@ -67,11 +74,8 @@ def test_a_known_game():
 
 def test_no_sensor_scores_as_no_box_does():
     """The empty set's score of 0 is the official one."""
-    box = {
-        "sample_token": "a", "translation": [5.0, 0.0, 0.0], "size": [2.0, 4.0, 1.5], "rotation": [1.0, 0.0, 0.0, 0.0],
-        "velocity": [0.0, 0.0], "num_pts": 5, "detection_name": "car", "attribute_name": "vehicle.parked",
-    }  # fmt: skip
-    nothing = score_detections({"a": Truth([box], (0.0, 0.0, 0.0))}, {"a": []})
+    truth, _, ego = crowd(0, 0.3, None, samples=1)
+    nothing = score_detections(truth_columns(truth, ego), found_columns({token: [] for token in truth}, tuple(truth)))
     assert (nothing["NDS"], nothing["mAP"], set(nothing["AP"].values())) == (0, 0, {0})
 
 

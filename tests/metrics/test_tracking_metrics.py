@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from fusion3d.errors import Fusion3DError
 from fusion3d.metrics import tracking
+from fusion3d.metrics.columns import Racks
 from fusion3d.metrics.mot_kernels import assign
 from fusion3d.metrics.tracking import NAMES, recall_levels, score_tracking
-from fusion3d.metrics.tracks import Frames, Racks, Tracks, counted, fill_gaps
+from fusion3d.metrics.tracks import Frames, Tracks, counted, fill_gaps
 from fusion3d.types import TRACKING_CLASSES
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -188,7 +189,7 @@ def test_names_and_the_order_of_scenes_do_not_matter(seed):
     before = score_tracking(frames, truth, found)
     turned = np.roll(np.arange(len(frames)), 6)  # the second scene first
     place = np.argsort(turned)
-    racks = dataclasses.replace(frames.racks, frame=place[frames.racks.frame])
+    racks = dataclasses.replace(frames.racks, sample=place[frames.racks.sample])
     frames = Frames(frames.scene[turned], frames.time[turned], frames.ego[turned], racks)
     names = rng.permutation(5000)
     moved = [dataclasses.replace(of, frame=place[of.frame], track=names[of.track]) for of in (truth, found)]

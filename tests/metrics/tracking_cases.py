@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion3d.metrics.tracks import Frames, Racks, Tracks
+from fusion3d.metrics.columns import Racks
+from fusion3d.metrics.tracks import Frames, Tracks
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def random_case(
     order = rng.permutation(len(found))
     turn = rng.normal(size=4)
     racks = Racks(
-        frame=np.array([0, 3]),
+        sample=np.array([0, 3]),
         center=np.array([[*ego[0], 1.0], [*ego[3], 1.0]]),
         size=np.array([[30.0, 15.0, 80.0], [20.0, 10.0, 80.0]]),
         rotation=np.array([turn / np.linalg.norm(turn), [1.0, 0.0, 0.0, 0.0]]),

@@ -29,7 +29,7 @@ class Scenes:
             first, last = str(rows[0]), str(rows[-1])
             return {"name": token, "first_sample_token": first, "last_sample_token": last}
         if table == "sample":
-            row, racks = int(token), np.flatnonzero(frames.racks.frame == int(token))
+            row, racks = int(token), np.flatnonzero(frames.racks.sample == int(token))
             return {
                 "scene_token": str(frames.scene[row]), "timestamp": int(frames.time[row]), "next": str(row + 1),
                 "data": {"LIDAR_TOP": token}, "anns": racks.tolist(),
