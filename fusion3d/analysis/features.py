@@ -14,12 +14,13 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fusion3d.bev.early import EarlyFusion
 from fusion3d.late import JOINT, LateFusion, Model
 from fusion3d.model import Fusion3D
-from fusion3d.types import SENSORS
+from fusion3d.types import SENSORS, Batch
 
 Key = TypeVar("Key", bound=Hashable)
 FUSED, POINTS = "fused", "points"  # maps of no sensor alone
@@ -60,11 +61,21 @@ def is_of_one_sensor(name: str) -> bool:
     return name.removeprefix(f"{JOINT} ") in SENSORS
 
 
+def has(batch: Batch, name: str) -> Tensor:
+    """[B] bool: has the sample, now, what a map is of?
+
+    Of a model with memory an encoder may have run for the past alone, and what ``watch`` then has of it is not of now.
+    """
+    there = batch.present
+    return torch.stack(list(there.values())).any(0) if name.endswith((FUSED, POINTS)) else there[name.split()[-1]]
+
+
 @contextmanager
 def watch(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
     """What the modules say within the block, by their keys; of those that do not run or see nothing, nothing.
 
-    A model with memory goes through its encoders once for every keyframe, now first: that is kept.
+    A model with memory goes through its encoders once for every keyframe, now first: that is kept, where now ``has``
+    it.
     """
     seen: dict[Key, Tensor] = {}
 

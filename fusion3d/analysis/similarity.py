@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion3d.analysis.features import FUSED, bev_modules, watch
+from fusion3d.analysis.features import bev_modules, has, watch
 from fusion3d.config import Config
 from fusion3d.data.loader import make_loader
 from fusion3d.engine.checkpoint import load_config_of, load_model
@@ -84,20 +84,12 @@ def add_batch(known: dict[tuple[str, str], Alignment], model: Model, batch: Batc
     """Add a batch's cells to the alignment of every two maps, of the samples that have both."""
     with watch(bev_modules(model)) as seen:
         model(batch)
-    for a, b in combinations(seen, 2):
-        there = _present(batch, a) & _present(batch, b)
+    for a, b in combinations([name for name in seen if has(batch, name).any()], 2):
+        there = has(batch, a) & has(batch, b)
         rows = [seen[name][there].float().cpu().numpy() for name in (a, b)]
         channels = rows[0].shape[1], rows[1].shape[1]
         cells = [np.moveaxis(row, 1, -1).reshape(-1, count) for row, count in zip(rows, channels, strict=True)]
         known.setdefault((a, b), Alignment(channels)).add(*cells)
-
-
-def _present(batch: Batch, name: str) -> torch.Tensor:
-    """[B] bool: has the sample what the map is of?"""
-    present = batch.present
-    if name.endswith(FUSED):
-        return torch.stack(list(present.values())).any(0)
-    return present[name.split()[-1]]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -214,11 +214,12 @@ def robustness(found: Mapping[str, Any] | None, curves: Sequence[Path]) -> str:
         parts += ["<h3>Mean relative accuracy</h3>", table(found["mRA"], columns, "sensor", contest=())]
     rows = {}
     for name, row in (found.get("corruptions") or {}).items():
-        each = {f"NDS {i}": value for i, value in enumerate(row.get("NDS") or (), 1)}
+        values = zip(row.get("amounts") or (), row.get("NDS") or (), strict=False)
+        each = {f"NDS {severity:g}": value for severity, value in values}
         rows[name] = {**each, "NDS": (row.get("RA") or {}).get("NDS"), "mAP": (row.get("RA") or {}).get("mAP")}
     if rows:
-        count = max(sum(key.startswith("NDS ") for key in row) for row in rows.values())
-        columns = [(f"NDS {i}", f"severity {i}", True) for i in range(1, count + 1)]
+        keys = sorted({key for row in rows.values() for key in row if key.startswith("NDS ")})
+        columns = [(key, f"severity {key.removeprefix('NDS ')}", True) for key in keys]
         columns += [("NDS", "kept", True), ("mAP", "kept", True)]
         rows = dict(sorted(rows.items(), key=lambda item: number(item[1], "NDS") or 0.0))
         parts += ["<h3>Corruptions, the worst first</h3>", table(rows, columns, "corruption", contest=())]

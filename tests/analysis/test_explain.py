@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import sys
@@ -144,6 +145,8 @@ def test_a_model_with_memory_is_explained_by_what_it_sees_now():
     fused = model.join(maps, batch)
     assert torch.equal(now["fused"], fused.detach())
     assert set(explain(model, batch).bev) == {"camera", "lidar", "radar", "fused"}
+    said = explain(model, dataclasses.replace(batch, lidar=None))  # which the keyframes before have
+    assert set(said.bev) == {"camera", "radar", "fused"} and not said.notes
 
 
 def test_targets_are_what_the_heads_say():

@@ -55,6 +55,10 @@ def test_families_are_chosen_by_name_group_severity_and_sensors():
     families = {family.name: family for family in choose(unread)}
     assert families["radar.keep"].amounts == (1,) and families["camera.keep"].amounts == (1, 2, 3, 4, 5)
     assert not any("lidar" in family.sensors for family in families.values())
+    part = {family.sensors for family in choose(Config(), subsets=["radar", "camera+lidar"])}  # the largest suffers
+    assert part == {("camera",), ("lidar",), ("camera", "lidar")}
+    with pytest.raises(ConfigError, match="leave nothing to try with the sensors lidar"):
+        choose(Config(), ["camera", "fog"], subsets=["lidar"])
     with pytest.raises(ConfigError, match=r"unknown 'lidar\.fgo'; did you mean 'lidar\.fog'"):
         choose(Config(), ["lidar.fgo"])
     with pytest.raises(ConfigError, match="leave nothing to try with the sensors lidar, radar"):
@@ -229,6 +233,11 @@ def test_what_cannot_be_measured_is_said(checkpoint, tmp_path):
         dataclasses.replace(good, config=dataclasses.replace(good.config, data=wrong))
     with pytest.raises(ConfigError, match="no sensor subset 'sonar'"):
         dataclasses.replace(good, subsets=("sonar",))
+    strict = dataclasses.replace(good.config.evaluation, strict=True)
+    long = dataclasses.replace(good.config.data, lidar_sweeps=12)
+    with pytest.raises(ConfigError, match="lidar 11"):
+        refused = dataclasses.replace(good.config, data=long, evaluation=strict)
+        run_suite(dataclasses.replace(good, config=refused), "cpu")
     with pytest.raises(DataError):
         nowhere = dataclasses.replace(good.config.data, root=str(tmp_path / "nowhere"))
         run_suite(dataclasses.replace(good, config=dataclasses.replace(good.config, data=nowhere)), "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from itertools import combinations
@@ -16,6 +17,7 @@ from fusion3d.analysis.similarity import add_batch, main
 from fusion3d.data.subset import select_sensors
 from fusion3d.errors import ConfigError
 from fusion3d.metrics.cka import Alignment
+from fusion3d.types import History
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import batch_of, build, on_synthetic, saved, small
@@ -48,6 +50,14 @@ def test_over_batches_it_is_that_of_all_cells_of_samples_with_both():
         assert found.count == (4 if "radar" in (a, b) else 6) * 256 == len(rows[0])
         assert found.biased() == pytest.approx(direct(*rows), rel=1e-6)
         assert isinstance(found, Alignment) and found.unbiased() <= found.biased() + 1e-9
+
+
+def test_what_only_the_past_has_is_not_compared():
+    config = small(temporal={"keyframes": 2})
+    batch, alone, known = batch_of(config, 2), batch_of(config), {}
+    history = (History(alone.history[0].batch, (1,)),)  # of one of the two samples
+    add_batch(known, build(config), dataclasses.replace(batch, lidar=None, history=history))
+    assert set(known) == set(combinations(("camera", "radar", "fused"), 2))
 
 
 @pytest.mark.parametrize("stage", ["hierarchical", "late", "hybrid"])

@@ -198,6 +198,20 @@ def test_clouds_of_no_and_of_odd_points(name, level):
     np.testing.assert_array_equal(odd, before)  # the argument stays
 
 
+@pytest.mark.parametrize("name", ["fog", "snow"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_points_that_are_nowhere_stay_there(name, level):
+    points = cloud(count=300)
+    nowhere = points.copy()
+    nowhere[-3:, 0] = np.nan, np.inf, -np.inf
+    out = on_points(name, level, nowhere)
+    lost = ~np.isfinite(out[:, :3]).all(axis=1)
+    np.testing.assert_array_equal(out[lost], nowhere[-3:])
+    assert len(out) > 3 and (np.linalg.norm(out[~lost, :3], axis=1) < 71).all()
+    nowhere[-3:, 0] = 1e20  # farther than light comes back
+    assert np.isfinite(on_points(name, level, nowhere)).all()
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_doppler_noise_is_along_the_ray(level):
     data = returns()

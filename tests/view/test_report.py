@@ -12,7 +12,7 @@ from fusion3d.errors import Fusion3DError
 from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart, round_ticks, running_mean
 from fusion3d.view.report import write_report
-from fusion3d.view.sections import Findings, WorstSample
+from fusion3d.view.sections import Findings, WorstSample, robustness
 
 SUBSETS = ("camera", "lidar", "radar", "camera+lidar", "camera+radar", "lidar+radar", "camera+lidar+radar")
 DASH = "\N{EN DASH}"
@@ -226,8 +226,8 @@ def found_out(picture) -> Findings:
         robustness={
             "mRA": {"all": {"NDS": 0.71, "mAP": 0.61}},
             "corruptions": {
-                "lidar.fog": {"NDS": [0.5, 0.4, 0.3], "mAP": [0.4, 0.3, 0.2], "RA": {"NDS": 0.81, "mAP": 0.6}},
-                "radar.ghosts": {"NDS": [0.2], "mAP": [0.1], "RA": {"NDS": 0.31, "mAP": 0.2}},
+                "lidar.fog": {"amounts": [1, 2, 3], "NDS": [0.5, 0.4, 0.3], "RA": {"NDS": 0.81, "mAP": 0.6}},
+                "radar.ghosts": {"amounts": [2], "NDS": [0.2], "RA": {"NDS": 0.31, "mAP": 0.2}},
             },
         },
         explained=[("speaks for <car>", picture)],
@@ -258,7 +258,7 @@ def test_everything_that_was_found_out_is_shown(tmp_path, picture):
     assert "-0.020 (-3 %)" in page.text and "0.500 (86 %)" in page.text
     assert [text for _, text in page.row("0-20 m")[1:]] == ["0.044", "0.300", "0.100"]
     assert [text for _, text in page.row("lidar.fog")[1:]] == ["0.500", "0.400", "0.300", "0.810", "0.600"]
-    assert [text for _, text in page.row("radar.ghosts")[1:]] == ["0.200", DASH, DASH, "0.310", "0.200"]
+    assert [text for _, text in page.row("radar.ghosts")[1:]] == [DASH, "0.200", DASH, "0.310", "0.200"]
     names = [row[0][1] for row in page.rows if row]
     assert names.index("radar.ghosts") < names.index("lidar.fog")  # the worst first
     assert html.count('class="column"') == 4 and "busECE" not in page.text  # two bins each, none of a class without
@@ -266,6 +266,13 @@ def test_everything_that_was_found_out_is_shown(tmp_path, picture):
                  "missed, at x 1.0", "and 7 more", "0.01000"):  # fmt: skip
         assert said in page.text, said
     assert html.count("data:image/png") == 2 and not re.search(r"https?:|@import|url\(", html)
+
+
+def test_a_number_stands_under_its_severity():
+    ghosts = {"amounts": [2, 3], "NDS": [0.2, 0.1], "RA": {"NDS": 0.31, "mAP": 0.2}}
+    html = robustness({"corruptions": {"radar.ghosts": ghosts}}, ())
+    assert "severity 1" not in html and html.index("severity 2") < html.index("severity 3")
+    assert html.index("0.200") < html.index("0.100")
 
 
 def test_a_curve_is_shown_as_it_was_drawn(tmp_path):

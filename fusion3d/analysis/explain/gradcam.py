@@ -20,6 +20,7 @@ from fusion3d.analysis.features import (
     FUSED,
     Key,
     bev_modules,
+    has,
     image_modules,
     is_of_one_sensor,
     models_of,
@@ -87,6 +88,7 @@ def explain(
     modules |= {("images", name): module for name, module in image_modules(model).items()}
     with torch.enable_grad(), watch(modules) as seen:
         outputs = model(batch)
+    seen = {place: feature for place, feature in seen.items() if bool(has(batch, place[1]).any())}
     models = {name: one for name, one in models_of(model).items() if _has_say(model, outputs, name)}
     if not models or all(name.endswith(FUSED) for _, name in seen):
         there = ", ".join(name for name, has in batch.present.items() if bool(has.any())) or "no sensor"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fusion3d.config import Config
 from fusion3d.data.corruptions import KINDS
 from fusion3d.data.corruptions.kinds import CHANNELS, SEVERITY
+from fusion3d.engine.inference import choose_subsets
 from fusion3d.errors import ConfigError
 from fusion3d.types import SENSORS
 
@@ -83,16 +84,22 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def choose(config: Config, names: Sequence[str] | None = None, severities: Sequence[int] = (1, 2, 3)) -> list[Family]:
-    """The families that the model's sensors can suffer.
+def choose(
+    config: Config,
+    names: Sequence[str] | None = None,
+    severities: Sequence[int] = (1, 2, 3),
+    subsets: Sequence[str] | None = None,
+) -> list[Family]:
+    """The families that the sensors which are corrupted can suffer.
 
     Args:
         config: of the model and what is read.
         names: of families, or of ``GROUPS``; None: all.
         severities: those to try of what has them.
+        subsets: names of subsets, the largest of which is corrupted; None: all sensors of the model are.
 
     Raises:
-        ConfigError: a name is unknown, or nothing is left.
+        ConfigError: a name is unknown, a subset cannot be, or nothing is left.
     """
     wanted = set(names or [family.name for family in FAMILIES])
     known = {*GROUPS, *(family.name for family in FAMILIES)}
@@ -103,7 +110,7 @@ def choose(config: Config, names: Sequence[str] | None = None, severities: Seque
             f"{', '.join(family.name for family in FAMILIES)}"
         )
     wanted |= {member for name in wanted for member in GROUPS.get(name, ())}
-    there = {sensor for sensor in config.branches if sensor in config.data.sensors}
+    there = set(list(choose_subsets(config, subsets).values())[-1])
     count = {"camera": len(config.data.cameras), "radar": len(config.data.radars)}
     found = []
     for family in FAMILIES:
@@ -119,6 +126,6 @@ def choose(config: Config, names: Sequence[str] | None = None, severities: Seque
             found.append(Family(family.name, family.parts, family.unit, amounts))
     if not found:
         raise ConfigError(
-            f"--conditions and --severities leave nothing to try with the sensors {', '.join(sorted(there)) or 'none'}"
+            f"--conditions and --severities leave nothing to try with the sensors {', '.join(sorted(there))}"
         )
     return found

@@ -18,6 +18,7 @@ from fusion3d.engine.columns import found_columns
 from fusion3d.engine.distributed import Processes
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import choose_subsets
+from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import one_voice, run_among
 from fusion3d.engine.start import weights_file
@@ -98,10 +99,12 @@ def run_suite(suite: Suite, device: str | None = None) -> dict[str, Any] | None:
         and "seconds"; None by a process that is not the first.
 
     Raises:
+        ConfigError: more history than ``evaluation.strict`` allows.
         DataError: the data set has no annotations, or cannot be read.
         CheckpointError: the checkpoint cannot be used.
         Fusion3DError: a result cannot be written.
     """
+    check_history(suite.config)
     tables = Tables.open(suite.config.data.root, suite.config.data.version)
     if not tables.annotated:
         raise DataError(f"{tables.root} ({tables.version}) has no annotations to score against")

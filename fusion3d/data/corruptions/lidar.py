@@ -19,7 +19,7 @@ FOG = ((0.02, 0.008), (0.03, 0.008), (0.06, 0.05))  # extinction [1/m] and backs
 SNOW = ((0.5, 1.2), (2.5, 1.6), (1.5, 0.4))  # snowfall [mm/h] and speed of the flakes [m/s]: MultiCorrupt's
 DIVERGENCE = 3e-3  # [rad] opening of a beam
 FLAKE = 3e-3  # [m] across
-_STEP, _REACH = 0.1, 200.0  # [m] of the table of fog echoes
+_STEP, _REACH = 0.1, 200.0  # [m] of the table of fog echoes; what is farther is as there
 
 
 def beams(points: np.ndarray, level: int, rng: np.random.Generator, ahead: np.ndarray) -> np.ndarray:
@@ -60,9 +60,9 @@ def fog(points: np.ndarray, level: int, rng: np.random.Generator, ahead: np.ndar
     255, and the noise of their range is bounded: a factor from 1/2 to 2.
     """
     extinction, backscatter = FOG[level]
-    reach = np.linalg.norm(points[:, :3].astype(np.float64), axis=1)
+    reach = _reach(points)
     response, place = _fog_echo(extinction)
-    cell = np.minimum(np.rint(reach / _STEP).astype(np.int64), len(response) - 1)
+    cell = np.minimum(np.rint(reach / _STEP), len(response) - 1).astype(np.int64)
     soft = points[:, 3] * reach**2 * backscatter / REFLECTIVITY * response[cell]
     hard = np.round(np.exp(-2 * extinction * reach) * points[:, 3])
     noise = (1 + 10.0 / np.maximum(reach, 1e-6) * rng.uniform(-1, 1, len(points))).clip(0.5, 2)
@@ -71,6 +71,12 @@ def fog(points: np.ndarray, level: int, rng: np.random.Generator, ahead: np.ndar
     out[:, 3] = np.where(echo, np.minimum(soft, 255), hard)
     out[:, :3] *= np.where(echo, place[cell] / np.maximum(reach, 1e-6) / noise, 1.0)[:, None]
     return out
+
+
+def _reach(points: np.ndarray) -> np.ndarray:
+    """[P] float64 range of each point [m]; 0 for those that are nowhere (NaN, infinite), which weather leaves alone."""
+    reach = np.linalg.norm(points[:, :3].astype(np.float64), axis=1)
+    return np.where(np.isfinite(reach), reach, 0.0)
 
 
 @lru_cache(maxsize=8)
@@ -103,8 +109,9 @@ def snow(points: np.ndarray, level: int, rng: np.random.Generator, ahead: np.nda
     """
     fall, speed = SNOW[level]
     density = fall / (3.6e6 * 0.1 * speed) / (math.pi / 4 * FLAKE**2)  # [1/m^2]; snow weighs a tenth of water
-    reach = np.linalg.norm(points[:, :3].astype(np.float64), axis=1)
-    room = DIVERGENCE * reach**2 / 2 + FLAKE * reach  # [m^2] where a flake's centre meets the beam
+    reach = _reach(points)
+    far = np.minimum(reach, _REACH)  # what a flake returns from beyond is nothing
+    room = DIVERGENCE * far**2 / 2 + FLAKE * far  # [m^2] where a flake's centre meets the beam
     beam = np.repeat(np.arange(len(points)), rng.poisson(density * room))
     filled = rng.uniform(size=len(beam)) * room[beam]
     r = (np.sqrt(FLAKE**2 + 2 * DIVERGENCE * filled) - FLAKE) / DIVERGENCE
