@@ -61,8 +61,10 @@ class TrainConfig:
     checkpoint_every: Count = 500
     """Steps between checkpoints; one is always written at the end."""
     start: tuple[str, ...] = ()
-    """Folders of checkpoints or runs whose (averaged) weights a new run begins with, where names and shapes fit; what
-    an earlier folder filled stays. Not looked at when a run goes on."""
+    """Folders of checkpoints or runs whose (averaged) weights a new run begins with, where names and shapes fit. Models
+    of the same sensors come first, then in this order; what one filled stays. Not looked at when a run goes on."""
+    fresh: tuple[str, ...] = ()
+    """Parts of the model, such as fuse or models.joint.trunk, that begin anew whatever ``start`` has."""
     log_every: Count = 20
     """Steps between lines of the log."""
 

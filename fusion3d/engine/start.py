@@ -19,43 +19,52 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fusion3d.engine.checkpoint import EMA, MODEL, find_checkpoint
-from fusion3d.errors import CheckpointError
+from fusion3d.errors import CheckpointError, ConfigError
 from fusion3d.types import SENSORS
 
 MEETING = ("align", "represent", "fuse")  # parts where sensors meet: taken whole and for the same sensors, or not
 
 
-def start_from(model: nn.Module, folders: Sequence[str | Path]) -> list[str]:
-    """Fill what fits of a model's weights, from checkpoints or runs; what an earlier one filled stays.
+def start_from(model: nn.Module, folders: Sequence[str | Path], fresh: Sequence[str] = ()) -> list[str]:
+    """Fill what fits of a model's weights, from checkpoints or runs.
 
+    The one whose sensors are most alike comes first, of equally alike ones the one named first; what one filled stays.
     Averaged weights are taken where there are any.
 
     Args:
         model: changed in place.
         folders: of checkpoints, or of runs, for their newest ones.
+        fresh: beginnings of names, such as "fuse", of weights that are not filled.
 
     Returns:
         Lines that say which parts were filled from where, and what is left as it was.
 
     Raises:
         CheckpointError: a folder has no checkpoint or a damaged one, or nothing of it fits.
+        ConfigError: no weight of the model begins so.
     """
-    state, filled = model.state_dict(), {}
-    said = []
-    for folder in folders:
-        found = fitting(state, averaged_weights(folder))
-        if not found:
+    state = model.state_dict()
+    kept = {part: [name for name in state if name.startswith(f"{part}.")] for part in fresh}
+    for part, names in kept.items():
+        if not names:
+            raise ConfigError(f"train.fresh: the model has no part {part!r}; its parts: {count_parts(state)}")
+    anew = {name for names in kept.values() for name in names}
+    given = [averaged_weights(folder) for folder in folders]
+    for folder, theirs in zip(folders, given, strict=True):
+        if not fitting(state, [theirs]):
             raise CheckpointError(
                 f"train.start: nothing of {folder} fits: no weight has the name and shape of one here; leave it "
                 "out, or take a checkpoint of a model that is more alike"
             )
-        new = {name: tensor for name, tensor in found.items() if name not in filled}
-        filled |= new
+    found = {name: which for name, which in fitting(state, given).items() if name not in anew}
+    model.load_state_dict({name: given[which][source] for name, (which, source) in found.items()}, strict=False)
+    said = []
+    for number, folder in enumerate(folders):
+        new = [name for name, (which, _) in found.items() if which == number]
         said.append(
             f"start: {len(new)} of {len(state)} tensors from {folder}: {count_parts(new) or 'all that fits is filled'}"
         )
-    model.load_state_dict(filled, strict=False)
-    left = [name for name in state if name not in filled]
+    left = [name for name in state if name not in found]
     return [*said, f"start: {len(left)} are new: {count_parts(left) or 'none'}"] if said else []
 
 
@@ -83,24 +92,28 @@ def averaged_weights(folder: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"train.start: cannot read {path}: {error}; take another checkpoint") from error
 
 
-def fitting(state: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a checkpoint has for the weights in ``state``, by the names there.
+def fitting(state: Mapping[str, Tensor], given: Sequence[Mapping[str, Tensor]]) -> dict[str, tuple[int, str]]:
+    """What checkpoints have for the weights in ``state``, by the names there: which one, and the name in it.
 
-    Of models side by side, the one whose sensors are most alike comes first.
+    Of several, and of models side by side, the one whose sensors are most alike comes first.
     """
-    found: dict[str, Tensor] = {}
-    theirs = models_in(given)
+    found: dict[str, tuple[int, str]] = {}
+    theirs = [
+        (number, prefix, sensors_in(names))
+        for number, one in enumerate(given)
+        for prefix, names in models_in(one).items()
+    ]
     for prefix, names in models_in(state).items():
         mine = sensors_in(names)
-        sources = {other: sensors_in(parts) for other, parts in theirs.items()}
+        sources = theirs
         if prefix.removeprefix("models.").rstrip(".") in SENSORS:
-            sources = {other: sensors for other, sensors in sources.items() if sensors & mine}
-        for other in sorted(sources, key=lambda other: len(sources[other] ^ mine)):
-            fits = [name for name in names if _same_shape(given.get(other + name), state[prefix + name])]
+            sources = [source for source in theirs if source[2] & mine]
+        for number, other, sensors in sorted(sources, key=lambda source: len(source[2] ^ mine)):
+            fits = [name for name in names if _same_shape(given[number].get(other + name), state[prefix + name])]
             odd = {part_of(name) for name in set(names) - set(fits)}
             for name in fits:
-                if part_of(name) not in MEETING or (sources[other] == mine and part_of(name) not in odd):
-                    found.setdefault(prefix + name, given[other + name])
+                if part_of(name) not in MEETING or (sensors == mine and part_of(name) not in odd):
+                    found.setdefault(prefix + name, (number, other + name))
     return found
 
 

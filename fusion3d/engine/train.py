@@ -282,7 +282,7 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
                 f"{run_dir} holds a run already (up to {found[-1].name}); resume it, remove it, or choose another --run"
             )
         model = build_model(config, pretrained=not found)
-        started = [] if found else start_from(model, config.train.start)
+        started = [] if found else start_from(model, config.train.start, config.train.fresh)
         trainer = Trainer(config, model, dataset, run_dir, where)
         if found:
             trainer.resume(found[-1])

@@ -19,7 +19,17 @@ import pytest
 import yaml
 
 from fusion3d.analysis.comparison import costs, jobs, main, page, runs, summary
-from fusion3d.analysis.comparison.rows import BEST, OPERATORS, STAGES, WITH_OPERATOR, Row, alone, best_rows
+from fusion3d.analysis.comparison.rows import (
+    BEST,
+    OPERATORS,
+    STAGES,
+    TOGETHER,
+    WITH_OPERATOR,
+    Row,
+    alone,
+    best_rows,
+)
+from fusion3d.build import build_model
 from fusion3d.config import Config, DataConfig, DetectionConfig, FusionConfig, load_config
 from fusion3d.engine.checkpoint import Position, checkpoint_folder, save_checkpoint
 from fusion3d.errors import CheckpointError, ConfigError, Fusion3DError
@@ -30,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import stand_in
 
 ROOT = Path(__file__).parents[2]
-BUDGET = runs.Budget((20, 8, 8), 2, 1e-3)
+BUDGET = runs.Budget((20, 8, 8), 3, 2, 1e-3)
 SUBSETS = ("camera", "lidar", "radar", "camera+lidar", "camera+radar", "lidar+radar", "camera+lidar+radar")
 
 
@@ -48,14 +58,19 @@ def test_every_operator_and_stage_of_the_configuration_has_a_row():
 def test_each_row_builds_and_says_what_it_is():
     base = load_config(ROOT / "configs" / "demo.yaml")
     chosen = best_rows({row.name: 0.0 for row in OPERATORS})
-    for row in (*alone(SENSORS), *OPERATORS, *STAGES, *chosen):
+    singles = tuple(f"out/{name}/seed-0" for name in ("radar", "lidar", "camera"))
+    for row in (*alone(SENSORS), TOGETHER, *OPERATORS, *STAGES, *chosen):
         run = runs.make_run(base, row, 3, BUDGET, Path("out"))
         runs.check(run)
         assert run.seed == run.config.seed == 3 and str(run) == f"{row.name} seed 3"
         if not row.alone:
             assert (run.config.fusion.stage, run.config.fusion.operator) == (row.stage, row.operator)
-            assert run.config.train.start == ("out/lidar/seed-0", "out/camera/seed-0", "out/radar/seed-0")
-            assert (run.config.train.epochs, run.config.train.learning_rate) == (2, 1e-3)
+            before = () if row == TOGETHER else ("out/together/seed-0",)
+            assert run.config.train.start == (*before, *singles)
+            assert (run.config.train.epochs, run.config.train.learning_rate) == (2 + (row == TOGETHER), 1e-3)
+            names = build_model(run.config, pretrained=False).state_dict()
+            assert all(any(name.startswith(f"{part}.") for name in names) for part in run.config.train.fresh)
+            assert bool(run.config.train.fresh) == (row != TOGETHER and row.stage != "late")
         else:
             assert run.config.branches == row.alone and run.config.train.start == ()
             assert run.config.train.learning_rate == base.train.learning_rate
@@ -324,7 +339,8 @@ def small_config(synthetic_root, tmp_path_factory) -> Path:
 
 
 def compare(config: Path, out: Path, *more: str) -> int:
-    options = ["--out", str(out / "runs"), "--page", str(out / "fusion"), "--alone-epochs", "1", "1", "--epochs", "1"]
+    options = ["--out", str(out / "runs"), "--page", str(out / "fusion"), "--alone-epochs", "1", "1"]
+    options += ["--together-epochs", "1", "--epochs", "1"]
     return main.main([str(config), *options, *more])
 
 
@@ -353,13 +369,13 @@ def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch,
         compare(small_config, tmp_path, "--report")
     assert compare(small_config, tmp_path, "--seeds", "0", "1") == 0
     count = len(OPERATORS) + len(STAGES)
-    assert done[:3] == ["lidar seed 0", "radar seed 0", f"{OPERATORS[0].name} seed 0"]
-    assert done[2 + count] == f"{OPERATORS[0].name} seed 1" and len(done) == 2 + 2 * count + 2 * 3
-    assert {name.split()[0] for name in done[2 + 2 * count :]} == {
+    assert done[:4] == ["lidar seed 0", "radar seed 0", "together seed 0", f"{OPERATORS[0].name} seed 0"]
+    assert done[3 + count] == f"{OPERATORS[0].name} seed 1" and len(done) == 3 + 2 * count + 2 * 3
+    assert {name.split()[0] for name in done[3 + 2 * count :]} == {
         "hierarchical-add", "hierarchical-gated", "hybrid-add"
     }  # fmt: skip
     out = capsys.readouterr().out
-    assert "[1/4]" in out and "[4/4]" in out and "best pair" not in out and "best single sensor" in out
+    assert "[1/5]" in out and "[5/5]" in out and "best pair" not in out and "best single sensor" in out
     text = (tmp_path / "fusion.md").read_text()
     assert text in out and str(tmp_path) not in text + (tmp_path / "fusion.json").read_text()
     assert text.count("\n| ") == 2 + 2 + count + 3

@@ -25,7 +25,7 @@ from fusion3d.engine import train as training
 from fusion3d.engine.checkpoint import EMA, MODEL, Position, checkpoint_folder, read_weights, save_checkpoint
 from fusion3d.engine.log import read_log
 from fusion3d.engine.start import fitting, start_from
-from fusion3d.errors import CheckpointError
+from fusion3d.errors import CheckpointError, ConfigError
 from fusion3d.types import SENSORS, BEVGrid
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -132,13 +132,40 @@ def test_a_model_of_all_sensors_gives_to_one_of_fewer_and_to_its_like(tmp_path):
     model = numbered(TINY, 500.0)
     given = model.state_dict()
     single = build_model(only("radar"))
-    found = fitting(single.state_dict(), given)
+    found = fitting(single.state_dict(), [given])
     assert parts(found, "radar.") and parts(found, "trunk.") and not parts(found, "fuse.")
     alike = build_model(TINY)
     start_from(alike, [saved(model, tmp_path, TINY)])
     assert all(torch.equal(alike.state_dict()[key], tensor) for key, tensor in given.items())
-    joint = fitting(build_model(at("hybrid")).state_dict(), given)
+    joint = fitting(build_model(at("hybrid")).state_dict(), [given])
     assert parts(joint, "models.joint.fuse.") and not parts(joint, "models.radar.fuse.")
+
+
+def test_a_model_of_the_same_sensors_comes_before_those_of_single_ones(singles, tmp_path):
+    together = numbered(TINY, 70_000.0)
+    folders = [singles["lidar"][0], saved(together, tmp_path / "together", TINY), singles["radar"][0]]
+    given = together.state_dict()
+    model = build_model(TINY)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    said = start_from(model, folders, ["fuse"])
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (before if key.startswith("fuse.") else given)[key])
+    assert "fuse" in said[-1] and "all that fits is filled" in said[0]
+    hybrid = build_model(at("hybrid"))
+    start_from(hybrid, folders, ["models.joint.fuse"])
+    state = hybrid.state_dict()
+    trunks = {"joint": given, "lidar": singles["lidar"][1], "radar": singles["radar"][1], "camera": given}
+    for name, theirs in trunks.items():
+        trunk = parts(state, f"models.{name}.trunk.")
+        assert trunk and all(torch.equal(t, theirs[key.removeprefix(f"models.{name}.")]) for key, t in trunk.items())
+    own = parts(singles["lidar"][1], "fuse.")  # what is anew is the joint one's
+    assert own and all(torch.equal(state[f"models.lidar.{key}"], tensor) for key, tensor in own.items())
+    assert not any(
+        torch.equal(t, given[key.removeprefix("models.joint.")])
+        for key, t in parts(state, "models.joint.fuse.").items()
+    )
+    with pytest.raises(ConfigError, match=r"train\.fresh: the model has no part 'fusion'; its parts: .*fuse"):
+        start_from(model, folders, ["fusion"])
 
 
 def test_where_sensors_meet_is_taken_whole_or_not(tmp_path):
@@ -167,10 +194,10 @@ def test_other_shapes_stay_new_and_averages_are_preferred(tmp_path):
 
 def test_a_sensors_own_model_takes_nothing_from_one_that_does_not_see_it(singles):
     late = build_model(at("late"))
-    found = fitting(late.state_dict(), singles["camera"][1])
+    found = fitting(late.state_dict(), [singles["camera"][1]])
     assert found and not parts(found, "models.lidar.", "models.radar.")
     # A model that is not side by side with others takes what fits, as far as it is not of where sensors meet.
-    found = fitting(build_model(only("lidar")).state_dict(), singles["camera"][1])
+    found = fitting(build_model(only("lidar")).state_dict(), [singles["camera"][1]])
     assert parts(found, "trunk.", "detection.") and not parts(found, "fuse.", "lidar.")
 
 

@@ -1,8 +1,9 @@
 """The verb ``compare_fusion``: train every way to fuse on the same budget, and write one table and one plot.
 
-First each sensor alone; then every operator in the middle stage and every stage without an operator, all beginning with
-what the sensors' own models learned; then the other stages with the operators that were best. Runs that are finished
-are kept, one that was killed goes on, and the page can be written from what is there at any time.
+First each sensor alone, and all of them together; then every operator in the middle stage and every stage without an
+operator, all beginning with what these learned, and what fuses anew; then the other stages with the operators that were
+best. Runs that are finished are kept, one that was killed goes on, and the page can be written from what is there at
+any time.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ import torch
 from fusion3d.analysis.comparison import costs
 from fusion3d.analysis.comparison.jobs import run_all
 from fusion3d.analysis.comparison.page import make_header, write_page
-from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, WITH_OPERATOR, Row, alone, best_rows
+from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, TOGETHER, WITH_OPERATOR, Row, alone, best_rows
 from fusion3d.analysis.comparison.runs import (
     ALONE_SEED,
-    FILL_ORDER,
     Budget,
     Run,
     check,
@@ -52,16 +52,19 @@ class Comparison:
     out: Path
     only: tuple[str, ...] = ()  # rows; empty: all, and the best of the stages with an operator
 
-    def alone(self) -> list[Run]:
-        """The sensors' own models.
+    def before(self) -> tuple[list[Run], Run]:
+        """The sensors' own models, and that of all of them.
 
         Raises:
             ConfigError: the settings of one do not fit each other.
         """
-        runs = [self.run(row, ALONE_SEED) for row in alone(self.base.branches)]
-        for run in runs:
+        singles, together = (
+            [self.run(row, ALONE_SEED) for row in alone(self.base.branches)],
+            self.run(TOGETHER, ALONE_SEED),
+        )
+        for run in (*singles, together):
             check(run)
-        return runs
+        return singles, together
 
     def run(self, row: Row, seed: int) -> Run:
         """A row's run."""
@@ -114,21 +117,25 @@ def compare(comparison: Comparison, jobs: int) -> None:
         CheckpointError: a folder holds a run of other settings.
         Fusion3DError: runs failed.
     """
-    singles, first = comparison.alone(), comparison.runs(comparison.first_rows())  # checked before any is trained
+    (singles, together), first = (
+        comparison.before(),
+        comparison.runs(comparison.first_rows()),
+    )  # checked before training
     steps = {
         "each sensor alone": lambda: singles,
+        "all together": lambda: [together],
         "rows": lambda: first,
         "stages with the best operators": lambda: comparison.runs(comparison.last_rows()),
     }
     for number, (name, runs) in enumerate(steps.items(), 1):
         todo = unfinished(runs())
-        print(f"[{number}/4] {name}: {len(todo)} runs to do, {jobs} at a time, in {comparison.out}", flush=True)
+        print(f"[{number}/5] {name}: {len(todo)} runs to do, {jobs} at a time, in {comparison.out}", flush=True)
         run_all(todo, jobs, _say)
     known = measured(comparison.out).get("rows", {})
     rows = [row for row in (*alone(comparison.base.branches), *ROWS) if row.name in known or comparison.finished(row)]
     if len(rows) == len(known):
         return
-    print(f"[4/4] what {len(rows)} rows cost", flush=True)  # all anew: one after the other, with nothing beside them
+    print(f"[5/5] what {len(rows)} rows cost", flush=True)  # all anew: one after the other, with nothing beside them
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = costs.measure([comparison.run(row, comparison.seeds[0]) for row in rows], device, _say)
     write_json(comparison.out / COSTS, {"about": environment(device, comparison.base.data.version), "rows": found})
@@ -162,12 +169,11 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
         raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
     cost = measured(comparison.out)
     about = cost.get("about") or environment("cpu", comparison.base.data.version)
-    first = next(name for name in FILL_ORDER if name in comparison.base.branches)
     protocol = (
         f"Same data, seeds ({', '.join(map(str, comparison.seeds))}) and budget for every row: "
-        f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the sensors' own "
-        f"models wherever names and shapes fit (`train.start`): trunk and heads are those of {first} alone, what fuses "
-        "is new."
+        f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the model of all "
+        "sensors together, or late fusion with those of the sensors' own models, wherever names and shapes fit "
+        "(`train.start`); what fuses is new in all of them (`train.fresh`)."
     )
     header = make_header(comparison.base, name, about, protocol)
     return write_page(path, singles, joint, cost.get("rows", {}), header)
@@ -185,7 +191,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks/fusion"), help="files without their suffix")
     parser.add_argument("--only", nargs="+", default=(), metavar="ROW", help="rows, such as gated or hybrid-concat")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
-    parser.add_argument("--epochs", type=int, default=2, help="of all sensors together")
+    parser.add_argument("--epochs", type=int, default=1, help="of each row")
+    parser.add_argument("--together-epochs", type=int, default=4, metavar="N", help="of all sensors before the rows")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate of these epochs")
     parser.add_argument(
         "--alone-epochs", nargs="+", type=int, default=(20, 8, 8), metavar="N", help="of each sensor's own model"
@@ -199,9 +206,9 @@ def main(argv: list[str]) -> int:
     base = load_config(options.config, overrides)
     if len(options.alone_epochs) != len(base.branches):
         raise ConfigError(f"--alone-epochs: expected one for each of {base.branches}, found {options.alone_epochs}")
-    if min(*options.alone_epochs, options.epochs, options.jobs) < 1:
-        raise ConfigError("--epochs, --alone-epochs and --jobs: expected at least 1")
-    budget = Budget(tuple(options.alone_epochs), options.epochs, options.rate)
+    if min(*options.alone_epochs, options.together_epochs, options.epochs, options.jobs) < 1:
+        raise ConfigError("--epochs, --alone-epochs, --together-epochs and --jobs: expected at least 1")
+    budget = Budget(tuple(options.alone_epochs), options.together_epochs, options.epochs, options.rate)
     comparison = Comparison(base, budget, tuple(dict.fromkeys(options.seeds)), options.out, tuple(options.only))
     if not options.report:
         compare(comparison, options.jobs)

@@ -41,6 +41,7 @@ def choices(setting: str) -> tuple[str, ...]:
 
 REFERENCE = "concat"  # the row that others are compared with, chosen before any was trained
 BEST = {"hierarchical": 2, "hybrid": 1}  # stages that have an operator too: so many of the best ones are tried
+TOGETHER = Row("together", operator=REFERENCE)  # all sensors: the others begin with its weights, but for what fuses
 OPERATORS = tuple(Row(name, operator=name) for name in choices("operator"))
 STAGES = tuple(Row(name, stage=name) for name in choices("stage") if name not in ("middle", *BEST))
 WITH_OPERATOR = tuple(Row(f"{stage}-{operator}", stage, operator) for stage in BEST for operator in choices("operator"))

@@ -9,16 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusion3d.analysis.comparison.rows import Row
+from fusion3d.analysis.comparison.rows import TOGETHER, Row
 from fusion3d.build import build_model
 from fusion3d.config import Config, differences, from_dict, to_dict
 from fusion3d.engine.checkpoint import check_same_config, list_checkpoints
 from fusion3d.engine.start import weights_file
+from fusion3d.engine.train import num_subsets
 from fusion3d.errors import CheckpointError, ConfigError
 from fusion3d.files import write_json
 
 RECORD, METRICS = "record.json", Path("evaluation", "metrics.json")
-FILL_ORDER = ("lidar", "camera", "radar")  # whose trunk and heads the joint model begins with: the first one's
+# Whose trunk and heads the model of all sensors begins with: the first one's. Only the radar's know a velocity that is
+# measured, and a trunk that has done without is slow to use it.
+FILL_ORDER = ("radar", "lidar", "camera")
+FUSES = {"late": (), "hybrid": ("models.joint.fuse",)}  # by stage, what begins anew in every row; elsewhere "fuse"
 ALONE_SEED = 0
 MAY_DIFFER = {  # neither learned nor scored otherwise; the beginnings are compared by what is in them
     "data.root", "data.workers", "train.log_every", "train.checkpoint_every", "train.start", "augment.paste.database",
@@ -30,16 +34,17 @@ class Budget:
     """What every row gets. The same for all of a kind."""
 
     alone_epochs: tuple[int, ...]  # of each sensor's own model, in the order of SENSORS
-    joint_epochs: int  # of each row that fuses, from the sensors' models on
-    joint_rate: float  # peak learning rate of these
+    together_epochs: int  # of the model of all sensors, from the sensors' models on
+    joint_epochs: int  # of each row that fuses, from that model on
+    joint_rate: float  # peak learning rate of these two
 
     def describe(self, base: Config) -> str:
         """In words."""
         alone = ", ".join(f"{name} {count}" for name, count in zip(base.branches, self.alone_epochs, strict=True))
         return (
             f"epochs of each sensor alone (seed {ALONE_SEED}, peak rate {base.train.learning_rate:g}): {alone}; "
-            f"of all together: {self.joint_epochs} (peak rate {self.joint_rate:g}, sensors dropped with probability "
-            f"{base.train.drop_sensor:g})"
+            f"of all together with {TOGETHER.operator}: {self.together_epochs}; of each row: {self.joint_epochs} (peak "
+            f"rate {self.joint_rate:g}, each sample under {num_subsets(base)} of its subsets of sensors in a step)"
         )
 
 
@@ -71,14 +76,16 @@ class Run:
 
 
 def make_run(base: Config, row: Row, seed: int, budget: Budget, out: Path) -> Run:
-    """The run of a row: of one sensor, or of them all."""
+    """The run of a row: of one sensor, of them all before any is compared, or of them all as it is compared."""
     if row.alone:
         epochs = dict(zip(base.branches, budget.alone_epochs, strict=True))[row.alone[0]]
-        rate, start = base.train.learning_rate, ()
-    else:
-        epochs, rate = budget.joint_epochs, budget.joint_rate
-        start = tuple(str(run_folder(out, name, ALONE_SEED)) for name in FILL_ORDER if name in base.branches)
-    return trained(base, row, seed, out, epochs=epochs, learning_rate=rate, start=start)
+        return trained(base, row, seed, out, epochs=epochs, start=(), fresh=())
+    start = tuple(str(run_folder(out, name, ALONE_SEED)) for name in FILL_ORDER if name in base.branches)
+    epochs, fresh = budget.together_epochs, ()
+    if row != TOGETHER:
+        start = (str(run_folder(out, TOGETHER.name, ALONE_SEED)), *start)
+        epochs, fresh = budget.joint_epochs, FUSES.get(row.stage, ("fuse",))
+    return trained(base, row, seed, out, epochs=epochs, learning_rate=budget.joint_rate, start=start, fresh=fresh)
 
 
 def trained(base: Config, row: Row, seed: int, out: Path, **train: Any) -> Run:
