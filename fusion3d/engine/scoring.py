@@ -12,7 +12,7 @@ from fusion3d.config import DataConfig
 from fusion3d.engine.columns import found_columns
 from fusion3d.engine.matches import MATCHES, write_matches
 from fusion3d.engine.official import Official, greatest_difference
-from fusion3d.engine.submission import write_submission
+from fusion3d.engine.submission import RESULTS_FILE, write_submission
 from fusion3d.errors import ConfigError
 from fusion3d.metrics.bootstrap import RESAMPLES, Draws, Sampled, draw_scenes, sample_numbers
 from fusion3d.metrics.columns import Truth
@@ -65,7 +65,7 @@ class BoxScorer:
             and ``of`` which number.
         """
         found = found_columns(records, self.truth.samples.tokens)
-        file = write_submission(folder / "results_nusc.json", records, sensors)
+        file = write_submission(folder / RESULTS_FILE, records, sensors)
         matches = match_detections(self.truth, found, self.scoring.protocol)
         write_matches(folder / MATCHES, matches)
         scores = score_matches(matches)

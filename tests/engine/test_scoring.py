@@ -11,10 +11,12 @@ import pytest
 from fusion3d.config import Config, override
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
+from fusion3d.engine.evaluate import main as evaluate_main
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.score_results import score_results
 from fusion3d.engine.scoring import Scoring
 from fusion3d.engine.submission import write_submission
+from fusion3d.errors import ConfigError
 from fusion3d.geometry import quaternion_from_yaw
 from fusion3d.types import DETECTION_CLASSES
 
@@ -63,3 +65,27 @@ def test_the_order_of_samples_in_the_file_decides_between_equal_scores(config, s
         assert again["subsets"]["results_nusc"]["NDS"] == scores[-1]["NDS"]
         assert list(json.loads((tmp_path / name / "results_nusc.json").read_text())["results"]) == list(of)
     assert abs(scores[0]["NDS"] - scores[1]["NDS"]) > 1e-6, "so that the test can fail"
+
+
+@pytest.mark.parametrize("name", ["results_nusc.json", "tracking_nusc.json"])
+def test_the_file_itself_is_not_written_over(config, tmp_path, name):
+    path = tmp_path / name
+    path.write_text(json.dumps({"meta": {"use_external": True}, "results": {}}))
+    with pytest.raises(ConfigError, match=rf"{name} would be written over"):
+        score_results(path, config, tmp_path / ".." / tmp_path.name)
+    assert "use_external" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--resamples", "-1"], "--resamples: expected 0 or at least 100, found -1"),
+        (["--resamples", "99"], "--resamples: expected 0 or at least 100, found 99"),
+        (["--tta", "flip", "--strict"], "--results: --tta, --strict are of a checkpoint"),
+        (["--subsets", "camera", "--no-ema"], "--results: --subsets, --no-ema are of a checkpoint"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, told, capsys):
+    with pytest.raises(SystemExit):
+        evaluate_main(["--results", "theirs.json", "--out", "x", *options])
+    assert told in capsys.readouterr().err
