@@ -11,6 +11,7 @@ from fusion3d.engine.matches import MATCHES, read_matches
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
 from fusion3d.metrics.bootstrap import (
+    FEWEST_RESAMPLES,
     FEWEST_SCENES,
     RESAMPLES,
     Draws,
@@ -163,8 +164,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the scenes")
     parser.add_argument("--json", type=Path, help="file to write with every difference")
     options = parser.parse_args(argv)
-    if options.resamples < 100:
-        parser.error(f"--resamples: expected at least 100, found {options.resamples}")
+    if options.resamples < FEWEST_RESAMPLES:
+        parser.error(f"--resamples: expected at least {FEWEST_RESAMPLES}, found {options.resamples}")
     found: list[Difference] = []
     scenes = 0
     for subset, (mine, theirs) in pair_up(find_matches(options.a), find_matches(options.b)).items():

@@ -28,7 +28,7 @@ from fusion3d.engine.temperatures import load_temperatures, soften
 from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
-from fusion3d.metrics.bootstrap import RESAMPLES
+from fusion3d.metrics.bootstrap import FEWEST_RESAMPLES, RESAMPLES
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import score_plans as score_every_plan
@@ -42,6 +42,7 @@ RUN = "run.json"
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "collision@3s")
 TRACK_COLUMNS = ("AMOTA", "AMOTP", "MOTA", "MOTP", "recall", "IDS", "FRAG")
+OF_CHECKPOINT = ("--subsets", "--device", "--no-ema", "--tta", "--stream", "--strict")  # mean nothing to a result file
 # What can be scored, and the head of the model that it needs.
 TASKS = {"detection": "detection", "planning": "planning", "map": "map", "tracking": "detection"}
 
@@ -268,8 +269,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the scenes, for intervals; 0: none")
     parser.epilog = f"{parser.epilog} --suite robustness does this with failing sensors: see its own --help."
     options, overrides = parser.parse_known_args(argv)
+    if options.resamples and options.resamples < FEWEST_RESAMPLES:
+        parser.error(f"--resamples: expected 0 or at least {FEWEST_RESAMPLES}, found {options.resamples}")
+    of_checkpoint = [name for name in OF_CHECKPOINT if getattr(options, name[2:].replace("-", "_"))]
+    if options.results is not None and of_checkpoint:
+        parser.error(
+            f"--results: {', '.join(of_checkpoint)} are of a checkpoint, and nothing runs here; leave them out"
+        )
     protocol = read_protocol(options.protocol) if options.protocol else CVPR_2019
-    scoring = Scoring(protocol, options.official, max(options.resamples, 0))
+    scoring = Scoring(protocol, options.official, options.resamples)
     if options.results is not None:
         config = override(Config(), overrides)
         limits = Limits(max_bytes=options.max_bytes, max_boxes=options.max_boxes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from fusion3d.types import DETECTION_CLASSES
 
 MATCHES = "matches.npz"
 _FORMAT = 1  # raised when an array changes its meaning
+_SHARED = ("sample", "label")  # by a detection and the truth box that it found
+_DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile,
+    zlib.error, ConfigError,
+)  # what damaged bytes raise, wherever in the file they are  # fmt: skip
 
 
 def write_matches(path: str | Path, matches: Matches) -> Path:
@@ -53,7 +59,7 @@ def read_matches(path: str | Path) -> Matches:
         _check(matches)
     except FileNotFoundError as error:
         raise DataError(f"no {path}; evaluate writes it where the model has a detection head") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, ConfigError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path} holds no matches of this version ({error}); evaluate again") from error
     return matches
 
@@ -100,3 +106,8 @@ def _check(matches: Matches) -> None:
             raise ValueError(f"{name} has rows out of {low}..{high - 1}")
     if not (np.diff(matches.score) <= 0).all():
         raise ValueError("scores do not fall")
+    for pair in matches.pair.T:
+        found, true = np.flatnonzero(pair >= 0), matches.pair_truth[pair[pair >= 0]]
+        same = [np.array_equal(getattr(matches.found, n)[found], getattr(matches.truth, n)[true]) for n in _SHARED]
+        if not all(same) or len(np.unique(true)) < len(true):
+            raise ValueError("a truth box is found twice, or by a detection of another sample or class")

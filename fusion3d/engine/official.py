@@ -56,7 +56,7 @@ class Official:
     Args:
         root: data root.
         version: table folder.
-        tokens: of the samples, in the order of the tables.
+        tokens: of the samples.
         protocol: what is scored.
 
     Raises:
@@ -68,8 +68,12 @@ class Official:
         with _told(f"read {root} ({version})"):
             self.tables = self.kit.NuScenes(version, root, verbose=False)
 
-    def score(self, results: Path) -> dict[str, Any]:
+    def score(self, results: Path, order: Sequence[str]) -> dict[str, Any]:
         """What ``DetectionEval`` says of a result file, in its own words.
+
+        Args:
+            results: JSON.
+            order: the samples as they stand in the file: as for its own splits, it decides between equal scores.
 
         Raises:
             Fusion3DError: it cannot score it, such as samples without LIDAR_TOP.
@@ -80,7 +84,7 @@ class Official:
         evaluation.cfg = kit.DetectionConfig.deserialize(protocol.as_dict())
         with _told(f"score {results}"):
             limit = protocol.max_boxes_per_sample
-            found, _ = kit.load_results(str(results), limit, kit.DetectionBox, self.tokens)
+            found, _ = kit.load_results(str(results), limit, kit.DetectionBox, list(order))
             evaluation.gt_boxes = self._filtered(kit.load_truth(self.tables, self.tokens, kit.DetectionBox))
             evaluation.pred_boxes = self._filtered(found)
             return evaluation.evaluate()[0].serialize()

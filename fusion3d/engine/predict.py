@@ -15,7 +15,7 @@ from fusion3d.engine.inference import sensor_subsets
 from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
-from fusion3d.engine.submission import write_submission
+from fusion3d.engine.submission import RESULTS_FILE, write_submission
 from fusion3d.engine.temperatures import load_temperatures, soften
 from fusion3d.engine.tracking import TRACKS_FILE, track_split
 from fusion3d.errors import ConfigError
@@ -74,7 +74,7 @@ def predict(
         records = found.records(output.poses)
         if config.evaluation.calibrated:
             records = soften(records, load_temperatures(checkpoint, [name])[name])
-        write_submission(Path(out_dir, "results_nusc.json"), records, found.used)
+        write_submission(Path(out_dir, RESULTS_FILE), records, found.used)
         if tracks:
             tables = Tables.open(config.data.root, config.data.version)
             tracked = track_split(tables, list(output.poses), records, config.evaluation.tracker)

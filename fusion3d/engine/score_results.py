@@ -12,6 +12,7 @@ from fusion3d.data.splits import samples_of
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.results import Limits, read_results
 from fusion3d.engine.scoring import BoxScorer, Scoring
+from fusion3d.engine.submission import RESULTS_FILE
 from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
@@ -40,10 +41,13 @@ def score_results(
         As ``evaluate``, with one row of ``subsets`` under the file's name without its ending.
 
     Raises:
-        ConfigError: a task that the file does not serve.
+        ConfigError: a task that the file does not serve; or the file lies where one is to be written.
         DataError: the file or the data set cannot be read, has samples that the other lacks, or no annotations.
     """
     data = config.data
+    for name in (TRACKS_FILE, RESULTS_FILE):
+        if Path(out_dir, name).resolve() == Path(path).resolve():
+            raise ConfigError(f"{path} would be written over: choose another --out than its own folder")
     tables = Tables.open(data.root, data.version)
     if not tables.annotated:
         raise DataError(f"{data.root} ({data.version}) has no annotations to score against")

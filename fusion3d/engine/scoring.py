@@ -12,7 +12,7 @@ from fusion3d.config import DataConfig
 from fusion3d.engine.columns import found_columns
 from fusion3d.engine.matches import MATCHES, write_matches
 from fusion3d.engine.official import Official, greatest_difference
-from fusion3d.engine.submission import write_submission
+from fusion3d.engine.submission import RESULTS_FILE, write_submission
 from fusion3d.errors import ConfigError
 from fusion3d.metrics.bootstrap import RESAMPLES, Draws, Sampled, draw_scenes, sample_numbers
 from fusion3d.metrics.columns import Truth
@@ -55,7 +55,7 @@ class BoxScorer:
         """Write a subset's submission and score it.
 
         Args:
-            records: boxes in the submission's format, by sample token.
+            records: boxes in the submission's format, by sample token; their order decides between equal scores.
             sensors: that really went in.
             folder: gets ``results_nusc.json`` and ``matches.npz``.
 
@@ -65,8 +65,7 @@ class BoxScorer:
             and ``of`` which number.
         """
         found = found_columns(records, self.truth.samples.tokens)
-        records = {token: records[token] for token in self.truth.samples.tokens}  # the devkit's order
-        file = write_submission(folder / "results_nusc.json", records, sensors)
+        file = write_submission(folder / RESULTS_FILE, records, sensors)
         matches = match_detections(self.truth, found, self.scoring.protocol)
         write_matches(folder / MATCHES, matches)
         scores = score_matches(matches)
@@ -75,7 +74,7 @@ class BoxScorer:
         if self.truth.nearest:
             scores["range_from_nearest_pose"] = self.truth.nearest
         if self.official is not None:
-            difference, name = greatest_difference(scores, self.official.score(file))
+            difference, name = greatest_difference(scores, self.official.score(file, list(records)))
             scores["official"] = {"difference": difference, "of": name}
         return scores
 

@@ -20,6 +20,7 @@ from fusion3d.geometry import (
 )
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, SENSORS, Boxes
 
+RESULTS_FILE = "results_nusc.json"
 MAX_BOXES = 500  # per sample, the challenge's rule
 MOVING = 0.2  # [m/s] above it an object without a predicted attribute counts as moving
 

@@ -20,6 +20,7 @@ from fusion3d.types import DETECTION_CLASSES
 
 LEVEL = 0.95
 RESAMPLES = 1000
+FEWEST_RESAMPLES = 100  # with less, an interval may not even have its number in it
 # With fewer scenes even a result that is better in every one of them may be so by chance: 2 in 2^5 is above 5 %.
 FEWEST_SCENES = 6
 _SAME = 1e-9  # less is rounding

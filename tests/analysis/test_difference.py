@@ -68,14 +68,18 @@ def test_matches_come_back_as_they_were(tmp_path):
         ({"header": np.frombuffer(b"{}", dtype=np.uint8)}, "format"),
         ({"header": np.frombuffer(b"no json", dtype=np.uint8)}, "Expecting value"),
         ({"found_label": "far"}, "found_label has rows out of 0..9"),
+        ({"pair": "all the first"}, "a truth box is found twice"),
+        ({"found_label": "turned"}, "or by a detection of another sample or class"),
+        ({"found_sample": "turned"}, "or by a detection of another sample or class"),
     ],
 )
 def test_damaged_matches_are_refused(tmp_path, change, told):
     path = write_matches(tmp_path / "matches.npz", result())
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
+    rules = {"far": lambda of: of + 100, "all the first": lambda of: 0 * of, "turned": lambda of: of[::-1]}
     for name, value in change.items():
-        arrays[name] = arrays[name] + 100 if isinstance(value, str) else value
+        arrays[name] = rules[value](arrays[name]) if isinstance(value, str) else value
     np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
     with pytest.raises(DataError, match=rf"matches\.npz holds no matches of this version \(.*({told})"):
         read_matches(path)
@@ -84,6 +88,19 @@ def test_damaged_matches_are_refused(tmp_path, change, told):
         read_matches(path)
     with pytest.raises(DataError, match="evaluate writes it"):
         read_matches(tmp_path / "none.npz")
+
+
+def test_a_byte_that_changed_is_told_wherever_it_is(tmp_path):
+    path = write_matches(tmp_path / "matches.npz", result(scenes=1))
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    told = 0
+    for place in rng.integers(len(content), size=150).tolist():
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            read_matches(path)
+        except DataError:
+            told += 1
+    assert told > 100, "the rest are times and names of the archive"
 
 
 def test_worse_is_told_and_the_same_is_not(folders, capsys, tmp_path):

@@ -23,7 +23,8 @@ from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
 from fusion3d.engine.evaluate import main as evaluate_main
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.leaderboard import check_history, reach
-from fusion3d.engine.results import Limits, examine_results, read_results
+from fusion3d.engine.results import Limits, Problems, examine_results, read_results
+from fusion3d.engine.results.examine import _check_numbers as check_numbers
 from fusion3d.engine.results.rules import FATAL, RULES, SCORABLE
 from fusion3d.engine.submission import to_records, write_submission
 from fusion3d.errors import ConfigError, DataError
@@ -93,6 +94,8 @@ BROKEN = [
     ("huge", box_with(size=[2.0, 1000.0, 2.0]), detections),
     ("unit", box_with(rotation=[1.0, 0.0, 0.0, 0.2]), detections),
     ("score", box_with(detection_score=1.5), detections),
+    ("score", box_with(tracking_score=-0.5), tracks),
+    ("negative", box_with(detection_score=-0.5), detections),
     ("family", box_with(attribute_name="cycle.with_rider"), detections),
     ("family", box_with(attribute_name=""), detections),
     ("family", box_with(detection_name="barrier"), detections),
@@ -197,10 +200,20 @@ def test_what_the_devkit_refuses_is_refused_and_what_is_scorable_it_takes(tmp_pa
                 "finite",
                 "size",
                 "rotation",
+                "negative",
                 "token",
                 "key",
             ), rule
     assert refused > 20
+
+
+def test_looking_at_boxes_takes_less_memory_than_they_do(tmp_path):
+    results, _ = examine_results(written(tmp_path, {"meta": META, "results": {"a": [box("a")] * 500}}))
+    tracemalloc.start()
+    check_numbers(results, Problems())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150 * len(results), "what a box is said to take"
 
 
 def test_everything_at_once_is_counted_with_the_first_places(tmp_path):

@@ -79,7 +79,7 @@ def test_numbers_are_those_of_the_devkits_evaluation(synthetic_root, tmp_path, s
     ours = score_detections(truth, found_columns(results, truth.samples.tokens))
     assert 0.05 < ours["mAP"] < 0.95
     assert greatest_difference(ours, theirs)[0] < 1e-12
-    beside = Official(str(synthetic_root), VERSION, truth.samples.tokens, CVPR_2019).score(path)
+    beside = Official(str(synthetic_root), VERSION, truth.samples.tokens, CVPR_2019).score(path, list(results))
     assert greatest_difference(ours, beside)[0] < 1e-12
     assert beside["nd_score"] == theirs["nd_score"] and beside["label_aps"] == theirs["label_aps"]
 

@@ -95,14 +95,18 @@ def _check_numbers(results: Results, problems: Problems) -> None:
     check("huge", finite & (results.size > LARGEST).any(axis=1), results.size)
     check("rotation", finite & (length == 0), results.rotation)
     check("unit", finite & (length > 0) & (abs(length - 1) > UNIT), results.rotation)
-    check("score", finite & ((results.score < 0) | (results.score > 1)), results.score)
+    negative = finite & (results.score < 0) & (results.task == "detection")
+    check("negative", negative, results.score)
+    check("score", finite & ~negative & ((results.score < 0) | (results.score > 1)), results.score)
     if results.task == "detection":
         allowed = allowed_attributes().numpy()
         none = ~allowed.any(axis=1, keepdims=True)
         fits = np.concatenate([allowed, none], axis=1)[results.label, results.attribute]  # -1 is the last: no attribute
-        names = np.array([*ATTRIBUTES, "none"])[results.attribute]
-        values = np.char.add(np.char.add(np.array(DETECTION_CLASSES)[results.label], ": "), names)
-        check("family", ~fits, values)
+        wrong = np.flatnonzero(~fits)
+        pairs = ((row, results.label[row], results.attribute[row]) for row in wrong[:SHOWN])
+        names = (*ATTRIBUTES, "none")
+        places = (f"{_place(results, row)}: {DETECTION_CLASSES[label]}: {names[code]}" for row, label, code in pairs)
+        problems.add_all("family", places, len(wrong))
 
 
 def _check_tracks(results: Results, problems: Problems) -> None:

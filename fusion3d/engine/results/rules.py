@@ -39,6 +39,7 @@ FATAL = {
     "finite": "a number is not finite",
     "size": "a side is not longer than 0",
     "rotation": "a quaternion has no length",
+    "negative": "the score of a detection is below 0",
     "class": "a class that the task does not have",
     "attribute": "an attribute that nuScenes does not have",
     "token": "a box names another sample than the one it stands under",

@@ -1,0 +1,91 @@
+"""Scoring of result files: the order of samples, what is written beside, and what cannot be scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusion3d.config import Config, override
+from fusion3d.data.nuscenes import Tables
+from fusion3d.data.splits import samples_of
+from fusion3d.engine.evaluate import main as evaluate_main
+from fusion3d.engine.ground_truth import detection_truth
+from fusion3d.engine.score_results import score_results
+from fusion3d.engine.scoring import Scoring
+from fusion3d.engine.submission import write_submission
+from fusion3d.errors import ConfigError
+from fusion3d.geometry import quaternion_from_yaw
+from fusion3d.types import DETECTION_CLASSES
+
+VERSION, SPLIT = "v1.0-synthetic", "synthetic_train"
+
+
+@pytest.fixture
+def config(synthetic_root) -> Config:
+    return override(Config(), ["--data.root", str(synthetic_root), "--data.version", VERSION, "--data.split", SPLIT])
+
+
+def moved_truth(root: Path) -> dict[str, list[dict]]:
+    """The annotations moved a little, with many equal scores; the samples in no order."""
+    tables, rng = Tables.open(root, VERSION), np.random.default_rng(0)
+    truth = detection_truth(tables, [tables.token(row) for row in samples_of(tables, SPLIT)])
+    records: dict[str, list[dict]] = {token: [] for token in rng.permutation(truth.samples.tokens).tolist()}
+    for row, sample in enumerate(truth.boxes.sample.tolist()):
+        token = truth.samples.tokens[sample]
+        record = {
+            "sample_token": token,
+            "translation": (truth.boxes.center[row] + rng.normal(0, 0.7, 3)).tolist(),
+            "size": truth.boxes.size[row, [1, 0, 2]].tolist(),
+            "rotation": quaternion_from_yaw(truth.boxes.yaw[row : row + 1])[0].tolist(),
+            "velocity": [0.0, 0.0],
+            "detection_name": DETECTION_CLASSES[truth.boxes.label[row]],
+            "detection_score": float(rng.integers(1, 4) / 4),
+            "attribute_name": "",
+        }
+        records[token].append(record)
+    return records
+
+
+def test_the_order_of_samples_in_the_file_decides_between_equal_scores(config, synthetic_root, tmp_path):
+    """As the devkit does; and what is written has the very numbers of what was read."""
+    records = moved_truth(synthetic_root)
+    backwards = dict(reversed(records.items()))
+    scores = []
+    for name, of in (("a", records), ("b", backwards)):
+        path = write_submission(tmp_path / f"{name}.json", of, ["lidar"])
+        metrics = score_results(path, config, tmp_path / name, scoring=Scoring(official=True, resamples=0))
+        scores.append(metrics["subsets"][name])
+        assert scores[-1]["official"]["difference"] < 1e-9
+        again = score_results(
+            tmp_path / name / "results_nusc.json", config, tmp_path / "c", scoring=Scoring(resamples=0)
+        )
+        assert again["subsets"]["results_nusc"]["NDS"] == scores[-1]["NDS"]
+        assert list(json.loads((tmp_path / name / "results_nusc.json").read_text())["results"]) == list(of)
+    assert abs(scores[0]["NDS"] - scores[1]["NDS"]) > 1e-6, "so that the test can fail"
+
+
+@pytest.mark.parametrize("name", ["results_nusc.json", "tracking_nusc.json"])
+def test_the_file_itself_is_not_written_over(config, tmp_path, name):
+    path = tmp_path / name
+    path.write_text(json.dumps({"meta": {"use_external": True}, "results": {}}))
+    with pytest.raises(ConfigError, match=rf"{name} would be written over"):
+        score_results(path, config, tmp_path / ".." / tmp_path.name)
+    assert "use_external" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--resamples", "-1"], "--resamples: expected 0 or at least 100, found -1"),
+        (["--resamples", "99"], "--resamples: expected 0 or at least 100, found 99"),
+        (["--tta", "flip", "--strict"], "--results: --tta, --strict are of a checkpoint"),
+        (["--subsets", "camera", "--no-ema"], "--results: --subsets, --no-ema are of a checkpoint"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, told, capsys):
+    with pytest.raises(SystemExit):
+        evaluate_main(["--results", "theirs.json", "--out", "x", *options])
+    assert told in capsys.readouterr().err
