@@ -11,6 +11,7 @@ yaw of the vehicle's forward axis from the frame's x to its y. The ``plans.json`
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_plans(path: str | Path) -> PlanFile:
 
     Raises:
         DataError: it cannot be read, is larger than a gigabyte, is not of this form, names a token twice, has plans of
-            different length, or a number that is not finite or farther than a kilometre.
+            different length, or a number that is not finite, farther than a kilometre or a yaw of more than a turn.
     """
     path = Path(path)
     try:
@@ -63,8 +64,7 @@ def read_plans(path: str | Path) -> PlanFile:
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise DataError(f"{path}: {twice!r} is there twice; leave one of them")
     return found
 
@@ -79,7 +79,7 @@ def _array(path: Path, token: str, rows: Any) -> np.ndarray:
             raise DataError(f"{path}: the plan of {token}: expected a position and a yaw for every time") from error
     try:
         plan = np.array(rows, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: the plan of {token} is not rows of x, y or x, y, yaw: {error}") from error
     if plan.ndim != 2 or plan.shape[1] not in (2, 3) or not 0 < len(plan) <= MAX_STEPS:
         raise DataError(
@@ -91,6 +91,9 @@ def _array(path: Path, token: str, rows: Any) -> np.ndarray:
             f"{path}: the plan of {token} has a number that is not finite or farther than {MAX_METRES:g} m; expected "
             "metres in the frame of the sample, not of the map"
         )
+    if plan.shape[1] == 3 and np.abs(plan[:, 2]).max() > 2 * np.pi:
+        largest = np.abs(plan[:, 2]).max()
+        raise DataError(f"{path}: the plan of {token} has a yaw of {largest:g}; expected radians, at most a turn")
     return plan if plan.shape[1] == 3 else np.pad(plan, ((0, 0), (0, 1)), constant_values=np.nan)
 
 
@@ -105,11 +108,11 @@ def _steps(path: Path, content: dict[str, Any], length: int) -> tuple[list[int],
         times = None
     try:
         stamp = np.array(times, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         stamp = np.zeros(0)
     if stamp.ndim != 1 or not len(stamp) or not np.isfinite(stamp).all() or (np.diff(stamp, prepend=0.0) <= 0).any():
         raise DataError(f'{path}: "times" are {times!r}; expected ascending seconds from now, such as [0.5, 1.0, 1.5]')
-    count = int(np.floor(stamp[-1] / TIME_STEP + 1e-6))
+    count = min(int(np.floor(stamp[-1] / TIME_STEP + 1e-6)), len(stamp) + 1)  # of more, one is missing already
     wanted = TIME_STEP * np.arange(1, count + 1)
     nearest = [int(np.abs(stamp - time).argmin()) for time in wanted]
     if not nearest or np.abs(stamp[nearest] - wanted).max() > 1e-3:

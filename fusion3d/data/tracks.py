@@ -70,6 +70,9 @@ def _read(path: Path) -> TrackScene:
     ego = np.concatenate([arrays["keyframe_ego_xyz"][:, :2], arrays["ego_sync_heading"][index, None]], axis=-1)
     if not np.isfinite(ego).all() or (np.diff(time) <= 0).any():
         raise DataError(f"{path}: an ego pose is not finite, or the keyframes are not in order; copy the file again")
+    size, valid = arrays["agent_lwh"][:, :2], arrays["agent_valid"][:, index]
+    if not (np.isfinite(size) & (size > 0)).all() or not np.isfinite(agent[valid]).all():
+        raise DataError(f"{path}: an agent has no size, or no place where it is said to be valid; copy the file again")
     return TrackScene(
         str(arrays["scene_name"]),
         str(arrays["map_name"]),
@@ -77,6 +80,6 @@ def _read(path: Path) -> TrackScene:
         (time - time[0]) * 1e-6,
         ego.astype(np.float64),
         tuple(arrays["agent_category"].tolist()),
-        arrays["agent_lwh"][:, :2].astype(np.float64),
-        np.where(arrays["agent_valid"][:, index, None], agent, np.nan).astype(np.float64),
+        size.astype(np.float64),
+        np.where(valid[..., None], agent, np.nan).astype(np.float64),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion3d.metrics.bootstrap import FEWEST_SCENES
 from fusion3d.metrics.planning.exact import NAME
 from fusion3d.metrics.planning.pdm import PARTS
 from fusion3d.metrics.planning.published import HORIZONS
@@ -74,7 +75,10 @@ def format_pdm(table: Mapping[str, Mapping[str, float]]) -> str:
 
 def format_skill(table: Mapping[str, Mapping[str, Any]]) -> str:
     """Skill over constant turn and velocity: slices by planners, each with its interval."""
-    lines = ["skill over ctrv: 1 - error / ctrv's error of mean L2 over 3 s [95 % by paired bootstrap over scenes]"]
+    lines = [
+        "skill over ctrv: 1 - error / ctrv's error of mean L2 over the plan [95 % by paired bootstrap over scenes; "
+        f"fewer than {FEWEST_SCENES} scenes distinguish nothing]"
+    ]
     for planner, rows in table.items():
         lines.append(f"{planner}: macro-average over manoeuvres {rows['macro']['skill']:+.3f}")
         for title, row in rows.items():

@@ -11,13 +11,14 @@ import pytest
 from fusion3d.cli import run
 from fusion3d.data.annotations import load_ego
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.plans import PlanFile
 from fusion3d.data.splits import samples_of
 from fusion3d.data.tracks import read_tracks
 from fusion3d.engine.drives import drives_of, drives_of_tracks, map_of
 from fusion3d.engine.ego_mlp import EgoMLP
 from fusion3d.engine.evaluate_plans import evaluate_plans, trained_baselines
-from fusion3d.errors import ConfigError, DataError
-from fusion3d.metrics.planning import PROTOCOLS, score_plans
+from fusion3d.errors import ConfigError, DataError, Fusion3DError
+from fusion3d.metrics.planning import PROTOCOLS, Agents, score_plans
 from fusion3d.metrics.planning.baselines import constant_turn
 from fusion3d.metrics.planning.paths import to_lidar
 
@@ -207,9 +208,9 @@ def test_the_ego_mlp_learns_from_others_and_is_the_same_twice(tracks):
     training = tracks[~held]
     model = EgoMLP(training)
     plan = model.plan(tracks[held])
+    alone = dataclasses.replace(training, agents=Agents.none())
     order = np.random.default_rng(0).permutation(len(training))
-    rows = np.sort(order[: len(training)])
-    np.testing.assert_array_equal(EgoMLP(training[rows]).plan(tracks[held]), plan)
+    np.testing.assert_array_equal(EgoMLP(alone[order]).plan(tracks[held]), plan, err_msg="by the order of its samples")
     at_home = np.linalg.norm(model.plan(training)[..., :2] - training.future[..., :2], axis=-1)
     base = np.linalg.norm(constant_turn(training, 6)[..., :2] - training.future[..., :2], axis=-1)
     whole = training.known.all(axis=1) & training.past_known[:, 0]
@@ -236,3 +237,18 @@ def test_the_command_on_real_tracks(tracks_root, tmp_path, capsys):
 def test_what_cannot_be_scored(drives):
     with pytest.raises(ConfigError, match="no protocol 'uniat'"):
         evaluate_plans({}, drives, ["uniat"])
+    names = ("ego_mlp", "human")
+    for name in names:  # a file of such a name must not be replaced, nor replace what it is compared with
+        with pytest.raises(Fusion3DError, match=f"called '{name}' as a baseline is"):
+            file = PlanFile("ego", {token: np.zeros((6, 3)) for token in drives.tokens})
+            evaluate_plans({name: file}, drives, ["exact"], others={"ego_mlp": np.zeros((len(drives), 6, 3))})
+
+
+def test_tracks_of_one_scene(tracks_root, tmp_path, capsys):
+    """Nothing to train on: the others are scored all the same."""
+    (tmp_path / "scene-0061.npz").write_bytes((tracks_root / "scene-0061.npz").read_bytes())
+    assert run("evaluate_plans", ["--tracks", str(tmp_path), "--protocol", "uniad_valid"]) == 0
+    text = capsys.readouterr().out
+    assert "without ego_mlp and nearest_anchor" in text and "\nctrv " in text
+    assert run("evaluate_plans", ["--tracks", str(tmp_path), "--train-split", "train"]) == 1
+    assert "--train-split is of --root" in capsys.readouterr().err

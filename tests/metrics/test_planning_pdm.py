@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import arc, boxes, drives, parked, straight, traffic
 
+from fusion3d.metrics.bootstrap import FEWEST_SCENES
 from fusion3d.metrics.planning import Ground, Map, score_plans
 from fusion3d.metrics.planning.baselines import (
     constant_turn,
@@ -218,8 +219,10 @@ def test_skill_is_over_constant_turn_and_paired():
         if title == "macro":
             assert row["skill"] == pytest.approx(0.5)
             continue
-        assert row["skill"] == pytest.approx(0.5) and (row["scenes"] < 5) == np.isnan(row["low"])
-        if row["scenes"] >= 5:
+        assert row["skill"] == pytest.approx(0.5) and (row["scenes"] < 2) == np.isnan(row["low"])
+        if row["scenes"] < FEWEST_SCENES:
+            assert row["says"] == "not distinguishable"
+        else:
             np.testing.assert_allclose([row["low"], row["high"]], 0.5)
             assert row["says"] == "better"
             assert table["same"][title]["says"] == "not distinguishable"
@@ -228,3 +231,13 @@ def test_skill_is_over_constant_turn_and_paired():
             )
     total = sum(row["N"] for title, row in table["half"].items() if title.startswith("manoeuvre: "))
     assert total == table["half"]["all"]["N"] == 200, "manoeuvres divide the samples"
+
+
+def test_where_ctrv_has_no_error_there_is_no_skill():
+    """Some stand, which CTRV foresees exactly: the macro-average is of the other manoeuvres."""
+    future = np.concatenate([straight(np.zeros(5)), arc(np.full(5, 6.0), np.full(5, 0.3), TIME)])
+    of = drives(future)
+    base = constant_turn(of, 6)
+    rows = skill_table({"half": (base + future) / 2, "ctrv": base, "human": future}, of)["half"]
+    assert np.isnan(rows["manoeuvre: stand"]["skill"]) and rows["manoeuvre: left"]["skill"] == pytest.approx(0.5)
+    assert rows["macro"] == {"skill": pytest.approx(0.5), "N": 1}

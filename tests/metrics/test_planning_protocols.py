@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import CAR, CONE, NAMES, arc, boxes, drives, parked, straight, traffic
 
+from fusion3d.errors import DataError
 from fusion3d.metrics.planning import PROTOCOLS, Agents, Boundaries, Drives, score_plans
 from fusion3d.metrics.planning.protocols import BEV_PLANNER, PUBLISHED, SPARSEDRIVE, STP3, UNIAD, VAD, Protocol
 from fusion3d.metrics.planning.published import hits, score_published
@@ -292,13 +293,13 @@ def test_short_plans_are_not_scored_beyond_their_end(steps):
 
 def test_bad_plans_are_named():
     of = traffic(2, 5)
-    with pytest.raises(ValueError, match=r"'m' of shape \(5, 6, 2\)"):
+    with pytest.raises(DataError, match=r"'m' of shape \(5, 6, 2\)"):
         score_plans({"m": of.future[..., :2]}, of)
     wrong = of.future.copy()
     wrong[0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="1 numbers that are not finite"):
+    with pytest.raises(DataError, match="1 numbers that are not finite"):
         score_plans({"m": wrong}, of)
-    with pytest.raises(ValueError, match="called 'ctrv' as a baseline is"):
+    with pytest.raises(DataError, match="called 'ctrv' as a baseline is"):
         score_plans({"ctrv": of.future}, of)
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from fusion3d.metrics.planning.drives import Agents, EgoBox
+from fusion3d.metrics.planning.drives import LIDAR_MOUNT, Agents, EgoBox
 from fusion3d.metrics.planning.raster import Raster
 
 MOVERS = ("vehicle.", "human.")  # prefixes of nuScenes categories: all that move by themselves
@@ -26,7 +26,6 @@ PEDESTRIANS = (
     "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.construction_worker",
     "human.pedestrian.police_officer",
 )  # fmt: skip
-_LIDAR_AHEAD = 0.943713  # [m] the LiDAR ahead of the rear axle
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def movers_around_now(agents: Agents) -> Agents:
     The k-th annotation that follows is taken for that at k steps, as the released converter does.
     """
     moving = agents[agents.named((*VEHICLES, *PEDESTRIANS)) & (agents.step >= 0)]
-    x, y = moving.box[:, 0] - _LIDAR_AHEAD, moving.box[:, 1]
+    x, y = moving.box[:, 0] - LIDAR_MOUNT[0], moving.box[:, 1]
     now = (moving.step == 0) & moving.seen & (np.abs(x) <= 30) & (np.abs(y) <= 15)
     identity = _identity(moving)
     kept = np.isin(identity, identity[now])

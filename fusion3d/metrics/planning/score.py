@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion3d.errors import DataError
 from fusion3d.metrics.planning import baselines, exact
 from fusion3d.metrics.planning.contacts import meet
 from fusion3d.metrics.planning.drives import Drives, sample_hash
@@ -42,14 +43,14 @@ def with_baselines(plans: Mapping[str, np.ndarray], drives: Drives) -> dict[str,
     """The plans, the baselines that need no training, and the human, all of the same number of steps.
 
     Raises:
-        ValueError: a plan has another shape than [N, T, 3] with a T that all share, more steps than the future, a
+        DataError: a plan has another shape than [N, T, 3] with a T that all share, more steps than the future, a
             number that is not finite, or the name of a baseline.
     """
     length = drives.future.shape[1]
     steps = min([plan.shape[1] for plan in plans.values()], default=length)
     for name, plan in plans.items():
         if plan.shape != (len(drives), steps, 3) or steps > length or not np.isfinite(plan).all():
-            raise ValueError(
+            raise DataError(
                 f"plan {name!r} of shape {plan.shape} with {np.count_nonzero(~np.isfinite(plan))} numbers that are not "
                 f"finite; expected {(len(drives), steps, 3)} of at most {length} steps, finite metres and radians"
             )
@@ -63,7 +64,7 @@ def with_baselines(plans: Mapping[str, np.ndarray], drives: Drives) -> dict[str,
     }
     own[HUMAN] = np.where(drives.known[:, :steps, None], drives.future[:, :steps], 0.0)
     if taken := sorted(plans.keys() & own.keys()):
-        raise ValueError(f"a plan is called {taken[0]!r} as a baseline is; give it another name")
+        raise DataError(f"a plan is called {taken[0]!r} as a baseline is; give it another name")
     return {**plans, **own}
 
 

@@ -11,6 +11,7 @@ from fusion3d.metrics.bootstrap import ratio
 from fusion3d.metrics.planning.drives import Drives
 from fusion3d.metrics.planning.exact import mean_error
 from fusion3d.metrics.planning.paths import wrap
+from fusion3d.types import EGO_CENTER
 
 MANOEUVRES = ("stop", "start", "stand", "left", "right", "curve", "accelerate", "brake", "straight")
 STILL = 0.5  # [m/s] slower is standing
@@ -62,7 +63,7 @@ def slices(drives: Drives) -> dict[str, dict[str, np.ndarray]]:
     now = np.linalg.norm(np.nan_to_num(drives.velocity), axis=1)
     low, high = SPEEDS
     agents = drives.agents
-    close = (agents.step == 0) & (np.linalg.norm(agents.box[:, :2] - (1.39, 0), axis=1) < NEAR)
+    close = (agents.step == 0) & (np.linalg.norm(agents.box[:, :2] - (EGO_CENTER, 0), axis=1) < NEAR)
     near = np.bincount(agents.sample[close], minlength=len(drives)) > 0
     found = {
         "manoeuvre": {name: what == name for name in MANOEUVRES},
@@ -90,8 +91,8 @@ def skill_table(plans: Mapping[str, np.ndarray], drives: Drives) -> dict[str, di
     Returns:
         By planner (without the human and ``BASELINE``), by slice (``all``, ``manoeuvre: stop``, ...): ``skill`` with
         ``low`` and ``high``, the paired 95 % bootstrap over scenes (NaN from one), ``L2mean`` [m], ``N``,
-        ``scenes`` and ``says``: ``better``, ``worse`` or ``NOT_SURE``. ``macro`` is the mean over the manoeuvres that
-        there are, without an interval.
+        ``scenes`` and ``says``: ``better``, ``worse`` or ``NOT_SURE``. ``macro`` is the mean over the ``N`` manoeuvres
+        that there are and have a skill, without an interval: where ``BASELINE`` has no error at all there is none.
     """
     masks = {"all": np.ones(len(drives), dtype=bool)}
     masks |= {f"{about}: {name}": mask for about, of in slices(drives).items() for name, mask in of.items()}
@@ -119,6 +120,7 @@ def skill_table(plans: Mapping[str, np.ndarray], drives: Drives) -> dict[str, di
                 "says": ("better" if skill > 0 else "worse") if sure else NOT_SURE,
             }
         of = [rows[title]["skill"] for title in rows if title.startswith("manoeuvre: ")]
+        of = [skill for skill in of if np.isfinite(skill)]
         rows["macro"] = {"skill": float(np.mean(of)) if of else np.nan, "N": len(of)}
         table[name] = rows
     return table
