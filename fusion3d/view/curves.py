@@ -56,7 +56,15 @@ def draw_curves(
             for curve in curves:
                 pairs = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(y)]
                 color = COLORS.get(curve.name, OTHER)
-                axis.plot([x for x, _ in pairs], [y for _, y in pairs], "o-", color=color, markersize=3.5, linewidth=1.4, label=curve.name)
+                axis.plot(
+                    [x for x, _ in pairs],
+                    [y for _, y in pairs],
+                    "o-",
+                    color=color,
+                    markersize=3.5,
+                    linewidth=1.4,
+                    label=curve.name,
+                )
             axis.set_ylim(bottom=0)
         figure.axes[0].legend(frameon=False, loc="lower left", fontsize=8)
         buffer = io.BytesIO()
