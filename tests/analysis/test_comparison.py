@@ -56,7 +56,7 @@ def test_every_operator_and_stage_of_the_configuration_has_a_row():
 
 
 def test_each_row_builds_and_says_what_it_is():
-    base = load_config(ROOT / "configs" / "demo.yaml")
+    base = load_config(ROOT / "configs" / "demo.yaml", ["--train.subsets", "3"])
     chosen = best_rows({row.name: 0.0 for row in OPERATORS})
     singles = tuple(f"out/{name}/seed-0" for name in ("radar", "lidar", "camera"))
     for row in (*alone(SENSORS), TOGETHER, *OPERATORS, *STAGES, *chosen):
@@ -73,6 +73,7 @@ def test_each_row_builds_and_says_what_it_is():
             assert bool(run.config.train.fresh) == (row != TOGETHER and row.stage != "late")
         else:
             assert run.config.branches == row.alone and run.config.train.start == ()
+            assert run.config.train.subsets == 1  # a single kind has no other: the same run whatever the rows do
             assert run.config.train.learning_rate == base.train.learning_rate
             assert run.config.train.epochs == {"camera": 20, "lidar": 8, "radar": 8}[row.name]
 

@@ -79,7 +79,7 @@ def make_run(base: Config, row: Row, seed: int, budget: Budget, out: Path) -> Ru
     """The run of a row: of one sensor, of them all before any is compared, or of them all as it is compared."""
     if row.alone:
         epochs = dict(zip(base.branches, budget.alone_epochs, strict=True))[row.alone[0]]
-        return trained(base, row, seed, out, epochs=epochs, start=(), fresh=())
+        return trained(base, row, seed, out, epochs=epochs, subsets=1, start=(), fresh=())
     start = tuple(str(run_folder(out, name, ALONE_SEED)) for name in FILL_ORDER if name in base.branches)
     epochs, fresh = budget.together_epochs, ()
     if row != TOGETHER:
