@@ -267,7 +267,7 @@ class Fusion3D(nn.Module):
             return {"subsets": [self(seen) for seen in subsets]}
         sensed = self.sense(batch)
         several = [self.conclude(sensed, seen) | {"representation": None} for seen in subsets]
-        _, related = self.relate(sensed.maps, batch)
+        related = None if self.represent is None else self.relate(sensed.maps, batch)[1]
         return sensed.said | {"representation": related, "subsets": several}
 
     def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:

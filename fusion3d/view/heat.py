@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fusion3d.errors import Fusion3DError
-from fusion3d.files import write_whole
 from fusion3d.types import BEVGrid, Boxes, Sample, Trajectory
 from fusion3d.view import colors
 from fusion3d.view.birdseye import draw_birdseye
 from fusion3d.view.pictures import LAYOUT, draw_camera
+from fusion3d.view.sheet import Sheet, png_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_DPI = 100
 _MARGIN, _GAP, _TITLE, _NAME = 28, 12, 62, 26  # [px]
 _PANEL = 560  # side of a map [px]
 _TILE = 400  # least width of a camera [px]
@@ -61,12 +59,7 @@ def draw_heat(
     Raises:
         Fusion3DError: there is no heat to draw, or the file cannot be written or is no ``.png``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise Fusion3DError(f"cannot draw to {path}: expected a name that ends in .png")
+    path = png_path(path)
     if not bev and not images:
         raise Fusion3DError(f"{title or path.name}: there is no map to draw heat over")
     rows, cols = sample.cameras.images.shape[-2:] if sample.cameras is not None and images else (0, 1)
@@ -77,20 +70,13 @@ def draw_heat(
     high = round(_PANEL * (grid.x[1] - grid.x[0]) / (grid.y[1] - grid.y[0])) if bev else 0
     below = _MARGIN + 20 * len(notes)
     width, height = 2 * _MARGIN + inner, _TITLE + cameras_height + (_NAME + high if bev else 0) + below
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    FigureCanvasAgg(figure)
-
-    def place_axes(left: float, top: float, across: float, down: float) -> Axes:
-        return figure.add_axes((left / width, 1 - (top + down) / height, across / width, down / height))
-
-    page = place_axes(0, 0, width, height)
-    page.set(xlim=(0, width), ylim=(height, 0))
-    page.axis("off")
+    sheet = Sheet(width, height)
+    page = sheet.page
     page.text(_MARGIN, 34, title, fontsize=14, color=colors.TEXT, weight="bold", va="center")
     page.text(width - _MARGIN, 34, sample.scene, fontsize=10, color=colors.MUTED, ha="right", va="center")
     for i, line in enumerate(LAYOUT if images else ()):
         for j, channel in enumerate(line):
-            axes = place_axes(_MARGIN + j * (wide + _GAP), _TITLE + i * (tall + _GAP), wide, tall)
+            axes = sheet.place(_MARGIN + j * (wide + _GAP), _TITLE + i * (tall + _GAP), wide, tall)
             hottest = max((float(heat.max()) for heat in images.values()), default=0.0)
             over = colour(images[channel], hottest) if channel in images else None
             draw_camera(axes, sample.cameras, channel, None, predictions, over)
@@ -99,16 +85,14 @@ def draw_heat(
         said = (captions or {}).get(name, "")
         page.text(left, top + _NAME / 2, name, fontsize=11, color=colors.TEXT, weight="bold", va="center")
         page.text(left + _PANEL, top + _NAME / 2, said, fontsize=9.5, color=colors.MUTED, ha="right", va="center")
-        axes = place_axes(left, top + _NAME, _PANEL, high)
+        axes = sheet.place(left, top + _NAME, _PANEL, high)
         radar = sample.radar if "radar" in name else None  # its arrows would hide the heat of the others
         marks = () if place is None else (place,)
         draw_birdseye(axes, replace(sample, radar=radar, map_mask=None), Boxes.empty(), plan, grid, high, marks)
         lay_heat(axes, heat, grid)
     for i, note in enumerate(notes):
         page.text(_MARGIN, height - below + 20 + 20 * i, note, fontsize=9, color=colors.MUTED, va="center")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor=colors.BACKGROUND, pil_kwargs={"compress_level": 3})
-    return write_whole(path, buffer.getvalue())
+    return sheet.write(path)
 
 
 def lay_heat(axes: Axes, heat_YX: np.ndarray, grid: BEVGrid) -> None:

@@ -6,7 +6,6 @@ Truth is outlined in white, what the model says has the colour of its class.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fusion3d.errors import Fusion3DError
-from fusion3d.files import write_whole
 from fusion3d.types import (
     COMMANDS,
     DETECTION_CLASSES,
@@ -32,10 +29,10 @@ from fusion3d.types import (
 from fusion3d.view import colors
 from fusion3d.view.birdseye import box_alpha, draw_birdseye
 from fusion3d.view.projection import project_boxes
+from fusion3d.view.sheet import Sheet, png_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Where each camera stands on the page, as it looks from the vehicle.
 LAYOUT = (
@@ -44,7 +41,6 @@ LAYOUT = (
 )
 MIN_SCORE = 0.2  # predictions below it are not drawn
 
-_DPI = 100
 _MARGIN, _GAP, _TITLE = 28, 8, 62  # [px]
 _TILE = 520  # width of a camera [px]
 _LEGEND = 250  # smallest height of the legend [px]
@@ -79,15 +75,10 @@ def draw_sample(
     Raises:
         Fusion3DError: the file cannot be written or is no ``.png``.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise Fusion3DError(f"cannot draw to {path}: expected a name that ends in .png")
+    path = png_path(path)
     if predictions is not None:
         predictions = predictions[predictions.score >= min_score]
-    figure = compose(sample, predictions, plan, grid or BEVGrid(), caption, marks)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor=colors.BACKGROUND, pil_kwargs={"compress_level": 3})
-    return write_whole(path, buffer.getvalue())
+    return compose(sample, predictions, plan, grid or BEVGrid(), caption, marks).write(path)
 
 
 def compose(
@@ -97,11 +88,8 @@ def compose(
     grid: BEVGrid,
     caption: str = "",
     marks: Sequence[tuple[float, float]] = (),
-) -> Figure:
-    """The page of ``draw_sample`` as a matplotlib figure (no pyplot, no state left behind)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+) -> Sheet:
+    """The page of ``draw_sample``."""
     rows, cols = sample.cameras.images.shape[-2:] if sample.cameras is not None else (9, 16)
     tile_height = round(_TILE * min(rows / cols, 0.75))
     cameras_height = 2 * tile_height + _GAP
@@ -110,25 +98,16 @@ def compose(
     view_width = round(view_height * breadth / depth)
     cameras_width = 3 * _TILE + 2 * _GAP
     width = _MARGIN + cameras_width + _MARGIN + view_width + _MARGIN
-    height = _TITLE + view_height + _MARGIN
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    FigureCanvasAgg(figure)
-
-    def place(left: int, top: int, wide: int, high: int) -> Axes:
-        return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
-
-    page = place(0, 0, width, height)
-    page.set(xlim=(0, width), ylim=(height, 0))
-    page.axis("off")
-    _write_title(page, sample, caption, width)
+    sheet = Sheet(width, _TITLE + view_height + _MARGIN)
+    _write_title(sheet.page, sample, caption, width)
     for i, line in enumerate(LAYOUT):
         for j, channel in enumerate(line):
-            axes = place(_MARGIN + j * (_TILE + _GAP), _TITLE + i * (tile_height + _GAP), _TILE, tile_height)
+            axes = sheet.place(_MARGIN + j * (_TILE + _GAP), _TITLE + i * (tile_height + _GAP), _TILE, tile_height)
             draw_camera(axes, sample.cameras, channel, sample.boxes, predictions)
-    above = place(_MARGIN * 2 + cameras_width, _TITLE, view_width, view_height)
+    above = sheet.place(_MARGIN * 2 + cameras_width, _TITLE, view_width, view_height)
     draw_birdseye(above, sample, predictions, plan, grid, view_height, marks)
-    _write_legend(page, sample, predictions, plan, _MARGIN, _TITLE + cameras_height + _MARGIN, cameras_width)
-    return figure
+    _write_legend(sheet.page, sample, predictions, plan, _MARGIN, _TITLE + cameras_height + _MARGIN, cameras_width)
+    return sheet
 
 
 def draw_camera(

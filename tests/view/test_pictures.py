@@ -24,7 +24,7 @@ def near(image: np.ndarray, color: str, tolerance: float = 0.06) -> np.ndarray:
 
 def rendered(sample, predictions=None, plan=None) -> tuple[np.ndarray, dict]:
     """The page as an image, and the pixel frame of every axes: (left, top, right, bottom), in drawing order."""
-    figure = compose(sample, predictions, plan, GRID)
+    figure = compose(sample, predictions, plan, GRID).figure
     figure.canvas.draw()
     image = np.asarray(figure.canvas.buffer_rgba()) / 255
     height = image.shape[0]

@@ -8,10 +8,8 @@ any time.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 
 from fusion3d.analysis.comparison import costs
+from fusion3d.analysis.comparison.command import make_parser, read_options
 from fusion3d.analysis.comparison.jobs import run_all
 from fusion3d.analysis.comparison.page import make_header, write_page
 from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, TOGETHER, WITH_OPERATOR, Row, alone, best_rows
@@ -33,7 +32,7 @@ from fusion3d.analysis.comparison.runs import (
     unfinished,
 )
 from fusion3d.analysis.comparison.summary import Metrics, estimate, nds
-from fusion3d.config import Config, load_config
+from fusion3d.config import Config
 from fusion3d.engine.benchmark_ops.table import environment
 from fusion3d.errors import ConfigError, Fusion3DError
 from fusion3d.files import write_json
@@ -181,35 +180,28 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
 
 def main(argv: list[str]) -> int:
     """``compare_fusion CONFIG [--only ROW ...] [--seeds N ...] [--epochs N] [--jobs N] [--report] [--a.b value]``."""
-    parser = argparse.ArgumentParser(
+    parser = make_parser(
         "compare_fusion",
-        description="Train and evaluate every way to fuse on the same data, seeds and budget: one table, one plot.",
-        allow_abbrev=False,
+        "Train and evaluate every way to fuse on the same data, seeds and budget: one table, one plot.",
+        "what all rows share",
+        "runs/compare",
+        "docs/benchmarks/fusion",
+        seeds=(0, 1, 2),
     )
-    parser.add_argument("config", help="YAML file of what all rows share, e.g. configs/demo.yaml")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the runs")
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks/fusion"), help="files without their suffix")
     parser.add_argument("--only", nargs="+", default=(), metavar="ROW", help="rows, such as gated or hybrid-concat")
-    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--epochs", type=int, default=1, help="of each row")
     parser.add_argument("--together-epochs", type=int, default=4, metavar="N", help="of all sensors before the rows")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate of these epochs")
     parser.add_argument(
         "--alone-epochs", nargs="+", type=int, default=(20, 8, 8), metavar="N", help="of each sensor's own model"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, each on one thread")
-    parser.add_argument("--report", action="store_true", help="train nothing: write the page from what is there")
-    parser.epilog = "Every setting can be overridden for all rows, e.g. --data.root PATH: fusion3d/config/."
-    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
-        raise ConfigError(f"compare_fusion: expected the configuration file first, found {argv[0]!r}")
-    options, overrides = parser.parse_known_args(argv)
-    base = load_config(options.config, overrides)
+    options, base = read_options(parser, argv)
     if len(options.alone_epochs) != len(base.branches):
         raise ConfigError(f"--alone-epochs: expected one for each of {base.branches}, found {options.alone_epochs}")
-    if min(*options.alone_epochs, options.together_epochs, options.epochs, options.jobs) < 1:
-        raise ConfigError("--epochs, --alone-epochs, --together-epochs and --jobs: expected at least 1")
+    if min(*options.alone_epochs, options.together_epochs, options.epochs) < 1:
+        raise ConfigError("--epochs, --alone-epochs and --together-epochs: expected at least 1")
     budget = Budget(tuple(options.alone_epochs), options.together_epochs, options.epochs, options.rate)
-    comparison = Comparison(base, budget, tuple(dict.fromkeys(options.seeds)), options.out, tuple(options.only))
+    comparison = Comparison(base, budget, options.seeds, options.out, tuple(options.only))
     if not options.report:
         compare(comparison, options.jobs)
     print(report(comparison, options.page, options.config))

@@ -55,6 +55,12 @@ def make_header(base: Config, name: str, about: dict[str, Any], protocol: str) -
     return {"about": line, "protocol": protocol, "settings": settings, "environment": about}
 
 
+def head_lines(title: str, header: Mapping[str, Any], plot: Path, shown: str) -> list[str]:
+    """The beginning of a page: what it is, how its numbers were made, of ``make_header``, and its plot."""
+    said = (f"# {title}", str(header["about"]), str(header["protocol"]), f"![{shown}]({plot.name})")
+    return [line for part in said for line in (part, "")]
+
+
 def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown: the first row is its head, the first column is names and the others are numbers."""
     head, *others = rows
@@ -88,14 +94,7 @@ def write_page(
     said = gains(joint)
     text = "\n".join(
         [
-            "# Ways to fuse, compared",
-            "",
-            str(header["about"]),
-            "",
-            str(header["protocol"]),
-            "",
-            f"![NDS of every row]({plot.name})",
-            "",
+            *head_lines("Ways to fuse, compared", header, plot, "NDS of every row"),
             *_table(alone, joint, costs),
             "",
             NOTE,

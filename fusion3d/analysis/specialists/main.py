@@ -7,17 +7,16 @@ goes on, and the page can be written from what is there at any time.
 
 from __future__ import annotations
 
-import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusion3d.analysis.comparison.command import make_parser, read_options
 from fusion3d.analysis.comparison.jobs import run_all
 from fusion3d.analysis.comparison.page import make_header
 from fusion3d.analysis.comparison.rows import Row
 from fusion3d.analysis.comparison.runs import Run, check, finished, trained, unfinished
 from fusion3d.analysis.specialists.page import write_page
-from fusion3d.config import Config, load_config
+from fusion3d.config import Config
 from fusion3d.engine.benchmark_ops.table import environment
 from fusion3d.engine.inference import sensor_subsets
 from fusion3d.engine.train import num_subsets
@@ -105,25 +104,16 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
 
 def main(argv: list[str]) -> int:
     """``compare_subsets CONFIG [--out DIR] [--page FILE] [--seeds N ...] [--jobs N] [--report] [--a.b value ...]``."""
-    parser = argparse.ArgumentParser(
+    parser = make_parser(
         "compare_subsets",
-        description="Train one model for every subset of the sensors and a specialist for each, and compare them.",
-        allow_abbrev=False,
+        "Train one model for every subset of the sensors and a specialist for each, and compare them.",
+        "the one model",
+        "runs/subsets",
+        "docs/benchmarks/subsets",
+        seeds=(0,),
     )
-    parser.add_argument("config", help="YAML file of the one model, e.g. configs/demo.yaml")
-    parser.add_argument("--out", type=Path, default=Path("runs/subsets"), help="folder of the runs")
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks/subsets"), help="files without their suffix")
-    parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, each on one thread")
-    parser.add_argument("--report", action="store_true", help="train nothing: write the page from what is there")
-    parser.epilog = "Every setting can be overridden for all models, e.g. --data.root PATH: fusion3d/config/."
-    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
-        raise ConfigError(f"compare_subsets: expected the configuration file first, found {argv[0]!r}")
-    options, overrides = parser.parse_known_args(argv)
-    if options.jobs < 1:
-        raise ConfigError(f"--jobs: expected at least 1, found {options.jobs}")
-    base = load_config(options.config, overrides)
-    comparison = Comparison(base, tuple(dict.fromkeys(options.seeds)), options.out)
+    options, base = read_options(parser, argv)
+    comparison = Comparison(base, options.seeds, options.out)
     if not options.report:
         runs = comparison.runs()
         todo = unfinished(runs)

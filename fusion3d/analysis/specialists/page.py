@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fusion3d.analysis.comparison.page import short, table_lines
+from fusion3d.analysis.comparison.page import head_lines, short, table_lines
 from fusion3d.analysis.comparison.summary import Estimate, Metrics, Scores, estimate, nds
 from fusion3d.files import write_json, write_whole
 from fusion3d.view.intervals import Spread, draw_intervals
@@ -18,6 +18,7 @@ NOTE = (
     "mean, that of the mean NDS. ± is half of the 95 % t-interval over the seeds, where there are several: it is about "
     "repeating the runs on these same samples."
 )
+TITLE = "One model for every subset of the sensors, and a specialist for each"
 COLUMNS = ("specialist", "one model", "ratio")
 
 
@@ -84,14 +85,7 @@ def write_page(path: Path, one: Mapping[int, Metrics], specialists: Scores, head
     missing = [subset for subset in specialists if subset not in pairs]
     text = "\n".join(
         [
-            "# One model for every subset of the sensors, and a specialist for each",
-            "",
-            str(header["about"]),
-            "",
-            str(header["protocol"]),
-            "",
-            f"![NDS of both under every subset]({plot.name})",
-            "",
+            *head_lines(TITLE, header, plot, "NDS of both under every subset"),
             *table_lines(_rows(pairs, found)),
             "",
             *(f"- {line}" for line in _verdicts(found)),
