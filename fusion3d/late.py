@@ -120,5 +120,10 @@ def _only(batch: Batch, there: Tensor) -> Batch:
         boxes = tuple(one if known else none for one, known in zip(boxes, there.tolist(), strict=True))
     if future is not None:
         future = dataclasses.replace(future, mask=future.mask & there[:, None])
+    motion = batch.motion
+    if motion is not None:
+        motion = tuple(one if known else one[:0] for one, known in zip(motion, there.tolist(), strict=True))
     known = None if batch.map_known is None else batch.map_known & there[:, None]
-    return dataclasses.replace(batch, annotated=batch.annotated & there, boxes=boxes, future=future, map_known=known)
+    return dataclasses.replace(
+        batch, annotated=batch.annotated & there, boxes=boxes, future=future, motion=motion, map_known=known
+    )

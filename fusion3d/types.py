@@ -1,8 +1,8 @@
 """The types that travel between the rooms, and the legend of letters, frames and units for the whole package.
 
 Letters: B samples in a batch, N of them that have a past, M camera images in a batch (packed: absent cameras take no
-place), P LiDAR points, R radar returns, K boxes, T future steps, C channels, D depth bins, H W image or feature rows
-and columns, Y X cells.
+place), P LiDAR points, R radar returns, K boxes, A things that move or not, T future steps, C channels, D depth bins,
+H W image or feature rows and columns, Y X cells.
 
 Frames: everything is in ``ego``, the vehicle frame at the LIDAR_TOP keyframe time: x forward, y left, z up.
 ``cam`` is x right, y down, z forward; ``image`` is pixels (u right, v down, the centre of the first pixel at 0).
@@ -216,6 +216,26 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Motion:
+    """How what is around goes on, in the frame of now (or the augmented one) like the ``Trajectory`` of the ego.
+
+    A things: first the ``boxes`` of the sample, in their order, then whatever else is annotated now or later on.
+    """
+
+    path: Trajectory  # [A, T] gravity centres from above; mask False where a thing is not annotated
+    size: Tensor  # [A, 3] float32 length, width, height [m]
+    label: Tensor  # [A] int64, index in DETECTION_CLASSES, -1 none of them
+
+    def __len__(self) -> int:
+        return self.label.shape[0]
+
+    def __getitem__(self, keep: slice | Tensor) -> Motion:
+        """The things selected by a slice, a bool mask or an index tensor."""
+        path = Trajectory(self.path.position[keep], self.path.yaw[keep], self.path.mask[keep])
+        return Motion(path, self.size[keep], self.label[keep])
+
+
+@dataclass(frozen=True)
 class Cameras:
     """Camera images, packed over samples: M rows, whoever they belong to. Absent cameras have no row."""
 
@@ -258,6 +278,7 @@ class Sample:
     radar: Tensor | None = None  # [R, 11] float32, RADAR_FIELDS
     boxes: Boxes | None = None  # ground truth of the ten detection classes
     future: Trajectory | None = None  # [T]
+    motion: Motion | None = None  # of what is around
     past: Trajectory | None = None  # [T], from -TIME_STEP backwards
     status: EgoStatus | None = None
     command: int = -1  # index in COMMANDS
@@ -294,6 +315,7 @@ class Batch:
     map_mask: Tensor | None  # [B, 6, Y, X] bool
     annotated: Tensor  # [B] bool: has ground-truth boxes
     map_known: Tensor | None = None  # [B, 6] bool; all False for a sample without a map
+    motion: tuple[Motion, ...] | None = None  # B; of nothing where a sample has none
     history: tuple[History, ...] = ()  # newest first
 
     def __len__(self) -> int:

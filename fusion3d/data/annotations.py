@@ -7,7 +7,7 @@ import torch
 
 from fusion3d.data.nuscenes import Tables
 from fusion3d.geometry import apply, invert, rotate, rotation_from_quaternion, yaw_of
-from fusion3d.types import COMMANDS, TIME_STEP, Boxes, EgoStatus, Trajectory
+from fusion3d.types import COMMANDS, TIME_STEP, Boxes, EgoStatus, Motion, Trajectory
 
 TURN_OFFSET = 2.0  # [m] a path that ends farther to a side than this is a turn (the rule of the nuScenes planners)
 _STEP_RANGE = (0.5 * TIME_STEP, 1.5 * TIME_STEP)  # [s] what two consecutive keyframes may be apart
@@ -21,14 +21,14 @@ def load_boxes(tables: Tables, sample: int, min_points: int = 0) -> Boxes:
         sample: sample row.
         min_points: boxes with fewer LiDAR + radar points are left out (for training).
     """
-    rows = np.arange(tables.box_start[sample], tables.box_start[sample + 1])
-    rows = rows[(tables.box_class[rows] >= 0) & (tables.box_points[rows].sum(axis=1) >= min_points)]
+    rows = _rows(tables, sample)
+    rows = rows[_counts(tables, rows, min_points)]
     ego_from_global = invert(tables.global_from_ego(sample))
-    turned = ego_from_global[:3, :3] @ rotation_from_quaternion(tables.box_rotation[rows])
+    center, yaw = _places(tables, rows, ego_from_global)
     return Boxes.of(
-        center=_tensor(apply(ego_from_global, tables.box_center[rows])),
+        center=_tensor(center),
         size=_tensor(tables.box_size[rows]),
-        yaw=_tensor(yaw_of(turned)),
+        yaw=_tensor(yaw),
         velocity=_tensor(rotate(ego_from_global, tables.box_velocity[rows])[:, :2]),
         label=_tensor(tables.box_class[rows]),
         attribute=_tensor(tables.box_attribute[rows]),
@@ -36,6 +36,52 @@ def load_boxes(tables: Tables, sample: int, min_points: int = 0) -> Boxes:
         num_points=_tensor(tables.box_points[rows]),
         instance=tuple(token.decode() for token in tables.instance_token[tables.box_instance[rows]].tolist()),
     )
+
+
+def load_motion(tables: Tables, sample: int, steps: int, min_points: int = 0) -> Motion:
+    """How everything annotated around a sample goes on, whatever its category.
+
+    Things are followed by their instance through the following keyframes, as far as ``load_ego`` follows the ego: the
+    scene's end, or a gap of time, ends what is known; a keyframe that does not annotate a thing is a gap in its path.
+
+    Args:
+        tables: the data set.
+        sample: sample row.
+        steps: keyframes to follow.
+        min_points: that of ``load_boxes``, whose boxes come first.
+    """
+    now = _rows(tables, sample)
+    counts = _counts(tables, now, min_points)
+    ahead = [_rows(tables, row) for row in chain(tables, sample, tables.sample_next, steps)]
+    rows = np.concatenate([now[counts], now[~counts], *ahead])
+    step = np.repeat(np.arange(-1, len(ahead)), [len(now), *map(len, ahead)])
+    _, first, thing = np.unique(tables.box_instance[rows], return_index=True, return_inverse=True)
+    order = np.argsort(first)  # of the things, as they are first met
+    place = np.argsort(order)[thing.reshape(-1)]
+    center, yaw = _places(tables, rows, invert(tables.global_from_ego(sample)))
+    position, heading = np.zeros((len(first), steps, 2)), np.zeros((len(first), steps))
+    mask = np.zeros((len(first), steps), dtype=bool)
+    later = step >= 0
+    at = place[later], step[later]
+    position[at], heading[at], mask[at] = center[later, :2], yaw[later], True
+    rows = rows[first[order]]
+    path = Trajectory(_tensor(position), _tensor(heading), torch.from_numpy(mask))
+    return Motion(path, _tensor(tables.box_size[rows]), _tensor(tables.box_class[rows]))
+
+
+def _rows(tables: Tables, sample: int) -> np.ndarray:
+    return np.arange(tables.box_start[sample], tables.box_start[sample + 1])
+
+
+def _counts(tables: Tables, rows: np.ndarray, min_points: int) -> np.ndarray:
+    """Which boxes are of the ten classes and have as many points."""
+    return (tables.box_class[rows] >= 0) & (tables.box_points[rows].sum(axis=1) >= min_points)
+
+
+def _places(tables: Tables, rows: np.ndarray, ego_from_global: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[len, 3] gravity centres and [len] yaw of boxes in an ego frame."""
+    turned = ego_from_global[:3, :3] @ rotation_from_quaternion(tables.box_rotation[rows])
+    return apply(ego_from_global, tables.box_center[rows]), yaw_of(turned)
 
 
 def load_ego(tables: Tables, sample: int, steps: int) -> tuple[Trajectory, Trajectory, EgoStatus, int]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusion3d.config import AugmentConfig
-from fusion3d.types import COMMANDS, Batch, Boxes, Cameras, EgoStatus, Sample, Trajectory
+from fusion3d.types import COMMANDS, Batch, Boxes, Cameras, EgoStatus, Motion, Sample, Trajectory
 
 _MIRRORED = {COMMANDS.index("left"): COMMANDS.index("right"), COMMANDS.index("right"): COMMANDS.index("left")}
 
@@ -82,6 +82,7 @@ def transform_sample(sample: Sample, aug_from_ego: np.ndarray | Tensor) -> Sampl
         radar=None if sample.radar is None else _move_radar(sample.radar, matrix),
         boxes=sample.boxes and _move_boxes(sample.boxes, matrix),
         future=sample.future and _move_trajectory(sample.future, matrix),
+        motion=sample.motion and _move_motion(sample.motion, matrix),
         past=sample.past and _move_trajectory(sample.past, matrix),
         status=sample.status and _move_status(sample.status, matrix, mirrored),
         command=_MIRRORED.get(sample.command, sample.command) if mirrored else sample.command,
@@ -105,6 +106,7 @@ def transform_batch(batch: Batch, aug_from_ego: np.ndarray | Tensor) -> Batch:
         radar=radar and dataclasses.replace(radar, points=_move_radar(radar.points, matrix)),
         boxes=boxes and tuple(_move_boxes(of_sample, matrix) for of_sample in boxes),
         future=batch.future and _move_trajectory(batch.future, matrix),
+        motion=batch.motion and tuple(_move_motion(of_sample, matrix) for of_sample in batch.motion),
         past=batch.past and _move_trajectory(batch.past, matrix),
         status=batch.status and _move_status(batch.status, matrix, mirrored),
         command=swap[batch.command + 1] if mirrored else batch.command,
@@ -194,6 +196,11 @@ def _move_trajectory(path: Trajectory, matrix: Tensor) -> Trajectory:
     position = torch.where(path.mask[..., None], _place(path.position, matrix), path.position)
     yaw = torch.where(path.mask, _turn_yaw(path.yaw, matrix), path.yaw)
     return Trajectory(position=position, yaw=yaw, mask=path.mask)
+
+
+def _move_motion(motion: Motion, matrix: Tensor) -> Motion:
+    size = motion.size * matrix[2, 2].to(motion.size)
+    return dataclasses.replace(motion, path=_move_trajectory(motion.path, matrix), size=size)
 
 
 def _move_status(status: EgoStatus, matrix: Tensor, mirrored: bool) -> EgoStatus:

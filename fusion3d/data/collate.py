@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusion3d.types import Batch, Boxes, Cameras, EgoStatus, History, PointCloud, Sample, Trajectory
+from fusion3d.types import Batch, Boxes, Cameras, EgoStatus, History, Motion, PointCloud, Sample, Trajectory
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -38,6 +38,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         map_mask=_stack_masks([sample.map_mask for sample in samples]),
         map_known=_stack_masks([sample.map_known for sample in samples]),
         annotated=torch.tensor([sample.boxes is not None for sample in samples]),
+        motion=_pack_motion([sample.motion for sample in samples]),
         history=_pack_history(samples),
     )
 
@@ -83,6 +84,16 @@ def _pack_boxes(items: list[Boxes | None]) -> tuple[Boxes, ...] | None:
     if all(item is None for item in items):
         return None
     return tuple(Boxes.empty() if item is None else item for item in items)
+
+
+def _pack_motion(items: list[Motion | None]) -> tuple[Motion, ...] | None:
+    there = next((item for item in items if item is not None), None)
+    if there is None:
+        return None
+    steps = {item.path.mask.shape[1] for item in items if item is not None}
+    if len(steps) > 1:
+        raise ValueError(f"motions of different lengths in one batch: {sorted(steps)} steps")
+    return tuple(there[:0] if item is None else item for item in items)
 
 
 def _stack_trajectories(items: list[Trajectory | None]) -> Trajectory | None:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fusion3d.config import AugmentConfig, DataConfig
-from fusion3d.data.annotations import load_boxes, load_ego
+from fusion3d.data.annotations import load_boxes, load_ego, load_motion
 from fusion3d.data.augment import draw_bev_augmentation, transform_sample
 from fusion3d.data.corruptions import Corruptor, draw_one, parse
 from fusion3d.data.corruptions.kinds import choices
@@ -47,6 +47,7 @@ class NuScenesDataset(Dataset[Sample]):
             augmentation. Evaluation wants them all, because the official rule has its own filter.
         steps: number of future and past ego positions.
         with_map: cut the map mask, which the map head learns from and pictures show.
+        with_motion: follow what is around over the same steps, which motion and planning heads learn from.
         keyframes: of each sample, with the present one: those before are its ``history``, as far as the scene has them.
         epochs: how many there will be, from which the fade at the end is counted; None: there is no end.
         stride: every how many-th keyframe of the split is a sample.
@@ -69,6 +70,7 @@ class NuScenesDataset(Dataset[Sample]):
         training: bool | None = None,
         steps: int = 6,
         with_map: bool = True,
+        with_motion: bool = False,
         keyframes: int = 1,
         epochs: int | None = None,
         stride: int = 1,
@@ -79,7 +81,8 @@ class NuScenesDataset(Dataset[Sample]):
                 "augment.paste puts objects into the present keyframe alone; with temporal, set it to null"
             )
         self.config, self.split, self.grid, self.augment = config, split, grid, augment
-        self.seed, self.steps, self.with_map, self.keyframes, self.epochs = seed, steps, with_map, keyframes, epochs
+        self.seed, self.steps, self.keyframes, self.epochs = seed, steps, keyframes, epochs
+        self.with_map, self.with_motion = with_map, with_motion
         self.training = augment is not None if training is None else training
         self.tables = Tables.open(config.root, config.version)
         rows = np.array(samples_of(self.tables, split), dtype=np.int64)
@@ -126,6 +129,7 @@ class NuScenesDataset(Dataset[Sample]):
         draws = self._draw(epoch, index, *time)
         future, past, status, command = load_ego(tables, row, self.steps)
         boxes = load_boxes(tables, row) if tables.annotated else None
+        followed = self.with_motion and tables.annotated
         sample = dataclasses.replace(
             self._sense(row, draws),
             future=future,
@@ -133,6 +137,7 @@ class NuScenesDataset(Dataset[Sample]):
             status=status,
             command=command,
             boxes=None if boxes is None else boxes[boxes.num_points.sum(1) >= self.min_points],
+            motion=load_motion(tables, row, self.steps, self.min_points) if followed else None,
             history=tuple(self._sense(before, draws) for before in self._rows_before(row)),
         )
         if self.paster is not None and draws.paste is not None and boxes is not None:

@@ -93,7 +93,7 @@ def _seen(batch: Batch, views: Sequence[np.ndarray]) -> Iterator[Batch]:
     if len(views) == 1:
         yield batch
         return
-    inputs = dataclasses.replace(batch, boxes=None, future=None, map_mask=None)
+    inputs = dataclasses.replace(batch, boxes=None, future=None, motion=None, map_mask=None)
     yield from (transform_batch(inputs, view) for view in views)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ worlds = {"angle": angles, "scale": scales, "flip_x": st.booleans(), "flip_y": s
 @pytest.fixture(scope="module")
 def sample(tiny_root) -> Sample:
     config = DataConfig(root=str(tiny_root), version="v1.0-tiny", image_size=(45, 80), lidar_sweeps=3, radar_sweeps=2)
-    return NuScenesDataset(config, "mine", BEVGrid(), with_map=False)[2]
+    return NuScenesDataset(config, "mine", BEVGrid(), with_map=False, with_motion=True)[2]
 
 
 def tensors(value) -> list[torch.Tensor]:
@@ -55,8 +56,8 @@ def test_the_inverse_gives_everything_back(sample, **world):
     assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(before, tensors(sample), strict=True))
     back = transform_sample(there, np.linalg.inv(matrix))
     assert back.command == sample.command and back.cameras.channels == sample.cameras.channels
-    for name in ("boxes", "future", "past"):
-        for value in (getattr(back, name), getattr(sample, name)):
+    for name in ("boxes", "future", "past", "motion.path"):
+        for value in (attrgetter(name)(back), attrgetter(name)(sample)):
             value.yaw.copy_(torch.remainder(value.yaw + 1e-4, 2 * math.pi))  # -pi is pi
     for ours, original in zip(tensors(back), tensors(sample), strict=True):
         torch.testing.assert_close(ours, original, atol=2e-4, rtol=1e-5, equal_nan=True)

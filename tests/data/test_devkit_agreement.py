@@ -9,7 +9,7 @@ import pytest
 
 from fusion3d.config import DataConfig
 from fusion3d.data import NuScenesDataset, Tables, samples_of
-from fusion3d.data.annotations import load_boxes
+from fusion3d.data.annotations import load_boxes, load_motion
 from fusion3d.data.lidar import load_lidar
 from fusion3d.data.radar import load_radars
 from fusion3d.geometry import apply, box_corners, invert
@@ -101,6 +101,41 @@ def test_boxes_in_ego(nusc, tables, samples):
             assert boxes.num_points[k].tolist() == [annotation["num_lidar_pts"], annotation["num_radar_pts"]]
             assert boxes.instance[k] == annotation["instance_token"]
     assert compared > 10
+
+
+def test_motion_of_all_around(nusc, tables, samples):
+    steps, followed = 6, 0
+    for row in samples:
+        record = nusc.get("sample", tables.token(row))
+        ego_from_global = np.linalg.inv(reference(nusc, record))
+        boxes, motion = load_boxes(tables, row, 1), load_motion(tables, row, steps, 1)
+        later, known = [], record
+        while known["next"] and len(later) < steps:
+            known = nusc.get("sample", known["next"])
+            later.append({nusc.get("sample_annotation", token)["instance_token"]: token for token in known["anns"]})
+        now = {nusc.get("sample_annotation", token)["instance_token"] for token in record["anns"]}
+        assert len(motion) == len(now.union(*later))
+        np.testing.assert_array_equal(motion.label[: len(boxes)], boxes.label)
+        np.testing.assert_array_equal(motion.size[: len(boxes)], boxes.size)
+        for step, there in enumerate(later):
+            assert int(motion.path.mask[:, step].sum()) == len(there)
+            places = motion.path.position[motion.path.mask[:, step], step]
+            for number, instance in enumerate(boxes.instance):
+                assert bool(motion.path.mask[number, step]) == (instance in there)
+            for instance, token in there.items():
+                box = nusc.get_box(token)
+                center = (ego_from_global[:3, :3] @ box.center + ego_from_global[:3, 3])[:2]
+                turned = ego_from_global[:3, :3] @ box.rotation_matrix
+                if instance in boxes.instance:
+                    number = boxes.instance.index(instance)
+                    np.testing.assert_allclose(motion.path.position[number, step], center, atol=TOLERANCE)
+                    turn = float(motion.path.yaw[number, step]) - np.arctan2(turned[1, 0], turned[0, 0])
+                    assert abs((turn + np.pi) % (2 * np.pi) - np.pi) < TOLERANCE
+                else:
+                    assert np.abs(places.numpy() - center).max(axis=1).min() < TOLERANCE
+        assert not motion.path.mask[:, len(later) :].any()
+        followed += int(motion.path.mask.sum())
+    assert followed > 10
 
 
 def test_boxes_in_every_sensor_frame(nusc, tables, samples):

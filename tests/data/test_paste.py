@@ -52,7 +52,8 @@ def opened(root: Path, paste: PasteConfig | None, split: str = "train", changes=
     still = {"bev_rotation": 0.0, "bev_scale": (1.0, 1.0), "bev_flip": False}
     images = {"image_scale": (0.0, 0.0), "image_rotation": 0.0, "image_flip": False}
     config = AugmentConfig(paste=paste, **(still | images | augment))
-    return NuScenesDataset(data_config(root, **(changes or {})), split, BEVGrid(), config, 5, with_map=False)
+    known = data_config(root, **(changes or {}))
+    return NuScenesDataset(known, split, BEVGrid(), config, 5, with_map=False, with_motion=True)
 
 
 def counts_of(cloud: torch.Tensor, boxes: Boxes, k: int) -> tuple[int, int]:
@@ -169,6 +170,11 @@ def test_what_is_pasted_stands_clear_and_is_counted(synthetic_root, database, in
         stayed = torch.ones(len(old), dtype=torch.bool).index_fill(0, gone, False)
         assert len(new) == int(stayed.sum()) + int(pasted.num_points[:, column].sum())
         assert new[: int(stayed.sum())].equal(old[stayed])
+    # Nobody knows how what was pasted goes on; whatever else there is goes on as it did.
+    assert torch.equal(after.motion.label[: len(after.boxes)], after.boxes.label)
+    assert not after.motion.path.mask[len(before.boxes) : len(after.boxes)].any()
+    kept = torch.cat([torch.arange(len(before.boxes)), torch.arange(len(after.boxes), len(after.motion))])
+    assert torch.equal(after.motion[kept].path.position, before.motion.path.position)
     assert len(set(after.boxes.instance)) == len(after.boxes)
     assert (
         torch.bincount(pasted.label, minlength=10) <= (14 - torch.bincount(everything.label, minlength=10)).clamp(min=0)

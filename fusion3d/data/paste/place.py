@@ -35,7 +35,9 @@ from fusion3d.types import (
     BEVGrid,
     Boxes,
     Cameras,
+    Motion,
     Sample,
+    Trajectory,
 )
 
 _PATH_POINTS = 4  # places of the vehicle that are looked at between two of its path
@@ -183,7 +185,12 @@ class Paster:
             cameras = dataclasses.replace(cameras, images=images)
         boxes = dataclasses.replace(boxes, num_points=torch.tensor(count))
         return dataclasses.replace(
-            sample, lidar=lidar, radar=radar, cameras=cameras, boxes=Boxes.cat([sample.boxes, boxes])
+            sample,
+            lidar=lidar,
+            radar=radar,
+            cameras=cameras,
+            boxes=Boxes.cat([sample.boxes, boxes]),
+            motion=sample.motion and _join(sample.motion, len(sample.boxes), boxes),
         )
 
 
@@ -246,6 +253,17 @@ def _clashes(candidates: Boxes, there: Boxes) -> _Clashes:
     return _Clashes(
         (ops.box_iou_bev(footprints, _footprints(there)) > 0).any(1), ops.box_iou_bev(footprints, footprints) > 0
     )
+
+
+def _join(motion: Motion, at: int, boxes: Boxes) -> Motion:
+    """Boxes put between others and what is no box, as things of which nobody knows how they go on."""
+    count, steps = len(boxes), motion.path.mask.shape[1]
+    parts = motion.path.position, motion.path.yaw, motion.path.mask, motion.size, motion.label
+    new = *(part.new_zeros(count, steps, *part.shape[2:]) for part in parts[:3]), boxes.size, boxes.label
+    position, yaw, mask, size, label = (
+        torch.cat([part[:at], of_new, part[at:]]) for part, of_new in zip(parts, new, strict=True)
+    )
+    return Motion(Trajectory(position, yaw, mask), size, label)
 
 
 def _footprints(boxes: Boxes) -> Tensor:
