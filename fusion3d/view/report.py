@@ -16,9 +16,11 @@ from fusion3d.view.sections import (
     calibration,
     explained,
     missing_sensors,
+    planning,
     robustness,
     sensor_worth,
     similarity,
+    tracking,
     worst_samples,
 )
 from fusion3d.view.stylesheet import STYLESHEET
@@ -33,9 +35,6 @@ DETECTION_COLUMNS = (
     ("mAOE", "heading [rad]", False),
     ("mAVE", "velocity [m/s]", False),
     ("mAAE", "attribute [1-acc]", False),
-)
-PLANNING_COLUMNS = tuple(
-    (f"{what}@{t}s", unit, False) for what, unit in (("L2", "[m]"), ("collision", "[% of samples]")) for t in (1, 2, 3)
 )
 MAP_COLUMNS = (
     ("mIoU@0.5", "mean", True),
@@ -60,7 +59,8 @@ def write_report(
     Args:
         path: the ``.html`` file; its folder is made, it appears whole.
         metrics: as ``evaluate`` writes them: ``subsets.<name>.{NDS, mAP, ..., AP.<class>}``,
-            ``planning.<planner>.{N, L2@1s, ..., collision@3s}``, ``planning_protocol`` (or ``protocol``),
+            ``subsets.<name>.tracking``, ``tracking_protocol``; ``planning.<planner>.{N, L2@1s, ..., collision@3s}``,
+            ``subsets.<name>.planning``, ``planning_scores.{pdm, skill}``, ``planning_protocol`` (or ``protocol``),
             ``subsets.<name>.intervals.<number>``, [low, high] or null; ``subsets.<name>.strata.<dimension>.<part>``,
             rows of the same kind; ``shapley``, as ``metrics.shapley.sensor_worth`` gives it;
             ``subsets.<name>.map`` and ``map.<baseline>`` as ``score_map`` gives them, ``map_protocol``,
@@ -85,7 +85,8 @@ def write_report(
         ("missing", "What is left without a sensor", missing_sensors(_subset_rows(metrics))),
         ("worth", "What each sensor is worth", sensor_worth(metrics.get("shapley") or {})),
         ("strata", "By distance, light and the like", by_stratum(_subset_rows(metrics))),
-        ("planning", "Planning", _planning(metrics)),
+        ("tracking", "Tracking", tracking(metrics)),
+        ("planning", "Planning", planning(metrics)),
         ("map", "Map", _map(metrics)),
         ("classes", "Average precision by class", _classes(metrics)),
         ("explained", "What the model looks at", explained(findings.explained)),
@@ -158,22 +159,6 @@ def _subsets(metrics: Mapping[str, Any]) -> str:
         f"Official nuScenes metrics.{over}</p>"
         + table(rows, DETECTION_COLUMNS, "sensors", sensor_label)
         + '<p class="note">Best of each column marked. NDS and mAP: more is better; errors: less is better.</p>'
-    )
-
-
-def _planning(metrics: Mapping[str, Any]) -> str:
-    rows = metrics.get("planning") or {}
-    if not rows:
-        return ""
-    planned = {name.replace("_", " "): row for name, row in rows.items()}
-    contest = [
-        name for name in planned if name not in ("human", "nearest anchor")
-    ]  # the yardstick, and one that knows it
-    protocol = metrics.get("planning_protocol") or metrics.get("protocol") or ""
-    return (
-        table(planned, PLANNING_COLUMNS, "planner", contest=contest)
-        + '<p class="note">Less is better; best planner of each column marked.</p>'
-        + (f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else "")
     )
 
 

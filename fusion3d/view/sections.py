@@ -13,6 +13,27 @@ from fusion3d.types import DETECTION_CLASSES, SENSORS
 from fusion3d.view.charts import reliability_chart
 from fusion3d.view.tables import bars, number, picture, sensor_label, shaded, show, table
 
+# Column, what it is, and whether more of it is better.
+PLANNING_COLUMNS = tuple(
+    (f"{what}@{t}s", unit, False) for what, unit in (("L2", "[m]"), ("collision", "[% of samples]")) for t in (1, 2, 3)
+)
+PDM_COLUMNS = (
+    ("PDMS", "all together", True),
+    ("NC", "no collision at fault", True),
+    ("DAC", "drivable area", True),
+    ("TTC", "time to collision", True),
+    ("EP", "progress", True),
+    ("C", "comfort", True),
+)
+TRACKING_COLUMNS = (
+    ("AMOTA", "over recalls", True),
+    ("AMOTP", "position [m], over recalls", False),
+    ("MOTA", "", True),
+    ("MOTP", "position [m]", False),
+    ("recall", "", True),
+    ("IDS", "identities switched", False),
+    ("FRAG", "tracks broken", False),
+)
 _CHARTS_OF_CLASSES = 2  # right boxes that a class needs, to have a diagram of its own
 
 
@@ -124,6 +145,64 @@ def by_stratum(rows: Mapping[str, Mapping[str, Any]]) -> str:
         columns = [(name, "mAP", True) for name in known]
         tables.append(f"<h3>{escape(dimension)}</h3>" + table(lines, columns, "part", contest=()))
     return "".join(tables)
+
+
+def tracking(metrics: Mapping[str, Any]) -> str:
+    """Tracks by sensors."""
+    rows = {name: row["tracking"] for name, row in (metrics.get("subsets") or {}).items() if "tracking" in row}
+    if not rows:
+        return ""
+    protocol = metrics.get("tracking_protocol") or ""
+    return table(rows, TRACKING_COLUMNS, "sensors", sensor_label) + (
+        f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else ""
+    )
+
+
+def planning(metrics: Mapping[str, Any]) -> str:
+    """Plans beside the baselines, and by sensors; the PDM-style score; skill by slices."""
+    rows = metrics.get("planning") or {}
+    if not rows:
+        return ""
+    planned = {name.replace("_", " "): row for name, row in rows.items()}
+    contest = [
+        name for name in planned if name not in ("human", "nearest anchor")
+    ]  # the yardstick, and one that knows it
+    protocol = metrics.get("planning_protocol") or metrics.get("protocol") or ""
+    parts = [
+        table(planned, PLANNING_COLUMNS, "planner", contest=contest),
+        '<p class="note">Less is better; best planner of each column marked.</p>',
+        f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else "",
+    ]
+    subsets = {name: row["planning"] for name, row in (metrics.get("subsets") or {}).items() if "planning" in row}
+    if len(subsets) > 1:
+        parts += ["<h3>By sensors</h3>", table(subsets, PLANNING_COLUMNS, "sensors", sensor_label)]
+    scores = metrics.get("planning_scores") or {}
+    if scores.get("pdm"):
+        parts += [
+            "<h3>PDM-style score</h3>",
+            table(scores["pdm"], PDM_COLUMNS, "planner", sensor_label, contest=()),
+            '<p class="note">NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best.</p>',
+        ]
+    if scores.get("skill"):
+        parts += ["<h3>Skill over constant turn rate and velocity</h3>", _skill(scores["skill"])]
+    return "".join(parts)
+
+
+def _skill(by_planner: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row a slice, a column a planner."""
+    lines: dict[str, dict[str, Any]] = {}
+    for planner, rows in by_planner.items():
+        for title, row in rows.items():
+            count = f"N {row['N']}" if "scenes" in row else f"{row['N']} manoeuvres"
+            line = lines.setdefault(f"{title} ({count})", {"intervals": {}})
+            line[planner] = row.get("skill")
+            line["intervals"][planner] = (row.get("low"), row.get("high"))
+    columns = [(planner, "skill", True) for planner in by_planner]
+    return (
+        table(lines, columns, "samples", contest=())
+        + '<p class="note">1 - error / its error, of the mean distance over the whole plan: 0 is no better, 1 is the '
+        "driven path. Under it the 95 % interval by paired bootstrap over scenes, where there are enough.</p>"
+    )
 
 
 def explained(pictures: Sequence[tuple[str, Path]]) -> str:

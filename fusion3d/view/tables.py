@@ -13,6 +13,7 @@ from fusion3d.errors import Fusion3DError
 from fusion3d.types import SENSORS
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
+_COUNTS = ("IDS", "FRAG")
 
 
 def number(row: Mapping[str, Any], key: str) -> float | None:
@@ -22,9 +23,11 @@ def number(row: Mapping[str, Any], key: str) -> float | None:
 
 
 def show(value: float | None, key: str) -> str:
-    """A number as text: three digits, rates of collision in per cent, a dash for none."""
+    """A number as text: three digits, rates of collision in per cent, counts whole, a dash for none."""
     if value is None:
         return "\N{EN DASH}"
+    if key in _COUNTS:
+        return f"{value:.0f}"
     return f"{100 * value:.2f}" if key.startswith("collision") else f"{value:.3f}"
 
 
@@ -67,7 +70,7 @@ def table(
 
 def _interval(row: Mapping[str, Any], key: str) -> str:
     ends = (row.get("intervals") or {}).get(key)
-    if not isinstance(ends, (list, tuple)) or len(ends) != 2 or None in ends:
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2 or any(e is None or not math.isfinite(e) for e in ends):
         return ""
     return f'<small class="soft">{show(ends[0], key)} to {show(ends[1], key)}</small>'
 

@@ -189,6 +189,46 @@ def test_a_curve_goes_down_the_page_as_the_loss_falls():
     assert "no values" in line_chart([0], [math.nan], "loss")
 
 
+def test_tracks_and_all_that_is_known_of_plans(tmp_path):
+    metrics = numbers()
+    for i, row in enumerate(metrics["subsets"].values()):
+        row["tracking"] = {
+            "AMOTA": 0.1 * i,
+            "AMOTP": 1.5 - 0.1 * i,
+            "MOTA": 0.2,
+            "MOTP": 0.3,
+            "recall": 0.4,
+            "IDS": 12.0,
+        }
+        row["planning"] = {"L2@3s": 1.0 + 0.1 * i, "collision@3s": 0.01}
+    nan = math.nan
+    metrics["planning_scores"] = {
+        "pdm": {"lidar": {"PDMS": 0.81, "NC": 0.9, "DAC": nan, "TTC": 0.7, "EP": 0.6, "C": 0.5, "N": 27.0}},
+        "skill": {
+            "lidar": {
+                "all": {"skill": 0.25, "low": 0.1, "high": 0.4, "N": 27, "scenes": 8},
+                "manoeuvre: stop": {"skill": -0.5, "low": nan, "high": nan, "N": 3, "scenes": 1},
+                "macro": {"skill": -0.125, "N": 2},
+            },
+            "stationary": {"all": {"skill": -2.0, "low": None, "high": None, "N": 27, "scenes": 8}},
+        },
+    }
+    metrics["tracking_protocol"] = "greedy < 2 m"
+    _, page = page_of(tmp_path, metrics=metrics)
+    heads = [[text for _, text in row] for row in page.rows if row[0][1] in ("sensors", "planner", "samples")]
+    at = next(i for i, head in enumerate(heads) if any("AMOTA" in text for text in head))
+    assert [text.split("position")[0] for text in heads[at]][1:3] == ["AMOTAover recalls", "AMOTP"]
+    of_lidar = [[text for _, text in row] for row in page.rows if row[0][1] == "lidar"]
+    assert ["lidar", "0.100", "1.400", "0.200 best", "0.300 best", "0.400 best", "12 best", DASH] in of_lidar
+    assert ["lidar", DASH, DASH, "1.100", DASH, DASH, "1.00 best"] in of_lidar
+    assert ["lidar", "0.810", "0.900", DASH, "0.700", "0.600", "0.500"] in of_lidar
+    shown = {row[0][1]: [text for _, text in row[1:]] for row in page.rows if "(" in row[0][1]}
+    assert shown["all (N 27)"] == ["0.2500.100 to 0.400", "-2.000"]
+    assert shown["manoeuvre: stop (N 3)"] == ["-0.500", DASH]
+    assert shown["macro (2 manoeuvres)"] == ["-0.125", DASH]
+    assert "greedy < 2 m" in page.text
+
+
 def test_the_map_has_its_rows_and_baselines(tmp_path):
     def row(value: float) -> dict:
         iou = dict.fromkeys(MAP_CLASSES, value) | {"carpark_area": math.nan}
