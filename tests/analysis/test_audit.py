@@ -180,6 +180,8 @@ def test_a_planner_that_looks_at_its_speed_alone_is_called_so(dataset):
     assert len(found["leaks"]) == 1 and "planning.ego_status is none" in found["leaks"][0]
     assert audited(by_status, dataset, declared="measured")["leaks"] == []
     assert "planning.ego_status is predicted" in audited(by_status, dataset, declared="predicted")["leaks"][0]
+    by_past = lambda batch: nowhere(batch) if batch.past is None else batch.past.position[:, :1] * -2 * TIME  # noqa: E731
+    assert "measured motion goes in" in audited(by_past, dataset, 4)["leaks"][0]
 
 
 def test_how_much_farther_from_the_driven_path(dataset):
@@ -280,6 +282,7 @@ def test_places_commands_and_nothing_at_all(dataset):
     told = audited(obeys, dataset, 4)
     assert "reacts to the command alone" in told["says"][0] and told["card"]["command"].startswith("up to 3.00 m")
     assert ("made of the driven path" in told["card"]["command"]) == ("command" in told["future"]["changed"])
+    assert "other motion" not in [row["name"] for row in told["changes"]], "what is not there is not tried"
     assert "plans the same whatever it is given" in audited(nowhere, dataset, 4)["says"][0]
     both = lambda batch: by_lidar(batch) + 0.01 * by_status(batch)  # noqa: E731
     told = audited(both, dataset, 9, declared="measured")["says"][0]
@@ -338,7 +341,7 @@ def test_the_verb_on_a_model_with_memory(synthetic_root, tmp_path, capsys, stage
     config = on_synthetic(synthetic_root, camera=None, map=None, detection=None, temporal=temporal, fusion__stage=stage,
                           planning__ego_status="measured", train__batch_size=2)  # fmt: skip
     folder = saved(config, tmp_path / "checkpoints" / "step-00000001")
-    arguments = [str(folder), "--samples", "4", "--data.split", "all", "--device", "cpu"]
+    arguments = [str(folder), "--samples", "3", "--data.split", "all", "--device", "cpu"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     text, found = capsys.readouterr().out, json.loads((tmp_path / FILE).read_text())
     assert found["leaks"] == [] and found["ego_status"] == "measured" and "no leak found" in text
@@ -354,7 +357,7 @@ def test_the_verb_on_a_model_with_memory(synthetic_root, tmp_path, capsys, stage
         return
     asked = []
     monkeypatch.setattr(audit_run, "_sense", lambda *_: asked.append(1))
-    anew = audit_planner(folder, dataclasses.replace(config, data=dataclasses.replace(config.data, split="all")), 4)
+    anew = audit_planner(folder, dataclasses.replace(config, data=dataclasses.replace(config.data, split="all")), 3)
     assert asked and [row["name"] for row in anew["changes"]] == [row["name"] for row in found["changes"]]
     for first, second in zip(anew["changes"], found["changes"], strict=True):
         assert first["different"] == second["different"]

@@ -25,6 +25,7 @@ from fusion3d.types import COMMANDS, Batch, EgoStatus, Trajectory
 OTHER = "of another scene"
 ALL_SENSORS, NO_SENSOR, ALL_EGO, NO_EGO = f"all sensors {OTHER}", "no sensor", f"all ego {OTHER}", "no ego"
 NO_HISTORY, NAMES, NO_TARGETS = "no history", "other names", "no targets"
+UNKNOWN = "command unknown"
 DAY = 86_400_000_000  # [us]
 FACTOR = 5.0  # BEV-Planner's test of speed (Li et al., 2024) went to 100 m/s
 
@@ -42,7 +43,7 @@ class Change:
 
 
 def all_changes() -> list[Change]:
-    """Everything that is tried, by group."""
+    """Everything that is tried, by group; of the role "frame" nothing: at evaluation there is no augmentation."""
     return [*_sensors(), *_ego(), *_command(), *_place(), *_history(), *_names(), *_targets()]
 
 
@@ -119,12 +120,12 @@ def _command() -> list[Change]:
     def to(value: int, name: str) -> Change:
         return Change(
             "command",
-            f"command {name}",
+            name,
             lambda batch, _: dataclasses.replace(batch, command=torch.full_like(batch.command, value)),
             lambda batch: batch.command != value,
         )
 
-    return [to(-1, "unknown"), *(to(value, name) for value, name in enumerate(COMMANDS))]
+    return [to(-1, UNKNOWN), *(to(value, f"command {name}") for value, name in enumerate(COMMANDS))]
 
 
 def _place() -> list[Change]:

@@ -88,7 +88,7 @@ def past_of(batch: Batch, other: Batch, sensors: Collection[str]) -> tuple[Histo
 
 
 def sensing(batch: Batch, other: Batch, sensors: Collection[str]) -> Batch:
-    """The batch and its past with sensors that read what another batch's do."""
+    """The batch and its past with sensors, calibration and all, that read what another batch's do."""
     return dataclasses.replace(given(batch, other, sensors), history=past_of(batch, other, sensors))
 
 

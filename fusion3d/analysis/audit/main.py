@@ -128,8 +128,9 @@ def format_audit(found: Mapping[str, Any]) -> str:
     """The table, the card and the verdict for a terminal."""
     lines = [
         f"{found['samples']} samples ({found['hash']}) of {found['scenes']} scenes; plans of {found['steps']} steps; "
-        "how far they move [m], how much farther from the driven path [m], with 95 % intervals over scenes; a mean below "
-        f"{REACTS} m is no reaction"
+        "how far they move [m],",
+        f"how much farther from the driven path [m], with 95 % intervals over scenes; a mean below {REACTS} m is no "
+        "reaction",
     ]
     measured = [row for row in found["changes"] if row["refused"] is None]
     times, speeds = list(measured[0]["moved"]), list(measured[0]["speeds"])

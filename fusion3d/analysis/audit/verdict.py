@@ -15,6 +15,7 @@ from fusion3d.analysis.audit.changes import (
     NO_SENSOR,
     NO_TARGETS,
     OTHER,
+    UNKNOWN,
 )
 from fusion3d.analysis.audit.fields import fields_of
 from fusion3d.analysis.audit.future import FutureCheck
@@ -37,7 +38,7 @@ def find_leaks(rows: Rows, check: FutureCheck, declared: str) -> list[str]:
     - What it is scored by (boxes, future, map ...), spoiled or taken away, changes a plan by a single bit.
     - The names of samples and scenes do: answers can be looked up under them.
     - A plan depends on who else is in its batch, by more than ``COMPANY``: those may be later keyframes of its scene.
-    - Measured ego status changes it, and ``planning.ego_status`` says that it does not go in.
+    - Measured status or past poses change it, and ``planning.ego_status`` says that they do not go in.
     - An input other than the command changes with what comes after the sample, or a later keyframe's file is read.
 
     Args:
@@ -58,9 +59,9 @@ def find_leaks(rows: Rows, check: FutureCheck, declared: str) -> list[str]:
     alone = rows.get(ALONE.name)
     if alone is not None and alone["most"] > COMPANY:
         found.append(f"company: the plan depends on the other samples of its batch ({_most([alone])})")
-    status = [rows[name] for name in STATUS if name in rows and _matters(rows[name])]
-    if status and declared != "measured":
-        found.append(f"ego status: planning.ego_status is {declared}, and measured status goes in ({_most(status)})")
+    ego = [row for row in rows.values() if row["group"] == "ego" and _matters(row)]
+    if ego and declared != "measured":
+        found.append(f"ego status: planning.ego_status is {declared}, and measured motion goes in ({_most(ego)})")
     changed = {name: count for name, count in check.changed.items() if name != "command"}
     if changed:
         told = ", ".join(f"{name} in {count}" for name, count in changed.items())
@@ -94,9 +95,10 @@ def describe(audited: Audited, rows: Rows, check: FutureCheck) -> list[str]:
         told.append(f"takes no notice of {', '.join(ignored)}")
     command = _strongest(rows, "command")
     if command >= REACTS and "command" in check.changed:
+        without = f"without it {_metres(_reach(rows, UNKNOWN))}, without any sensor {_metres(_reach(rows, NO_SENSOR))}"
         told.append(
-            f"obeys a command (up to {command:.2f} m) made of the driven path: it is told where the drive ends, "
-            "as published planners of nuScenes are"
+            f"obeys a command that is made of the driven path ({without}): it is told where the drive ends, as "
+            "published planners of nuScenes are"
         )
     for name in ("a day later", "elsewhere on the map"):
         if (reach := _reach(rows, name) or 0.0) >= REACTS:
