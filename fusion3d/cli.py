@@ -30,6 +30,10 @@ VERBS = {
         "fusion3d.engine.evaluate_plans:main",
         "score anybody's plans by every planning protocol side by side, beside baselines and the human",
     ),
+    "audit_planner": (
+        "fusion3d.analysis.audit.main:main",
+        "change everything that a planner is given: what do its plans depend on, and do they look at the answer?",
+    ),
     "predict": (
         "fusion3d.engine.predict:main",
         "write a checkpoint's boxes and plans for a data set, annotated or not",

@@ -21,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fusion3d.analysis.audit.main import FILE as AUDIT
 from fusion3d.analysis.calibration import FILE as CALIBRATION
 from fusion3d.analysis.calibration import describe_scores, score_classes
 from fusion3d.analysis.similarity import FILE as SIMILARITY
@@ -98,7 +99,7 @@ def collect(folder: Path, config: Config, worst: int = 4, pictures: bool = True)
             _draw_all(told, largest.with_name("results_nusc.json"), config, folder / WORST) if pictures and told else {}
         )
         samples = [_tell(token, faults, matches, drawn.get(token)) for token, faults in told.items()]
-    optional = {name: folder / name for name in (CALIBRATION, SIMILARITY, "robustness.json")}
+    optional = {name: folder / name for name in (CALIBRATION, SIMILARITY, "robustness.json", AUDIT)}
     known = {name: read_json(path) if path.is_file() else None for name, path in optional.items()}
     return Findings(
         reliability=reliability,
@@ -108,6 +109,7 @@ def collect(folder: Path, config: Config, worst: int = 4, pictures: bool = True)
         curves=sorted(folder.glob("robustness-*.svg")),
         explained=[(path.stem, path) for path in sorted((folder / EXPLAINED).glob("*.png"))],
         worst=samples,
+        audit=known[AUDIT],
     )
 
 

@@ -62,6 +62,7 @@ def random_drives(samples: int, agents: int) -> Drives:
         around,
         np.tile(LIDAR_MOUNT, (samples, 1)),
         {},
+        0.5 * np.arange(samples),
     )
 
 

@@ -62,6 +62,7 @@ def drives_of(tables: Tables, tokens: Sequence[str], agents: bool = True) -> Dri
             "weather": tuple(next((w for w in ("rain", "fog", "snow") if w in text), "dry") for text in said),
             "place": tuple(place.decode() for place in tables.scene_location[scenes].tolist()),
         },
+        tables.reference_time[rows] * 1e-6,
     )
 
 
@@ -96,6 +97,7 @@ def drives_of_tracks(scenes: Sequence[TrackScene]) -> Drives:
         _packed(parts, names),
         np.tile(LIDAR_MOUNT, (count, 1)),
         {"place": tuple(scene.location for scene in scenes for _ in scene.tokens)},
+        np.concatenate([scene.time for scene in scenes]),
     )
 
 
@@ -149,6 +151,7 @@ def _drives(
     agents: Agents,
     mount: np.ndarray,
     about: dict[str, tuple[str, ...]],
+    clock: np.ndarray,
 ) -> Drives:
     """From arrays over all steps, ``PAST`` before now first; what is not known is zero."""
     after, before = slice(PAST + 1, PAST + 1 + STEPS), slice(PAST - 1, None, -1)
@@ -166,6 +169,7 @@ def _drives(
         agents,
         mount,
         about,
+        clock,
     )
 
 

@@ -17,7 +17,7 @@ SHARES = ("collision", "masked", "at_fault", "vehicle", "vru", "static", "raw", 
 _EXACT = (
     *(f"L2@{t}s" for t in HORIZONS), "L2mean@3s", "longitudinal@3s", "lateral@3s", "heading@3s",
     *(f"collision@{t}s" for t in HORIZONS), "masked@3s", "at_fault@3s", "vehicle@3s", "vru@3s", "static@3s", "ttc",
-    "clearance_p5",
+    "clearance_p5", "jump",
 )  # fmt: skip
 _ENDS = (*(f"{t}s" for t in HORIZONS), "avg")
 _PUBLISHED = tuple(f"{name}@{end}" for name in ("L2", "collision") for end in _ENDS)

@@ -12,6 +12,7 @@ from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart
 from fusion3d.view.sections import (
     Findings,
+    audit,
     by_stratum,
     calibration,
     explained,
@@ -87,6 +88,7 @@ def write_report(
         ("strata", "By distance, light and the like", by_stratum(_subset_rows(metrics))),
         ("tracking", "Tracking", tracking(metrics)),
         ("planning", "Planning", planning(metrics)),
+        ("audit", "What the plan depends on", audit(findings.audit)),
         ("map", "Map", _map(metrics)),
         ("classes", "Average precision by class", _classes(metrics)),
         ("explained", "What the model looks at", explained(findings.explained)),

@@ -59,6 +59,7 @@ class Findings:
     curves: Sequence[Path] = ()  # robustness-*.svg
     explained: Sequence[tuple[str, Path]] = ()  # caption and picture
     worst: Sequence[WorstSample] = ()
+    audit: Mapping[str, Any] | None = None  # audit.json
 
 
 def missing_sensors(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -303,6 +304,26 @@ def robustness(found: Mapping[str, Any] | None, curves: Sequence[Path]) -> str:
         rows = dict(sorted(rows.items(), key=lambda item: number(item[1], "NDS") or 0.0))
         parts += ["<h3>Corruptions, the worst first</h3>", table(rows, columns, "corruption", contest=())]
     return "".join([*parts, *(picture(path.stem.replace("-", " "), path) for path in curves)])
+
+
+def audit(found: Mapping[str, Any] | None) -> str:
+    """What a planner's plans depend on: the verdict, and how far they move under every change."""
+    rows = {}
+    for row in (found or {}).get("changes") or ():
+        told = {f"{what}@{time}": of for what in ("moved", "L2") for time, of in (row.get(what) or {}).items()}
+        means = {key: of["mean"] for key, of in told.items()}
+        rows[row["name"]] = means | {"intervals": {key: [of["low"], of["high"]] for key, of in told.items()}}
+    if not found or not rows:
+        return ""
+    keys = dict.fromkeys(key for row in rows.values() for key in row if key != "intervals")
+    lines = [f"<b>Leak.</b> {escape(text)}" for text in found.get("leaks", ())]
+    lines += [escape(text) for text in found.get("says", ())]
+    return (
+        f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
+        + table(rows, [(key, "[m]", False) for key in keys], "what is changed", contest=())
+        + "<p class='note'>How far the plan moves, and how much farther from the driven path it is, with 95 % "
+        f"intervals over scenes: {found.get('samples')} samples of {found.get('scenes')} scenes.</p>"
+    )
 
 
 def worst_samples(samples: Sequence[WorstSample]) -> str:

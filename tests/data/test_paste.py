@@ -11,13 +11,14 @@ import pytest
 import torch
 from shapely.geometry import Polygon
 
-from fusion3d.config import AugmentConfig, DataConfig, PasteConfig, PasteCounts, PastePoints
+from fusion3d.config import AugmentConfig, Config, DataConfig, PasteConfig, PasteCounts, PastePoints
 from fusion3d.data import NuScenesDataset
 from fusion3d.data.paste.cut import lidar_inside, project, radar_inside
 from fusion3d.data.paste.database import Cutting, Objects, Patch
 from fusion3d.data.paste.images import paint, warp
 from fusion3d.data.paste.make import make_objects
 from fusion3d.data.paste.place import Paster
+from fusion3d.engine.split import open_split
 from fusion3d.geometry import corners_bev
 from fusion3d.types import (
     CAMERAS,
@@ -394,3 +395,22 @@ def test_points_of_older_sweeps_trail_behind():
     returns = torch.zeros(3, 11)
     returns[:, 0], returns[:, 1], returns[:, 2] = 20, torch.tensor([1.4, 1.6, 0.0]), torch.tensor([5.0, 0.9, 0.9])
     assert radar_inside(returns, unknown)[0].tolist() == [0, 2], "half a metre of margin, at any height"
+
+
+def test_nothing_is_pasted_where_a_model_is_evaluated_and_no_file_of_later_is_read(
+    synthetic_root, database, monkeypatch
+):
+    dataset = opened(synthetic_root, PasteConfig(str(database), MANY))
+    tables, read = dataset.tables, []
+    real = type(tables).path
+
+    def watched(self, row):
+        read.append(row)
+        return real(self, row)
+
+    monkeypatch.setattr(type(tables), "path", watched)
+    sample = dataset[1]
+    late = tables.data_time[read] - sample.timestamp
+    assert len(read) > 10 and (late[~np.isin(read, tables.key_data[dataset.rows[1]])] <= 0).all()
+    config = Config(data=data_config(synthetic_root, split="val"), augment=dataset.augment)
+    assert open_split(config, "val", training=False).paster is None

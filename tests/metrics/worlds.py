@@ -61,6 +61,7 @@ def drives(future: np.ndarray, agents: Agents | None = None, past=None, known=No
         Agents.none() if agents is None else agents,
         np.tile(LIDAR_MOUNT, (count, 1)),
         about,
+        0.5 * np.arange(count),
     )
 
 

@@ -272,6 +272,20 @@ def found_out(picture) -> Findings:
         },
         explained=[("speaks for <car>", picture)],
         worst=[WorstSample("scene-1, a<b", 0.0123, (("missed, at x 1.0", "traffic cone", 0.01),), 7, picture)],
+        audit={
+            "samples": 9,
+            "scenes": 3,
+            "changes": [
+                {
+                    "name": "speed x 5",
+                    "moved": {"3s": {"mean": 8.5, "low": 7.25, "high": 9.5}},
+                    "L2": {"3s": {"mean": -0.5, "low": None, "high": None}},
+                },
+                {"name": "no targets", "refused": "AttributeError: a < b"},
+            ],
+            "says": ["reacts to <speed>"],
+            "leaks": ["targets: future"],
+        },
     )
 
 
@@ -297,6 +311,9 @@ def test_everything_that_was_found_out_is_shown(tmp_path, picture):
     assert page.row("lidar alone")[2][1] == f"{rows['lidar']['NDS'] / rows['camera+lidar+radar']['NDS']:.3f}"
     assert "-0.020 (-3 %)" in page.text and "0.500 (86 %)" in page.text
     assert [text for _, text in page.row("0-20 m")[1:]] == ["0.044", "0.300", "0.100"]
+    assert [text for _, text in page.row("speed x 5")[1:]] == ["8.5007.250 to 9.500", "-0.500"]
+    assert [text for _, text in page.row("no targets")[1:]] == [DASH, DASH]
+    assert "Leak. targets: future" in page.text and "reacts to <speed>" in page.text and "9 samples of 3" in page.text
     assert [text for _, text in page.row("lidar.fog")[1:]] == ["0.500", "0.400", "0.300", "0.810", "0.600"]
     assert [text for _, text in page.row("radar.ghosts")[1:]] == [DASH, "0.200", DASH, "0.310", "0.200"]
     names = [row[0][1] for row in page.rows if row]

@@ -7,6 +7,7 @@ raster      the cells that published protocols look for collisions in
 protocols   the published protocols as data, with their bugs
 published   scoring by one of them
 contacts    whom a plan meets, ten times a second: collisions, fault, time to collision, clearance
+consistency  how far successive plans are apart
 exact       the protocol ``exact``
 pdm         a score in the manner of NAVSIM's
 baselines   stationary, constant velocity, constant turn, nearest anchor

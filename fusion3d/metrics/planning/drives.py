@@ -66,6 +66,7 @@ class Drives:
     agents: Agents
     mount: np.ndarray  # [N, 3] x, y, yaw of LIDAR_TOP in ego
     about: Mapping[str, tuple[str, ...]]  # what is said of each sample's scene: light, weather, place
+    time: np.ndarray  # [N] float64 seconds by a clock of the scene
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -75,7 +76,7 @@ class Drives:
         rows = np.arange(len(self))[chosen]
         number = np.full(len(self), -1)
         number[rows] = np.arange(len(rows))
-        arrays = ("future", "future_time", "known", "past", "past_time", "past_known", "mount")
+        arrays = ("future", "future_time", "known", "past", "past_time", "past_known", "mount", "time")
         kept = self.agents[number[self.agents.sample] >= 0] if len(self.agents) else self.agents
         return replace(
             self,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fusion3d.metrics.planning.consistency import jumps
 from fusion3d.metrics.planning.contacts import EGO, GROUPS, Contacts
 from fusion3d.metrics.planning.drives import Drives
 from fusion3d.metrics.planning.paths import SWEEP, split_error, wrap
@@ -26,6 +27,8 @@ ABOUT = {
     "masking": "collision: nothing; masked: without the instants at which the driven path overlaps too; at_fault: the "
     "first contact with each agent, where the ego moves and the agent stands, or the bumper hits one that is not "
     "behind, or a side while off the road (nuPlan's rule without its lanes)",
+    "jump": "mean distance on the ground between what two successive plans say of the same keyframes; the human's own "
+    "is the instrument's floor",
 }
 
 
@@ -62,7 +65,8 @@ def score_exact(
         ``heading`` [rad], ``collision``, ``masked``, ``at_fault``, ``vehicle``, ``vru``, ``static`` (shares of the
         samples), as ``L2@3s``; ``events`` and ``events_at_fault`` at the last time, ``num_masked`` of them;
         ``clearance_p5``, the distance from the nearest agent that 95 % of samples keep [m], at most 5; ``ttc``, the
-        share of samples within 0.9 s of a collision ahead. NaN where no sample counts or the plan is too short.
+        share of samples within 0.9 s of a collision ahead; ``jump``, how far successive plans are apart [m], over
+        ``pairs``. NaN where no sample counts or the plan is too short.
     """
     human = contacts["human"].any
     return {name: _row(plan, contacts[name], human, drives) for name, plan in plans.items()}
@@ -101,6 +105,9 @@ def _row(plan: np.ndarray, contacts: Contacts, human: np.ndarray, drives: Drives
     least = contacts.clearance[last].min(axis=1)
     row["clearance_p5"] = float(np.quantile(least, 0.05)) if len(least) else np.nan
     row["ttc"] = float(1 - contacts.time_to_collision[last].mean()) if last.any() else np.nan
+    first, apart = jumps(plan, drives)
+    apart = apart[last[first]]
+    row["jump"], row["pairs"] = float(apart.mean()) if apart.size else np.nan, float(len(apart))
     return row
 
 
