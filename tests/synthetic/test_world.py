@@ -11,7 +11,8 @@ import pytest
 import shapely
 
 from fusion3d.synthetic.bodies import SIZES, make_body, sample_size
-from fusion3d.synthetic.roads import Path, make_layout
+from fusion3d.synthetic.curves import Path
+from fusion3d.synthetic.roads import make_layout
 from fusion3d.synthetic.scene import CYLINDER, SIM_STEP, Scene, Solids
 from fusion3d.synthetic.traffic import Gate, Mover, overlap, simulate
 from fusion3d.synthetic.world import MOVING, PLANS, build_scene, scene_name
