@@ -93,7 +93,10 @@ class Lanes:
             [M] lanes, -1 where none is near; [M] the distance from the lane's beginning [m], and [M, 3] the pose of
             the place on the centreline that is nearest, NaN where none is.
         """
-        low, high = pose[:, :2].min(0, initial=np.inf) - reach - STEP, pose[:, :2].max(0, initial=-np.inf) + reach + STEP
+        low, high = (
+            pose[:, :2].min(0, initial=np.inf) - reach - STEP,
+            pose[:, :2].max(0, initial=-np.inf) + reach + STEP,
+        )
         near = np.flatnonzero(((self.pose[:, :2] >= low) & (self.pose[:, :2] <= high)).all(axis=1))
         lane, along, place = np.full(len(pose), -1), np.full(len(pose), np.nan), np.full((len(pose), 3), np.nan)
         if not len(near):

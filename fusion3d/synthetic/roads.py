@@ -125,7 +125,9 @@ class _Leg:
         sides = [(k, outward) for k in range(lanes) for outward in (True, False)]
         return {
             "drivable": [band(self.line, half, -half)],
-            "lanes": [band(self.line, LANE * (-k if out else k + 1), LANE * (-k - 1 if out else k)) for k, out in sides],
+            "lanes": [
+                band(self.line, LANE * (-k if out else k + 1), LANE * (-k - 1 if out else k)) for k, out in sides
+            ],
             "lane_centers": [self.lane(k, outward) for k, outward in sides],
             "walkways": [band(self.line, half + WALK, half), band(self.line, -half, -half - WALK)],
             "dividers": [shift(self.line, k * LANE) for k in range(-lanes, lanes + 1) if k],
