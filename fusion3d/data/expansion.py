@@ -71,7 +71,7 @@ def open_expansion(path: Path, kind: type[Read]) -> Read:
     return _open(path, kind, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)  # a synthetic data set has a place for every scene, nuScenes four
 def _open(path: Path, kind: Any, size: int, modified: int) -> Any:
     if size < _CACHE_FROM:
         return _read(path, kind)

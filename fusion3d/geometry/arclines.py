@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-MAX_LENGTH = 10_000.0  # [m] of a curve: a longer one is a damaged record
+MAX_LENGTH = 2000.0  # [m] of a curve: a longer one is a damaged record
 MAX_RADIUS = 999.999  # [m] what the expansion has where a curve is straight
 _TURN = {"L": 1.0, "S": 0.0, "R": -1.0}
 _SHAPES = ("LSL", "LSR", "RSL", "RSR", "LRL", "RLR")
@@ -27,7 +27,8 @@ def length_of(arcline: Mapping[str, Any]) -> float:
     """
     lengths, radius, shape = arcline["segment_length"], arcline["radius"], arcline["shape"]
     total = float(sum(lengths))
-    if shape not in _SHAPES or len(lengths) != 3 or not (min(lengths) >= 0 and total <= MAX_LENGTH and radius > 0):
+    sound = min(lengths, default=-1) > -1e-6 and total <= MAX_LENGTH and radius > 0  # rounding may leave a hair below 0
+    if shape not in _SHAPES or len(lengths) != 3 or not sound:
         raise ValueError(
             f"an arcline of shape {shape!r}, segments of {lengths} m and radius {radius} m; expected a shape of "
             f"{', '.join(_SHAPES)}, three lengths of 0 or more, {MAX_LENGTH:.0f} m in all at most, and a radius above 0"
