@@ -40,7 +40,7 @@ class Area:
 
     def contains(self, xy: np.ndarray) -> np.ndarray:
         """[M, 2] global positions [m] to [M] bool: is any of the polygons there?"""
-        return self.within(xy).any(axis=1)
+        return np.asarray(self.within(xy).any(axis=1))
 
     def within(self, xy: np.ndarray) -> np.ndarray:
         """[M, 2] global positions [m] to [M, K] bool: which of the K polygons around are there, in their order?"""
