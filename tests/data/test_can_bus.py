@@ -176,18 +176,22 @@ def test_what_a_sample_is_told(bus_root):
 
 
 def test_the_future_is_not_in_it(bus_root):
-    """With every later keyframe taken away the command by the route and the status stay; that by the end does not."""
+    """With every later keyframe and message another one, the command by the route and the status stay to the bit; the
+    command by the end does not."""
     tables = Tables.open(bus_root, VERSION)
     row = of_scene(tables, "scene-0003")[1]
-    later = tables.sample_time > tables.sample_time[row]
+    before = {source: load_ego(tables, row, 6, source, "can_bus") for source in ("route", "gt_endpoint")}
     pose = tables.pose_translation.copy()
-    pose[tables.sample_pose[later]] += 1000.0
-    alone = dataclasses.replace(tables, sample_next=np.full_like(tables.sample_next, -1), pose_translation=pose)
-    for source in ("route", "gt_endpoint"):
-        (_, _, before, command), (_, _, after, now) = (
-            load_ego(of, row, 6, source, "can_bus") for of in (tables, alone)
-        )
-        assert (command == now) == (source == "route") and after.velocity.equal(before.velocity)
+    pose[tables.sample_pose[tables.sample_time > tables.sample_time[row]]] += [0.0, -1000.0, 0.0]
+    path, now = bus_root / "can_bus" / "scene-0003_pose.json", int(tables.reference_time[row])
+    spoiled = {name: [7.0, 7.0, 7.0] for name in ("pos", "vel", "accel", "rotation_rate")}
+    messages = [m if m["utime"] <= now else m | spoiled for m in json.loads(path.read_text())]
+    path.write_text(json.dumps(messages))
+    for source, (_, _, status, command) in before.items():
+        again = load_ego(dataclasses.replace(tables, pose_translation=pose), row, 6, source, "can_bus")
+        assert (again[3] == command) == (source == "route")
+        for name, value in vars(status).items():
+            assert getattr(again[2], name).equal(value) and value.isfinite().all(), name
 
 
 @pytest.mark.parametrize(
