@@ -39,6 +39,13 @@ class DataConfig:
     """Points closer than this in x and y of their own sensor [m] are the vehicle itself and are dropped."""
     min_points: Whole = 1
     """Boxes with fewer LiDAR + radar points are no training targets (evaluation uses the devkit's own rule)."""
+    command: Literal["route", "gt_endpoint", "none"] = "gt_endpoint"
+    """What tells a planner where to go. route: the way that navigation had laid down before the drive, of the CAN bus
+    expansion (unknown where a scene has none, or a wrong one); gt_endpoint: the side on which the driven path ends, as
+    published planners have it, which tells some of what they are to find out; none: always unknown."""
+    status: Literal["poses", "can_bus"] = "poses"
+    """Where the vehicle's own velocity, acceleration and yaw rate come from. poses: differences of its last keyframes;
+    can_bus: its last measurement before the sample (unknown where a scene has none)."""
     skip_broken: bool = False
     """True: a sample with a damaged sensor file loads without that sensor and warns; False: it is an error."""
     corruptions: tuple[str, ...] = ()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 
+from fusion3d.data.can_bus import UNKNOWN, measured_status, route_of
+from fusion3d.data.commands import command_of, command_on
+from fusion3d.data.guard import Guard, strict
 from fusion3d.data.nuscenes import Tables
 from fusion3d.geometry import apply, invert, rotate, rotation_from_quaternion, yaw_of
-from fusion3d.types import COMMANDS, TIME_STEP, Boxes, EgoStatus, Motion, Trajectory
+from fusion3d.types import TIME_STEP, Boxes, EgoStatus, Motion, Trajectory
 
-TURN_OFFSET = 2.0  # [m] a path that ends farther to a side than this is a turn (the rule of the nuScenes planners)
 _STEP_RANGE = (0.5 * TIME_STEP, 1.5 * TIME_STEP)  # [s] what two consecutive keyframes may be apart
 
 
@@ -84,31 +88,46 @@ def _places(tables: Tables, rows: np.ndarray, ego_from_global: np.ndarray) -> tu
     return apply(ego_from_global, tables.box_center[rows]), yaw_of(turned)
 
 
-def load_ego(tables: Tables, sample: int, steps: int) -> tuple[Trajectory, Trajectory, EgoStatus, int]:
+def load_ego(
+    tables: Tables,
+    sample: int,
+    steps: int,
+    command: Literal["route", "gt_endpoint", "none"] = "gt_endpoint",
+    status: Literal["poses", "can_bus"] = "poses",
+    guard: Guard = strict,
+) -> tuple[Trajectory, Trajectory, EgoStatus, int]:
     """The ego's future, past, status and command at a sample.
 
     Positions are the reference poses of the following (previous) keyframes, as nuScenes planners take them:
     keyframes are 0.40 to 0.60 s apart, nothing is interpolated. A gap of more than 0.75 s (or less than 0.25
-    s) ends what is known, as the scene's end does. The status looks at past poses only.
+    s) ends what is known, as the scene's end does. Status and a command by the route know nothing of what follows.
+
+    Args:
+        tables: the data set.
+        sample: sample row.
+        steps: number of future and past positions.
+        command, status: where they come from, as in ``DataConfig``.
+        guard: what happens when a file of the CAN bus is broken.
 
     Returns:
-        Future [steps] and past [steps] (from -TIME_STEP backwards) in ego, the status (NaN where there is no
-        past), and the index in COMMANDS of the side on which the known future ends; -1 where there is none.
+        Future [steps] and past [steps] (from -TIME_STEP backwards) in ego, the status (NaN where it is not known), and
+        the index in COMMANDS; -1 where it is not known.
+
+    Raises:
+        DataError: a file of the CAN bus cannot be read.
     """
-    ego_from_global = invert(tables.global_from_ego(sample))
+    global_from_ego = tables.global_from_ego(sample)
+    ego_from_global = invert(global_from_ego)
     future = _trajectory(tables, chain(tables, sample, tables.sample_next, steps), ego_from_global, steps)
     past = _trajectory(tables, chain(tables, sample, tables.sample_prev, steps), ego_from_global, steps)
-    return future, past, _status(tables, sample, ego_from_global), command_of(future)
-
-
-def command_of(future: Trajectory) -> int:
-    """Index in COMMANDS by the lateral offset at the last known step: beyond 2 m is a turn; -1: no future."""
-    known = int(future.mask.sum())
-    if known == 0:
-        return -1
-    lateral = float(future.position[known - 1, 1])
-    side = "left" if lateral > TURN_OFFSET else "right" if lateral < -TURN_OFFSET else "straight"
-    return COMMANDS.index(side)
+    if status == "can_bus":
+        now = guard(lambda: measured_status(tables, sample)) or UNKNOWN
+    else:
+        now = _status(tables, sample, ego_from_global)
+    if command == "gt_endpoint":
+        return future, past, now, command_of(future)
+    route = guard(lambda: route_of(tables, sample)) if command == "route" else None
+    return future, past, now, -1 if route is None else command_on(route, global_from_ego)
 
 
 def chain(tables: Tables, sample: int, link: np.ndarray, count: int) -> list[int]:

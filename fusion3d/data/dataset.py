@@ -127,7 +127,7 @@ class NuScenesDataset(Dataset[Sample]):
         row = int(self.rows[index])
         config, tables = self.config, self.tables
         draws = self._draw(epoch, index, *time)
-        future, past, status, command = load_ego(tables, row, self.steps)
+        future, past, status, command = load_ego(tables, row, self.steps, config.command, config.status, self._guard)
         boxes = load_boxes(tables, row) if tables.annotated else None
         followed = self.with_motion and tables.annotated
         sample = dataclasses.replace(

@@ -1,15 +1,16 @@
-"""Where a sample's map says one may drive, point by point and exactly, and where that ends.
+"""Where a sample's map says one may drive, point by point and exactly, where that ends, and on which lane one is.
 
 From polygons where there are any (``vector_map``), from the mask where not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 
+from fusion3d.data.lanes import Lanes, open_lanes
 from fusion3d.data.maps import mask_file, on_mask, vector_file
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.vector_map import VectorMap, open_map
@@ -21,29 +22,30 @@ _ASIDE = 0.01  # [m] to both sides of an edge, where it is asked what is there
 
 
 class Area:
-    """The drivable polygons of a map.
+    """Polygons of a map.
 
     Args:
-        shapes: polygons; what is inside of an odd number of rings of one is inside of it.
+        rings: [V, 2] each, global [m].
+        shape: [R] ascending, the same for all of one polygon: inside of it is what is inside of an odd number of them.
     """
 
-    def __init__(self, shapes: VectorMap) -> None:
-        rings = np.flatnonzero((shapes.layer == _LAYER) & shapes.is_area)
-        edges = []
-        for ring in rings:
-            xy = shapes.xy[shapes.ring[ring] : shapes.ring[ring + 1]]
-            edges.append(np.concatenate([xy, np.roll(xy, -1, axis=0)], axis=1))
+    def __init__(self, rings: Sequence[np.ndarray], shape: np.ndarray) -> None:
+        edges = [np.concatenate([ring, np.roll(ring, -1, axis=0)], axis=1) for ring in rings]
         self.edge = np.concatenate([np.zeros((0, 4)), *edges])  # from x, y to x, y
-        self.shape = np.repeat(shapes.shape[rings], [len(edge) for edge in edges]).astype(np.int64)
+        self.shape = np.repeat(np.asarray(shape, dtype=np.int64), [len(edge) for edge in edges])
         self.low = np.minimum(self.edge[:, 1], self.edge[:, 3])
         self.high = np.maximum(self.edge[:, 1], self.edge[:, 3])
         self.left = np.minimum(self.edge[:, 0], self.edge[:, 2])
         self.right = np.maximum(self.edge[:, 0], self.edge[:, 2])
 
     def contains(self, xy: np.ndarray) -> np.ndarray:
-        """[M, 2] global positions [m] to [M] bool."""
+        """[M, 2] global positions [m] to [M] bool: is any of the polygons there?"""
+        return np.asarray(self.within(xy).any(axis=1))
+
+    def within(self, xy: np.ndarray) -> np.ndarray:
+        """[M, 2] global positions [m] to [M, K] bool: which of the K polygons around are there, in their order?"""
         if not len(xy):
-            return np.zeros(0, dtype=bool)
+            return np.zeros((0, 0), dtype=bool)
         (left, bottom), top = xy.min(axis=0), xy[:, 1].max()
         # A ray to the right cuts an edge that begins at or below it and ends above, or the other way round.
         near = np.flatnonzero((self.low <= top) & (self.high > bottom) & (self.right > left))
@@ -55,8 +57,8 @@ class Area:
         # Edges of one shape follow each other: an odd number of cuts with any of them is inside.
         first = np.flatnonzero(np.diff(self.shape[near], prepend=-1))
         if not len(first):
-            return np.zeros(len(xy), dtype=bool)
-        return (np.add.reduceat(cuts, first, axis=1, dtype=np.int64) % 2 == 1).any(axis=1)
+            return np.zeros((len(xy), 0), dtype=bool)
+        return np.add.reduceat(cuts, first, axis=1, dtype=np.int64) % 2 == 1
 
     def boundary(self, center: np.ndarray, reach: float) -> np.ndarray:
         """[K, 2, 2] pieces of the union's edge within a square around a place: what has road on one side alone.
@@ -102,9 +104,27 @@ def area_of(tables: Tables, sample: int) -> Area | None:
     if path is None:
         return None
     shapes = open_map(path)
-    return _area(shapes) if shapes.known[_LAYER] else None
+    return drivable_area(shapes) if shapes.known[_LAYER] else None
+
+
+def lanes_of(tables: Tables, sample: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Of global positions [M, 2], on which lanes they are, [M, K] bool of those around; None where none are known.
+
+    Raises:
+        DataError: the map cannot be read.
+    """
+    path = vector_file(tables, sample)
+    lanes = None if path is None else open_lanes(path)
+    return None if lanes is None else _lane_area(lanes).within
 
 
 @lru_cache(maxsize=8)
-def _area(shapes: VectorMap) -> Area:
-    return Area(shapes)
+def _lane_area(lanes: Lanes) -> Area:
+    return Area(np.split(lanes.xy, lanes.ring[1:-1]) if len(lanes.lane) else [], lanes.lane)
+
+
+@lru_cache(maxsize=8)
+def drivable_area(shapes: VectorMap) -> Area:
+    """The drivable polygons of a map."""
+    rings = np.flatnonzero((shapes.layer == _LAYER) & shapes.is_area)
+    return Area([shapes.xy[shapes.ring[ring] : shapes.ring[ring + 1]] for ring in rings], shapes.shape[rings])

@@ -7,6 +7,7 @@ in the cache folder and mapped from there, so that workers share 40 MB instead o
 from __future__ import annotations
 
 import hashlib
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,9 +30,8 @@ def crop_map(
 ) -> tuple[Tensor, Tensor] | None:
     """What lies at the centre of each grid cell, as far as the data set's maps say it.
 
-    A map of polygons and lines is that of the sample's location, ``maps/expansion/<location>.json`` (nuScenes map
-    expansion), or the one beside the mask under the same name (synthetic scenes). Where there is the mask alone, the
-    drivable area alone is known.
+    A map of polygons and lines is that of the sample's location in the map expansion, which the synthetic data sets
+    have too. Where there is the mask alone, the drivable area alone is known.
 
     Args:
         tables: the data set.
@@ -83,12 +83,19 @@ def mask_file(tables: Tables, sample: int) -> Path | None:
 
 
 def vector_file(tables: Tables, sample: int) -> Path | None:
-    """The map of polygons and lines of a sample's place, if there is one."""
+    """The file of the map expansion of a sample's place, if there is one."""
     location = bytes(tables.scene_location[tables.sample_scene[sample]]).decode()
+    path = tables.inside(f"maps/expansion/{location}.json", "log.json")
+    if path.is_file():
+        return path
     mask = mask_file(tables, sample)
-    beside = [] if mask is None else [mask.with_suffix(".json")]
-    files = [*beside, tables.inside(f"maps/expansion/{location}.json", "log.json")]
-    return next((file for file in files if file.is_file()), None)
+    if mask is not None and mask.with_suffix(".json").is_file():
+        warnings.warn(
+            f"{mask.parent} has maps of an older synthetic data set, which are no longer read: of it the drivable "
+            "area alone is known; make the data set again (make_synthetic)",
+            stacklevel=2,
+        )
+    return None
 
 
 def on_mask(path: Path, position: np.ndarray) -> np.ndarray:

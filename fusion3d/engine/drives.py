@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusion3d.data.annotations import chain
-from fusion3d.data.drivable import area_of, drivable_of
+from fusion3d.data.drivable import area_of, drivable_of, lanes_of
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.tracks import TrackScene
 from fusion3d.engine.ground_truth import category_names
@@ -113,7 +113,7 @@ def map_of(tables: Tables, tokens: Sequence[str], boundaries: bool) -> Map | Non
         DataError: a map cannot be read.
     """
     rows = [tables.row_of(token) for token in tokens]
-    there = [drivable_of(tables, row) for row in rows]
+    there, lanes = [drivable_of(tables, row) for row in rows], [lanes_of(tables, row) for row in rows]
     if not any(there):
         return None
     pose = np.stack([tables.global_from_ego(row) for row in rows])
@@ -123,7 +123,13 @@ def map_of(tables: Tables, tokens: Sequence[str], boundaries: bool) -> Map | Non
         assert on is not None
         return on(xy @ pose[number, :2, :2].T + pose[number, :2, 3])
 
-    ground = Ground(np.array([on is not None for on in there]), drivable)
+    def on_lanes(number: int, xy: np.ndarray) -> np.ndarray:
+        on = lanes[number]
+        if on is None:
+            return np.zeros((len(xy), 0), dtype=bool)
+        return on(xy @ pose[number, :2, :2].T + pose[number, :2, 3])
+
+    ground = Ground(np.array([on is not None for on in there]), drivable, on_lanes)
     if not boundaries:
         return Map(ground)
     known, sample, segment = np.zeros(len(rows), dtype=bool), [], []

@@ -20,11 +20,12 @@ import numpy as np
 from fusion3d.geometry import apply, transform_from
 from fusion3d.synthetic import tables
 from fusion3d.synthetic.camera import render_camera
+from fusion3d.synthetic.can_bus import pose_messages, route_points
 from fusion3d.synthetic.lidar import scan_lidar
 from fusion3d.synthetic.pcd import encode_pcd
 from fusion3d.synthetic.radar import scan_radar
 from fusion3d.synthetic.rig import RIG
-from fusion3d.synthetic.roadmap import encode_mask, map_frame, road_polygons
+from fusion3d.synthetic.roadmap import encode_mask, map_expansion, map_frame
 from fusion3d.synthetic.scene import SIM_STEP, Scene
 from fusion3d.synthetic.tables import Record, link, token_of
 from fusion3d.synthetic.world import MAX_DURATION, build_scene
@@ -87,7 +88,7 @@ def shots_of(keyframe: int, sweeps: int, start: int) -> list[Shot]:
 
 
 def record_scene(index: int, recipe: Recipe, write: Write, progress: Callable[[], None]) -> dict[str, list[Record]]:
-    """Simulate scene ``index`` and write its sensor and map files.
+    """Simulate scene ``index`` and write its sensor, map and CAN bus files.
 
     Args:
         index: number of the scene in the data set.
@@ -152,10 +153,14 @@ class Recorder:
         self._annotate(sample, now.time, lidar, np.concatenate(radar), visible)
 
     def finish(self) -> dict[str, list[Record]]:
-        """Write the map and close all chains."""
+        """Write the map and the CAN bus, and close all chains."""
         self.write(f"maps/{self.name('map')}.png", encode_mask(self.scene.roads, self.corner, self.size))
-        roads = road_polygons(self.scene.roads, self.corner, self.size, self.location)
-        self.write(f"maps/{self.name('map')}.json", json.dumps(roads).encode())
+        for name, content in {
+            f"maps/expansion/{self.location}.json": map_expansion(self.scene.roads, self.corner, self.size),
+            f"can_bus/{self.scene.name}_pose.json": pose_messages(self.scene, self.start, self.corner),
+            f"can_bus/{self.scene.name}_route.json": route_points(self.scene, self.corner),
+        }.items():
+            self.write(name, json.dumps(content, separators=(",", ":")).encode())
         link(self.samples)
         chains = [link(records) for records in self.data.values()]
         tracks = {actor: link(records) for actor, records in sorted(self.annotations.items())}

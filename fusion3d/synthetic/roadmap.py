@@ -1,15 +1,11 @@
-"""The map of a synthetic scene, as files: a mask that the devkit's ``MapMask`` reads, and the polygons behind it.
+"""The map of a synthetic scene, as files: a mask that the devkit's ``MapMask`` reads, and a file of the map expansion.
 
 ``maps/<map token>.png``: 8-bit grey, 0.1 m a pixel, 255 where vehicles may drive, 0 elsewhere; global (x, y) is at
 column x / 0.1 and row height - y / 0.1, so the map's corner of least x and y is (0, 0) and nothing on it is negative.
 
-``maps/<map token>.json`` holds the same map as vectors, in global metres::
-
-    {"location": str, "size": [width, height], "resolution": 0.1,
-     "drivable_area": [polygon, ...], "lane": [polygon, ...], "walkway": [polygon, ...], "ped_crossing": [polygon, ...],
-     "lane_center": [polyline, ...] in driving direction, "lane_divider": [polyline, ...], "stop_line": [polyline, ...]}
-
-A polygon or polyline is a list of [x, y]; polygons are counter-clockwise, not repeated at their end, and may overlap.
+``maps/expansion/<location>.json``: the same as vectors, in the schema of the nuScenes map expansion 1.3, global metres.
+The devkit's ``NuScenesMap`` opens it once the location is in its list ``map_api.locations``. There are no road segments
+and blocks in it, and nothing that refers to them, no traffic lights, and not which divider is beside which lane.
 """
 
 from __future__ import annotations
@@ -20,11 +16,16 @@ from typing import Any
 import numpy as np
 
 from fusion3d.errors import DataError
+from fusion3d.geometry.arclines import MAX_RADIUS, connect, length_of, poses_on
+from fusion3d.synthetic.curves import band
 from fusion3d.synthetic.scene import RoadMap, Scene
 
 RESOLUTION = 0.1  # [m] a pixel, the only one the devkit knows
 MARGIN = 10.0  # [m] around everything there is
 MAX_SIDE = 3000.0  # [m] of a map: a mask of 900 million pixels, more than any scene needs
+STOP_WIDTH = 1.0  # [m] of the area of a stop line
+_JOINT = 0.05  # [m] a lane begins where another ends
+_TOLERANCE = 0.02  # [m] a centreline's curve is from its points, at most
 
 
 def map_frame(scene: Scene, reach: float) -> tuple[np.ndarray, np.ndarray]:
@@ -66,21 +67,125 @@ def encode_mask(roads: RoadMap, corner: np.ndarray, size: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def road_polygons(roads: RoadMap, corner: np.ndarray, size: np.ndarray, location: str) -> dict[str, Any]:
-    """The JSON content described at the top of this file, rounded to millimetres."""
+def map_expansion(roads: RoadMap, corner: np.ndarray, size: np.ndarray) -> dict[str, Any]:
+    """The content of the file of the map expansion, for a map with this [2] corner and [2] size (m)."""
+    layers = _Layers(corner)
+    for ring in roads.drivable:
+        layers.add("drivable_area", polygon_tokens=[layers.polygon(ring)])
+    for ring in roads.walkways:
+        layers.add("walkway", polygon_token=layers.polygon(ring))
+    for ring in roads.carparks:
+        (x, y), polygon = ring[1] - ring[0], layers.polygon(ring)
+        layers.add("carpark_area", polygon_token=polygon, orientation=float(np.arctan2(y, x)), road_block_token="")
+    for ring in roads.crossings:
+        layers.add("ped_crossing", polygon_token=layers.polygon(ring), road_segment_token="")
+    for line in roads.stop_lines:
+        away = [np.linalg.norm(crossing.mean(0) - line.mean(0)) for crossing in roads.crossings]
+        layers.add(
+            "stop_line", polygon_token=layers.polygon(band(line, STOP_WIDTH / 2, -STOP_WIDTH / 2)),
+            stop_line_type="PED_CROSSING", ped_crossing_tokens=[f"ped_crossing-{np.argmin(away)}"],
+            traffic_light_tokens=[], road_block_token="",
+        )  # fmt: skip
+    for line in roads.dividers:
+        layers.add("lane_divider", line_token=layers.line(line), lane_divider_segments=[])
+    for line in roads.road_dividers:
+        layers.add("road_divider", line_token=layers.line(line), road_segment_token="")
+    curves, links = _add_lanes(layers, roads)
+    about = {"version": "1.3", "canvas_edge": size.tolist()}
+    return about | layers.rows | {"arcline_path_3": curves, "connectivity": links}
 
-    def lines(group: tuple[np.ndarray, ...]) -> list[list[list[float]]]:
-        return [np.round(line - corner, 3).tolist() for line in group]
 
-    return {
-        "location": location,
-        "size": size.tolist(),
-        "resolution": RESOLUTION,
-        "drivable_area": lines(roads.drivable),
-        "lane": lines(roads.lanes),
-        "walkway": lines(roads.walkways),
-        "ped_crossing": lines(roads.crossings),
-        "lane_center": lines(roads.lane_centers),
-        "lane_divider": lines(roads.dividers),
-        "stop_line": lines(roads.stop_lines),
+def _add_lanes(layers: _Layers, roads: RoadMap) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Add the lanes, and as connectors those that both begin and end at others; their curves and links by token."""
+    first, last = (np.array([line[end] for line in roads.lane_centers]).reshape(-1, 2) for end in (0, -1))
+    follows = np.linalg.norm(last[:, None] - first, axis=-1) < _JOINT  # [K, K]: the second begins where the first ends
+    tokens = []
+    for ring, joined in zip(roads.lanes, follows.any(axis=0) & follows.any(axis=1), strict=True):
+        polygon = layers.polygon(ring)
+        if joined:
+            tokens.append(layers.add("lane_connector", polygon_token=polygon))
+            continue
+        half, begin = len(ring) // 2, first[len(tokens)]
+        edges = [ring[[-1, 0]], ring[[half - 1, half]]]
+        edges.sort(key=lambda edge: float(np.linalg.norm(edge.mean(0) - begin)))
+        tokens.append(layers.add(
+            "lane", polygon_token=polygon, lane_type="CAR", from_edge_line_token=layers.line(edges[0]),
+            to_edge_line_token=layers.line(edges[1]), left_lane_divider_segments=[], right_lane_divider_segments=[],
+        ))  # fmt: skip
+    curves = {
+        token: _arclines(_poses(line - layers.corner))
+        for token, line in zip(tokens, roads.lane_centers, strict=True)
+    }  # fmt: skip
+    links = {
+        token: {
+            "incoming": [tokens[k] for k in np.flatnonzero(follows[:, row])],
+            "outgoing": [tokens[k] for k in np.flatnonzero(follows[row])],
+        }
+        for row, token in enumerate(tokens)
     }
+    return curves, links
+
+
+class _Layers:
+    """Collects records. Places are rounded to millimetres; those of several shapes are one node."""
+
+    def __init__(self, corner: np.ndarray) -> None:
+        names = ("polygon", "line", "node", "drivable_area", "road_segment", "road_block", "lane", "ped_crossing")
+        names += ("walkway", "stop_line", "carpark_area", "road_divider", "lane_divider", "traffic_light")
+        self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in (*names, "lane_connector")}
+        self.corner = corner  # [2] of the map
+        self._node: dict[tuple[float, float], str] = {}
+
+    def add(self, layer: str, **row: Any) -> str:
+        """Add a record; its token."""
+        token = f"{layer}-{len(self.rows[layer])}"
+        self.rows[layer].append({"token": token, **row})
+        return token
+
+    def polygon(self, ring: np.ndarray) -> str:
+        nodes = self._nodes(ring[_bends(ring, closed=True)])
+        return self.add("polygon", exterior_node_tokens=nodes, holes=[])
+
+    def line(self, line: np.ndarray) -> str:
+        return self.add("line", node_tokens=self._nodes(line[_bends(line, closed=False)]))
+
+    def _nodes(self, places: np.ndarray) -> list[str]:
+        tokens = []
+        for x, y in np.round(places - self.corner, 3).tolist():
+            if (x, y) not in self._node:
+                self._node[x, y] = self.add("node", x=x, y=y)
+            tokens.append(self._node[x, y])
+        return tokens
+
+
+def _bends(line: np.ndarray, closed: bool) -> np.ndarray:
+    """[V] bool: vertices [V, 2] that do not lie on the straight line between their neighbours; open ends do not."""
+    before, after = line - np.roll(line, 1, axis=0), np.roll(line, -1, axis=0) - line
+    cross, length = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0], np.linalg.norm(before, axis=1)
+    bends = (np.abs(cross) > 1e-9 * length * np.linalg.norm(after, axis=1)) | ((before * after).sum(axis=1) < 0)
+    if not closed:
+        bends[[0, -1]] = True
+    return bends
+
+
+def _poses(line: np.ndarray) -> np.ndarray:
+    """[N, 3] x, y and unwrapped heading at the points [N, 2] of a smooth line."""
+    along = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))]
+    way = np.gradient(line, along, axis=0, edge_order=2)
+    return np.column_stack([line, np.unwrap(np.arctan2(way[:, 1], way[:, 0]))])
+
+
+def _arclines(poses: np.ndarray) -> list[dict[str, Any]]:
+    """A chain of curves through the first and the last of [N, 3] poses, and by the others within ``_TOLERANCE``."""
+    step = np.linalg.norm(np.diff(poses[:, :2], axis=0), axis=1)
+    along = np.r_[0.0, np.cumsum(step)]
+    bend = float((np.abs(np.diff(poses[:, 2])) / step).max())
+    for sharper in (1.05, 1.5, 3.0):
+        curve = connect(poses[0], poses[-1], round(min(1 / max(sharper * bend, 1e-9), MAX_RADIUS), 3))
+        length = length_of(curve)
+        away = np.linalg.norm(poses_on(curve, along * length / along[-1])[:, :2] - poses[:, :2], axis=1)
+        if length < 1.1 * along[-1] and away.max() < _TOLERANCE:  # a longer one goes round in a circle
+            return [curve]
+    assert len(poses) > 2, "a lane turns on the spot"
+    middle = len(poses) // 2
+    return _arclines(poses[: middle + 1]) + _arclines(poses[middle:])

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.interpolate import CubicSpline
 
+from fusion3d.synthetic.curves import Path, band, bezier, resample, shift, turned
 from fusion3d.synthetic.scene import RoadMap
 
 LANE = 3.5  # [m] width of a driving lane
@@ -25,54 +24,6 @@ CROSSING = (0.5, 3.5)  # [m] a junction's crossing reaches from .. to, outward o
 RING = 13.0  # [m] radius of the lane of a roundabout
 RING_EDGES = (9.0, 17.0)  # [m] island and outer kerb of a roundabout
 TURNS = {0: "straight", 1: "left", -1: "right"}
-
-
-def resample(points: np.ndarray, step: float) -> np.ndarray:
-    """[N, 2] polyline at (almost) equal steps, both ends kept."""
-    length = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
-    keep = np.r_[True, np.diff(length) > 1e-9]
-    at = np.linspace(0.0, length[-1], max(2, round(length[-1] / step) + 1))
-    return np.stack([np.interp(at, length[keep], points[keep, i]) for i in range(2)], axis=-1)
-
-
-class Path:
-    """A smooth curve, by arc length: lines and arcs are blended so that curvature, and so yaw rate, has no jumps."""
-
-    SMOOTHING = 1.5  # [m] standard deviation of the blend
-
-    def __init__(self, points: np.ndarray) -> None:
-        points = resample(np.asarray(points, dtype=np.float64), 0.5)
-        reach = min(9, len(points) - 1)
-        weight = np.exp(-0.5 * (np.arange(-reach, reach + 1) * 0.5 / self.SMOOTHING) ** 2)
-        before = 2 * points[0] - points[reach:0:-1]
-        after = 2 * points[-1] - points[-2 : -reach - 2 : -1]
-        padded = np.concatenate([before, points, after])
-        smooth = np.stack([np.convolve(padded[:, i], weight / weight.sum(), "valid") for i in range(2)], axis=-1)
-        self.points = resample(smooth, 1.0)  # [N, 2]
-        steps = np.linalg.norm(np.diff(self.points, axis=0), axis=1)
-        self.s = np.r_[0.0, np.cumsum(steps)]  # [N]
-        self.length = float(self.s[-1])
-        self._spline = CubicSpline(self.s, self.points)
-        first, second = self._spline(self.s, 1), self._spline(self.s, 2)
-        self.headings = np.unwrap(np.arctan2(first[:, 1], first[:, 0]))  # [N]
-        self.curvature = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]  # [N] 1/m, left is positive
-
-    def at(self, s: np.ndarray | float, offset: float = 0.0) -> np.ndarray:
-        """[..., 2] positions at arc lengths ``s``, ``offset`` metres to the right of the path."""
-        tangent = self._spline(s, 1)
-        right = np.stack([tangent[..., 1], -tangent[..., 0]], axis=-1)
-        return self._spline(s) + offset * right / np.linalg.norm(tangent, axis=-1, keepdims=True)
-
-    def yaw(self, s: np.ndarray | float) -> np.ndarray:
-        """[...] heading at arc lengths ``s`` [rad], in (-pi, pi]."""
-        tangent = self._spline(s, 1)
-        return np.arctan2(tangent[..., 1], tangent[..., 0])
-
-    def nearest(self, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For [..., 2] points: arc length of and distance to the nearest of the path's own points (1 m apart)."""
-        distance = np.linalg.norm(np.asarray(xy)[..., None, :] - self.points, axis=-1)
-        index = distance.argmin(axis=-1)
-        return self.s[index], distance.min(axis=-1)
 
 
 @dataclass(frozen=True)
@@ -95,6 +46,11 @@ class Side:
 
     path: Path
     strips: tuple[tuple[float, float], ...]  # [m] arc lengths where the parking strip may be used
+
+    def strip(self, first: float, last: float) -> np.ndarray:
+        """[V, 2] the parking strip between two arc lengths, counter-clockwise."""
+        line = self.path.at(np.linspace(first, last, max(2, round(last - first))))
+        return band(line, -CYCLE_LANE, -CYCLE_LANE - STRIP)
 
 
 @dataclass(frozen=True)
@@ -141,34 +97,6 @@ class Layout:
         return np.min(gaps, axis=0)
 
 
-def shift(line: np.ndarray, left: float) -> np.ndarray:
-    """A polyline moved sideways, to the left where ``left`` is positive [m]."""
-    tangent = np.gradient(line, axis=0)
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    return line + left * np.stack([-tangent[:, 1], tangent[:, 0]], axis=-1)
-
-
-def band(line: np.ndarray, left: float, right: float) -> np.ndarray:
-    """Polygon between two sideways offsets of a polyline, counter-clockwise (``left`` > ``right``)."""
-    return np.concatenate([shift(line, right), shift(line, left)[::-1]])
-
-
-def turned(points: ArrayLike, angle: float) -> np.ndarray:
-    """[..., 2] points rotated about the origin, counter-clockwise [rad]."""
-    c, s = np.cos(angle), np.sin(angle)
-    return np.asarray(points) @ np.array([[c, s], [-s, c]])
-
-
-def bezier(p0: np.ndarray, h0: float, p1: np.ndarray, h1: float) -> np.ndarray:
-    """[N, 2] curve from ``p0`` with heading ``h0`` to ``p1`` with heading ``h1``; a quarter circle where one fits."""
-    chord = float(np.linalg.norm(p1 - p0))
-    handle = chord * (0.5523 / np.sqrt(2) if abs(np.sin((h1 - h0) / 2)) > 0.1 else 1 / 3)
-    a = p0 + handle * np.array([np.cos(h0), np.sin(h0)])
-    b = p1 - handle * np.array([np.cos(h1), np.sin(h1)])
-    t = np.linspace(0.0, 1.0, max(4, int(chord / 0.5)))[:, None]
-    return (1 - t) ** 3 * p0 + 3 * (1 - t) ** 2 * t * a + 3 * (1 - t) * t**2 * b + t**3 * p1
-
-
 @dataclass(frozen=True)
 class _Leg:
     """A road; seen from a junction it leads outward."""
@@ -194,20 +122,24 @@ class _Leg:
     def surfaces(self) -> dict[str, list[np.ndarray]]:
         """The polygons and lines of this road alone."""
         half, lanes = self.half, self.lanes
-        divided = [k * LANE for k in range(-lanes + 1, lanes)] + [sign * lanes * LANE for sign in (-1, 1)]
+        sides = [(k, outward) for k in range(lanes) for outward in (True, False)]
         return {
             "drivable": [band(self.line, half, -half)],
-            "lanes": [band(self.line, (k + 1) * LANE, k * LANE) for k in range(-lanes, lanes)],
-            "lane_centers": [self.lane(k, outward) for k in range(lanes) for outward in (True, False)],
+            "lanes": [
+                band(self.line, LANE * (-k if out else k + 1), LANE * (-k - 1 if out else k)) for k, out in sides
+            ],
+            "lane_centers": [self.lane(k, outward) for k, outward in sides],
             "walkways": [band(self.line, half + WALK, half), band(self.line, -half, -half - WALK)],
-            "dividers": [shift(self.line, offset) for offset in divided],
+            "dividers": [shift(self.line, k * LANE) for k in range(-lanes, lanes + 1) if k],
+            "road_dividers": [self.line],
         }
 
 
-def _collect(parts: list[dict[str, list[np.ndarray]]], crossings: list[Crossing]) -> RoadMap:
-    keys = ("drivable", "lanes", "lane_centers", "walkways", "dividers", "stop_lines")
+def _collect(parts: list[dict[str, list[np.ndarray]]], crossings: list[Crossing], sides: list[Side]) -> RoadMap:
+    keys = ("drivable", "lanes", "lane_centers", "walkways", "dividers", "road_dividers", "stop_lines")
     merged = {key: tuple(item for part in parts for item in part.get(key, [])) for key in keys}
-    return RoadMap(crossings=tuple(c.polygon() for c in crossings), **merged)
+    carparks = tuple(side.strip(*ends) for side in sides for ends in side.strips)
+    return RoadMap(crossings=tuple(c.polygon() for c in crossings), carparks=carparks, **merged)
 
 
 def road_without_junction(name: str, turn: str, lanes: int, reach: float, rng: np.random.Generator) -> Layout:
@@ -245,7 +177,8 @@ def road_without_junction(name: str, turn: str, lanes: int, reach: float, rng: n
         stops.append(np.stack([line_at, line_at + sign * right * lanes * LANE / leg.half]))
     parts = [leg.surfaces(), {"stop_lines": stops}]
     blocked = ((leg.line, leg.half + WALK),)
-    return Layout(name, _collect(parts, [crossing]), tuple(routes), tuple(sides), (crossing,), 2, blocked)
+    roads = _collect(parts, [crossing], sides)
+    return Layout(name, roads, tuple(routes), tuple(sides), (crossing,), 2, blocked)
 
 
 def junction(name: str, quarters: tuple[int, ...], lanes: int, reach: float, ring: bool = False) -> Layout:
@@ -264,17 +197,19 @@ def junction(name: str, quarters: tuple[int, ...], lanes: int, reach: float, rin
     legs = [_Leg(turned(resample(np.array([[edge, 0.0], [edge + reach, 0.0]]), 1.0), a), lanes) for a in angles]
     x = edge + sum(CROSSING) / 2
     crossings = [Crossing(turned([x, -half], a), turned([x, half], a), i) for i, a in enumerate(angles)]
-    routes = [
-        _route(legs[i], legs[j], i, j, quarters, k, ring)
+    ways = [
+        (i, j, k)
         for i in range(len(legs))
         for j in range(len(legs))
         if i != j
         for k in range(lanes)
         if k == {"left": 0, "right": lanes - 1}.get(_turn(quarters[i], quarters[j]), k)
     ]
+    joints = [_joint(legs[i].lane(k, False), legs[j].lane(k, True), angles[i], angles[j], ring) for i, j, k in ways]
+    routes = [_route(legs, i, j, quarters, k, joint) for (i, j, k), joint in zip(ways, joints, strict=True)]
     parts = [leg.surfaces() for leg in legs]
     parts.append(_ring_surfaces(quarters, half) if ring else _junction_surfaces(quarters, half, edge))
-    inside = [r.path.points[np.abs(r.path.points).max(axis=1) < edge + 1.0] for r in routes]
+    inside = [resample(joint, 0.5) for joint in joints]
     parts.append({"lanes": [band(line, LANE / 2, -LANE / 2) for line in inside], "lane_centers": inside})
     stop = [[edge + STOP_SETBACK, 0.0], [edge + STOP_SETBACK, lanes * LANE]]
     parts.append({"stop_lines": [turned(stop, angle) for angle in angles]})
@@ -290,7 +225,7 @@ def junction(name: str, quarters: tuple[int, ...], lanes: int, reach: float, rin
         sides.append(Side(Path(closed), ()))
     core = RING_EDGES[1] + WALK if ring else edge * 1.1
     blocked = (*((leg.line, leg.half + WALK) for leg in legs), (np.zeros((1, 2)), core))
-    roads = _collect(parts, crossings)
+    roads = _collect(parts, crossings, sides)
     return Layout(name, roads, tuple(routes), tuple(sides), tuple(crossings), len(legs), blocked)
 
 
@@ -299,20 +234,22 @@ def _turn(start: int, end: int) -> str:
     return TURNS[(end - start - 1) % 4 - 1]
 
 
-def _route(a: _Leg, b: _Leg, i: int, j: int, quarters: tuple[int, ...], k: int, ring: bool) -> Route:
-    came, leaves = a.lane(k, False), b.lane(k, True)
-    start, end = quarters[i] * np.pi / 2, quarters[j] * np.pi / 2
-    if ring:
-        flare = np.radians(40.0)
-        first, last = start + flare, end - flare
-        last += 2 * np.pi * np.ceil((first - last) / (2 * np.pi))
-        angle = np.linspace(first, last, max(3, int((last - first) * RING)))
-        arc = RING * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-        into = bezier(came[-1], start + np.pi, arc[0], first + np.pi / 2)
-        middle = [into, arc, bezier(arc[-1], last + np.pi / 2, leaves[0], end)]
-    else:
-        middle = [bezier(came[-1], start + np.pi, leaves[0], end)]
-    path = Path(np.concatenate([came, *middle, leaves]))
+def _joint(came: np.ndarray, leaves: np.ndarray, start: float, end: float, ring: bool) -> np.ndarray:
+    """[N, 2] through a junction, from the end of a lane to the beginning of another; their legs lie at two angles."""
+    if not ring:
+        return bezier(came[-1], start + np.pi, leaves[0], end)
+    flare = np.radians(40.0)
+    first, last = start + flare, end - flare
+    last += 2 * np.pi * np.ceil((first - last) / (2 * np.pi))
+    angle = np.linspace(first, last, max(3, int((last - first) * RING)))
+    arc = RING * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    into = bezier(came[-1], start + np.pi, arc[0], first + np.pi / 2)
+    return np.concatenate([into, arc, bezier(arc[-1], last + np.pi / 2, leaves[0], end)])
+
+
+def _route(legs: list[_Leg], i: int, j: int, quarters: tuple[int, ...], k: int, joint: np.ndarray) -> Route:
+    came, leaves = legs[i].lane(k, False), legs[j].lane(k, True)
+    path = Path(np.concatenate([came, joint, leaves]))
     length = float(np.linalg.norm(np.diff(came, axis=0), axis=1).sum())
     stop = length - STOP_SETBACK
     beyond = path.length - float(np.linalg.norm(np.diff(leaves, axis=0), axis=1).sum())

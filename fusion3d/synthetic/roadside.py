@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion3d.synthetic.bodies import FOLIAGE, PLAIN, WINDOWS, Parts, sample_size
-from fusion3d.synthetic.roads import CYCLE_LANE, RING_EDGES, STRIP, WALK, Crossing, Layout, Path, Side, shift
+from fusion3d.synthetic.curves import Path, shift
+from fusion3d.synthetic.roads import CYCLE_LANE, RING_EDGES, STRIP, WALK, Crossing, Layout, Side
 from fusion3d.synthetic.scene import SIM_STEP, Solids
 from fusion3d.synthetic.traffic import ever_overlap
 

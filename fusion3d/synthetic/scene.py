@@ -72,12 +72,14 @@ class RoadMap:
     """Polygons in global, each [V, 2] float64 [m], counter-clockwise and closed implicitly."""
 
     drivable: tuple[np.ndarray, ...]
-    lanes: tuple[np.ndarray, ...]  # one polygon a lane
-    lane_centers: tuple[np.ndarray, ...]  # polylines in driving direction
+    lanes: tuple[np.ndarray, ...]  # one polygon a lane, those through junctions last
+    lane_centers: tuple[np.ndarray, ...]  # a polyline of each lane, in driving direction
     walkways: tuple[np.ndarray, ...]
     crossings: tuple[np.ndarray, ...]
-    dividers: tuple[np.ndarray, ...]  # painted lane lines, as polylines
-    stop_lines: tuple[np.ndarray, ...] = ()
+    dividers: tuple[np.ndarray, ...]  # painted lines beside lanes of one direction, as polylines
+    stop_lines: tuple[np.ndarray, ...] = ()  # two points each
+    road_dividers: tuple[np.ndarray, ...] = ()  # painted lines between the directions
+    carparks: tuple[np.ndarray, ...] = ()  # parking strips
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,4 @@ class Scene:
     static: Solids  # buildings, trunks, crowns, poles, walls, kerbs: never annotated, in global
     roads: RoadMap
     weather: Weather = field(default_factory=Weather)
+    route: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # [N, 2] way the ego is to take, in global

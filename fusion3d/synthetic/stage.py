@@ -140,7 +140,7 @@ def _paint_ground(roads: RoadMap, path: np.ndarray) -> tuple[np.ndarray, np.ndar
             draw.polygon(pixels(bar), fill=PAINT)
     for polygon in roads.stop_lines:
         draw.polygon(pixels(polygon), fill=PAINT)
-    for line in roads.dividers:
+    for line in (*roads.dividers, *roads.road_dividers):
         for dash in _dashes(line):
             draw.line(pixels(dash), fill=PAINT, width=2)
     return np.array(image), corner

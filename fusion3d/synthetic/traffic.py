@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fusion3d.synthetic.roads import Path
+from fusion3d.synthetic.curves import Path
 from fusion3d.synthetic.scene import SIM_STEP
 
 MAX_ACCELERATION = 1.8  # [m/s^2]

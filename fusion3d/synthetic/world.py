@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from fusion3d.synthetic.bodies import RCS, make_body, sample_size
-from fusion3d.synthetic.roads import Layout, Route, make_layout, turned
+from fusion3d.synthetic.curves import turned
+from fusion3d.synthetic.roads import Layout, Route, make_layout
 from fusion3d.synthetic.roadside import Draft, Ground, Roadside, all_static, cross_road
 from fusion3d.synthetic.scene import SIM_STEP, Actor, RoadMap, Scene, Solids, Track, Weather
 from fusion3d.synthetic.traffic import Gate, Mover, ever_overlap, footprints, simulate
@@ -95,6 +96,7 @@ def build_scene(index: int, seed: int, duration: float) -> Scene:
         static=_moved(static, heading, origin),
         roads=_moved_roads(layout.roads, heading, origin),
         weather=Weather(**{key: float(rng.uniform(*STRENGTH[key])) for key in conditions}),
+        route=turned(movers[0].path.points, heading) + origin,
     )
 
 

@@ -4,7 +4,8 @@ What ends up in the dataroot::
 
     samples/<channel>/   keyframes: JPEG, LiDAR ``.pcd.bin`` (float32 x, y, z, intensity, ring), radar ``.pcd``
     sweeps/<channel>/    the LiDAR and radar clouds between them
-    maps/                a mask and a JSON file of polygons for each scene (see :mod:`fusion3d.synthetic.roadmap`)
+    maps/                a mask and a file of the map expansion for each scene (see :mod:`fusion3d.synthetic.roadmap`)
+    can_bus/             what the vehicle measures, and its route (see :mod:`fusion3d.synthetic.can_bus`)
     <version>/           the 13 tables, ``splits.json`` and ``manifest.json`` (what made it, from which parameters)
 
 ``splits.json`` has ``train`` and ``val``, and the same lists as ``synthetic_train`` and ``synthetic_val``: the official
@@ -159,7 +160,7 @@ def _check(recipe: Recipe, workers: int) -> None:
         not version
         or version.startswith(".")
         or Path(version).name != version
-        or version in ("samples", "sweeps", "maps")
+        or version in ("samples", "sweeps", "maps", "can_bus")
     ):
         raise ConfigError(f"version: found {version!r}, expected a plain folder name such as v1.0-synthetic")
 
@@ -178,7 +179,7 @@ def _same_recipe(folder: Path, recipe: Recipe) -> bool:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); remove {folder} and run again") from error
-    remedy = f"choose another folder, or remove {folder}, samples, sweeps and maps to make it anew"
+    remedy = f"choose another folder, or remove {folder}, samples, sweeps, maps and can_bus to make it anew"
     for key, value in wanted.items():
         if found.get(key) == value:
             continue

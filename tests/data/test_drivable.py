@@ -7,7 +7,7 @@ import pytest
 from shapely import contains_xy, unary_union
 from shapely.geometry import Polygon
 
-from fusion3d.data.drivable import Area
+from fusion3d.data.drivable import Area, drivable_area
 from fusion3d.data.vector_map import VectorMap
 from fusion3d.types import MAP_CLASSES
 
@@ -40,10 +40,10 @@ def test_points_are_inside_as_shapely_says(seed):
         [Polygon(outer).buffer(0).symmetric_difference(Polygon(inner).buffer(0)) for outer, inner in shapes]
     )
     xy = rng.uniform(-50, 50, (3000, 2))
-    inside = Area(vector_map(shapes)).contains(xy)
+    inside = drivable_area(vector_map(shapes)).contains(xy)
     np.testing.assert_array_equal(inside, contains_xy(whole, xy[:, 0], xy[:, 1]))
     assert 0.05 < inside.mean() < 0.9
-    one_by_one = np.concatenate([Area(vector_map(shapes)).contains(point[None]) for point in xy[:50]])
+    one_by_one = np.concatenate([drivable_area(vector_map(shapes)).contains(point[None]) for point in xy[:50]])
     np.testing.assert_array_equal(one_by_one, inside[:50])
 
 
@@ -51,17 +51,28 @@ def test_the_boundary_is_that_of_the_union():
     """Two squares that share an edge, and one across both: the length of their union's outline, and no more."""
     square = np.array([[0, 0], [10, 0], [10, 10], [0, 10]], dtype=float)
     shapes = [[square], [square + np.array([10, 0])], [square + np.array([5, 5])]]
-    pieces = Area(vector_map(shapes)).boundary(np.array([10.0, 5.0]), 100)
+    pieces = drivable_area(vector_map(shapes)).boundary(np.array([10.0, 5.0]), 100)
     length = np.linalg.norm(pieces[:, 1] - pieces[:, 0], axis=1)
     union = unary_union([Polygon(ring) for (ring,) in shapes])
     assert length.sum() == pytest.approx(union.length, abs=0.1) and length.max() <= 1 + 1e-9
-    assert len(Area(vector_map(shapes)).boundary(np.array([200.0, 5.0]), 20)) == 0
-    near = Area(vector_map(shapes)).boundary(np.array([0.0, 0.0]), 5)
+    assert len(drivable_area(vector_map(shapes)).boundary(np.array([200.0, 5.0]), 20)) == 0
+    near = drivable_area(vector_map(shapes)).boundary(np.array([0.0, 0.0]), 5)
     assert np.linalg.norm(near[:, 1] - near[:, 0], axis=1).sum() == pytest.approx(10, abs=1.1)
+
+
+def test_each_polygon_by_itself():
+    rng = np.random.default_rng(5)
+    rings = [star(rng, rng.uniform(-20, 20, 2), 15) for _ in range(6)]
+    xy = rng.uniform(-30, 30, (500, 2))
+    within = Area(rings, np.array([0, 1, 1, 3, 7, 8])).within(xy)
+    inside = np.stack([contains_xy(Polygon(ring).buffer(0), xy[:, 0], xy[:, 1]) for ring in rings], axis=-1)
+    inside[:, 1] ^= inside[:, 2]  # the third one is a hole of the second, or a part
+    np.testing.assert_array_equal(within, np.delete(inside, 2, axis=1))
+    assert Area([], np.zeros(0, int)).within(xy).shape == (500, 0) and not Area([], np.zeros(0, int)).contains(xy).any()
 
 
 def test_other_layers_are_not_drivable():
     square = [np.array([[0, 0], [10, 0], [10, 10], [0, 10]], dtype=float)]
-    area = Area(vector_map([square], layer=1 - LAYER if LAYER in (0, 1) else 0))
+    area = drivable_area(vector_map([square], layer=1 - LAYER if LAYER in (0, 1) else 0))
     assert not area.contains(np.array([[5.0, 5.0]])).any() and len(area.boundary(np.zeros(2), 50)) == 0
-    assert Area(vector_map([square])).contains(np.zeros((0, 2))).shape == (0,)
+    assert drivable_area(vector_map([square])).contains(np.zeros((0, 2))).shape == (0,)

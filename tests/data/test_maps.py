@@ -1,4 +1,4 @@
-"""Maps of polygons and lines: cells against shapely, both kinds of files, and what a file does not say."""
+"""Maps of polygons and lines: cells against shapely, and what a file does not say."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fusion3d.config import AugmentConfig, DataConfig
-from fusion3d.data import NuScenesDataset, vector_map
+from fusion3d.data import NuScenesDataset, expansion
 from fusion3d.data.augment import bev_matrix
 from fusion3d.data.collate import collate
 from fusion3d.data.maps import crop_map
@@ -102,7 +102,7 @@ def test_edges_between_neighbours_belong_to_one_of_them():
     assert np.sum(masks, axis=0).max() == 1 and np.sum(masks) == 7 * 7
 
 
-def expansion(offset: tuple[float, float] = (76.0, 38.0)) -> dict:
+def city(offset: tuple[float, float] = (76.0, 38.0)) -> dict:
     """A map expansion with something of every layer around a place."""
     content: dict = {"version": "1.3", "node": [], "polygon": [], "line": []}
 
@@ -163,7 +163,7 @@ def expanded_root(own_root: Path) -> Path:
     """The tiny data set with a map expansion of its town."""
     path = own_root / "maps" / "expansion" / "tiny-town.json"
     path.parent.mkdir()
-    path.write_text(json.dumps(expansion()))
+    path.write_text(json.dumps(city()))
     return own_root
 
 
@@ -174,7 +174,7 @@ def expanded_root(own_root: Path) -> Path:
 )
 def test_every_class_is_where_the_world_has_it(expanded_root, matrix):
     """Each centre of the augmented grid, brought back to the world, is asked of shapely."""
-    tables, shapes = Tables.open(expanded_root, VERSION), shapes_of(expansion())
+    tables, shapes = Tables.open(expanded_root, VERSION), shapes_of(city())
     grid = BEVGrid(x=(-36.0, 36.0), y=(-36.0, 36.0), resolution=0.6)
     mask, known = crop_map(tables, 3, grid, matrix)
     assert mask.shape == (6, *grid.shape) and mask.dtype == torch.bool and known.all()
@@ -224,7 +224,7 @@ def test_the_mask_alone_knows_the_drivable_area_alone(tiny_root):
 
 def test_what_a_file_lacks_is_not_known(expanded_root):
     path = expanded_root / "maps" / "expansion" / "tiny-town.json"
-    content = expansion()
+    content = city()
     for layer in ("drivable_area", "stop_line", "road_divider"):
         del content[layer]
     content["walkway"] = []
@@ -239,6 +239,14 @@ def test_what_a_file_lacks_is_not_known(expanded_root):
 def test_no_map_of_the_place(own_root):
     (own_root / "maps" / "mask.png").unlink()
     assert crop_map(Tables.open(own_root, VERSION), 0, BEVGrid()) is None
+
+
+def test_maps_of_an_older_synthetic_set_are_not_known(own_root):
+    """They had a dialect of their own: the mask is read, and a warning says so."""
+    (own_root / "maps" / "mask.json").write_text(json.dumps({"lane": [], "drivable_area": []}))
+    with pytest.warns(UserWarning, match="older synthetic data set.*make the data set again"):
+        mask, known = crop_map(Tables.open(own_root, VERSION), 3, BEVGrid())
+    assert known.tolist() == [True] + [False] * 5 and mask[0].any()
 
 
 def test_a_location_cannot_lead_out_of_the_root(expanded_root):
@@ -259,12 +267,11 @@ def test_a_location_cannot_lead_out_of_the_root(expanded_root):
         lambda content: json.dumps(content | {"node": [row | {"x": float("nan")} for row in content["node"]]}),
         lambda content: json.dumps(content | {"walkway": [{"token": "w", "polygon_token": None}]}),
         lambda content: json.dumps(content | {"walkway": 3}),
-        lambda content: json.dumps({"drivable_area": [[[1.0, 2.0], [3.0]]]}),
-        lambda content: json.dumps({"drivable_area": [[["a", "b"]] * 3]}),
+        lambda content: json.dumps({"drivable_area": [[[1.0, 2.0], [3.0, 1.0], [2.0, 2.0]]]}),
     ],
 )
 def test_a_damaged_file_is_an_error_that_names_it(expanded_root, damage):
-    (expanded_root / "maps" / "expansion" / "tiny-town.json").write_text(damage(expansion()))
+    (expanded_root / "maps" / "expansion" / "tiny-town.json").write_text(damage(city()))
     config = DataConfig(root=str(expanded_root), version=VERSION, sensors=())
     with pytest.raises(DataError, match=r"tiny-town\.json.*again"):
         NuScenesDataset(config, "mine", BEVGrid())[0]
@@ -275,21 +282,21 @@ def test_a_damaged_file_is_an_error_that_names_it(expanded_root, damage):
 
 def test_a_large_file_is_read_once(expanded_root, monkeypatch, tmp_path):
     monkeypatch.setenv("FUSION3D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(vector_map, "_CACHE_FROM", 0)
+    monkeypatch.setattr(expansion, "_CACHE_FROM", 0)
     path = expanded_root / "maps" / "expansion" / "tiny-town.json"
 
     def opened():
-        vector_map._open.cache_clear()
+        expansion._open.cache_clear()
         return open_map(path)
 
     first = opened()
     (cached,) = (tmp_path / "cache" / "maps").iterdir()
-    monkeypatch.setattr(vector_map, "_read", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(expansion, "_read", lambda path, kind: pytest.fail("read again"))
     for field in dataclasses.fields(first):
         np.testing.assert_array_equal(getattr(first, field.name), getattr(opened(), field.name))
     monkeypatch.undo()
     monkeypatch.setenv("FUSION3D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(vector_map, "_CACHE_FROM", 0)
+    monkeypatch.setattr(expansion, "_CACHE_FROM", 0)
     cached.write_bytes(cached.read_bytes()[:100])
     np.testing.assert_array_equal(opened().xy, first.xy)
 
@@ -300,11 +307,12 @@ def test_a_synthetic_scene_knows_its_paint(synthetic_root):
     dataset = NuScenesDataset(config, "train", BEVGrid(x=(-40.0, 40.0), y=(-40.0, 40.0), resolution=0.5))
     samples = [dataset[index] for index in (0, len(dataset) - 1)]
     batch = collate(samples)
-    assert batch.map_known.tolist() == [[name != "carpark_area" for name in MAP_CLASSES]] * 2
+    assert batch.map_known.all()
     for sample in samples:
         drivable, divider = sample.map_mask[0], sample.map_mask[INDEX["divider"]]
         assert 0.05 < drivable.float().mean() < 0.9 and divider.any() and sample.map_mask[INDEX["walkway"]].any()
         assert (divider & drivable).sum() > 0.9 * divider.sum()
+        assert all(sample.map_mask[INDEX[name]].any() for name in ("ped_crossing", "stop_line", "carpark_area"))
         assert drivable.flatten()[dataset.grid.cell_of(torch.zeros(1, 3))[0]]  # the ego drives on the road
     (root,) = {Path(dataset.tables.root)}
     tables, row = dataset.tables, int(dataset.rows[0])
@@ -328,7 +336,7 @@ def test_the_devkit_draws_the_same_shapes(tmp_path, monkeypatch):
     from nuscenes.map_expansion.map_api import NuScenesMap
 
     unused = ("road_segment", "road_block", "lane", "traffic_light", "lane_connector")
-    content = expansion() | {layer: [] for layer in unused} | {"arcline_path_3": {}, "connectivity": {}}
+    content = city() | {layer: [] for layer in unused} | {"arcline_path_3": {}, "connectivity": {}}
     path = tmp_path / "maps" / "expansion" / "boston-seaport.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(content | {"canvas_edge": [200.0, 200.0]}))

@@ -21,6 +21,7 @@ from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.metrics.planning import PROTOCOLS, Agents, score_plans
 from fusion3d.metrics.planning.baselines import constant_turn
 from fusion3d.metrics.planning.paths import to_lidar
+from fusion3d.metrics.planning.pdm import between_lanes
 
 VERSION = "v1.0-synthetic"
 
@@ -112,6 +113,10 @@ def test_the_drivable_area_is_under_the_human(tables, tokens, drives):
         assert not maps.ground.drivable(row, np.array([[500.0, 0.0]])).any()
         of = maps.boundaries.segment[maps.boundaries.sample == row]
         assert len(of) and np.abs(of).min(axis=(1, 2)).max() < 60
+        on = maps.ground.lanes(row, np.array([[0.0, 0.0], [500.0, 0.0]]))
+        assert on[0].any() and not on[1].any(), "and on a lane"
+    going = drives.known[:, 1]
+    assert not between_lanes(drives.future[going, :2], maps[going].ground).any(), "it keeps its lane"
     assert set(scores["protocols"]) == {"exact", "bev_planner"}
 
 

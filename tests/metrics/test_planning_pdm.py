@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from worlds import arc, boxes, drives, parked, straight, traffic
+from worlds import CAR, arc, boxes, drives, parked, straight, traffic
 
 from fusion3d.metrics.bootstrap import FEWEST_SCENES
 from fusion3d.metrics.planning import Ground, Map, score_plans
@@ -24,8 +24,9 @@ from fusion3d.metrics.planning.baselines import (
     nearest_anchor,
     stationary,
 )
-from fusion3d.metrics.planning.pdm import BOUNDS, comfortable, off_road, progress
+from fusion3d.metrics.planning.pdm import BOUNDS, between_lanes, comfortable, off_road, progress
 from fusion3d.metrics.planning.slices import manoeuvres, skill_table
+from fusion3d.types import EGO_CENTER, EGO_SIZE
 
 TIME = 0.5 * np.arange(1, 7)
 
@@ -80,6 +81,58 @@ def test_off_the_road_is_a_corner():
     plan = straight(4.0)
     assert not off_road(plan, lane(0.9, [True])).any()
     assert off_road(plan, lane(0.85, [True])).all(), "half of the car is 0.865 m wide"
+
+
+def lanes(row: int, xy: np.ndarray) -> np.ndarray:
+    """[M, 3]: two lanes of 3 m beside each other until x = 10, of which the right one goes on as another."""
+    x, y = xy.T
+    right = (y > -1.5) & (y < 1.5)
+    return np.stack([right & (x < 10), (y > 1.5) & (y < 4.5) & (x < 10), right & (x >= 10)], axis=-1)
+
+
+def test_between_lanes_is_a_bumper_on_two():
+    plan = np.concatenate([straight(4.0)] * 4)
+    plan[:, :, 1] = np.array([0.0, 1.0, 3.0, -1.0])[:, None]
+    between = between_lanes(plan, Ground(np.ones(4, dtype=bool), lambda row, xy: None, lanes))
+    late = slice(5, None)  # until then it gets to the side
+    assert not between[[0, 2, 3], late].any(), "in one, in the other, and half off all of them; going on is no change"
+    rear = 4.0 * np.arange(1, 31) / 10 + EGO_CENTER - EGO_SIZE[0] / 2
+    np.testing.assert_array_equal(between[1, late], (rear < 10)[late])  # beyond, there is nothing on the left
+    assert between[1, late].any() and not between[1, late].all()
+    unknown = Ground(np.array([True, False, True, True]), lambda row, xy: None, lanes)
+    assert not between_lanes(plan, unknown)[1].any()
+    for none in (None, lambda row, xy: np.zeros((len(xy), 0), dtype=bool)):
+        assert not between_lanes(plan, Ground(np.ones(4, dtype=bool), lambda row, xy: None, none)).any()
+
+
+def test_who_changes_lane_into_another_is_at_fault():
+    """Side against side with one that keeps its lane: no fault of who keeps his, one of who comes over."""
+    beside = [
+        (sample, step, 0, CAR, EGO_CENTER - 1.0 + 2.0 * step, 3.0, 4.6, 1.95, 0)
+        for sample in (0, 1)
+        for step in range(-2, 9)
+    ]
+    of = drives(np.repeat(straight(4.0), 2, 0), boxes(beside))
+    plan = np.repeat(straight(4.0), 2, 0)
+    plan[0, :, 1] = np.linspace(0.3, 1.8, 6)
+    plan[0, :, 2] = 0.0
+
+    def road(row: int, xy: np.ndarray) -> np.ndarray:
+        return np.abs(xy[:, 1]) < 6.0
+
+    def wide(row: int, xy: np.ndarray) -> np.ndarray:
+        return np.ones((len(xy), 1), dtype=bool)
+
+    scores = {
+        name: score_plans({"m": plan}, of, ["exact"], Map(Ground(np.ones(2, dtype=bool), road, of_lanes)))
+        for name, of_lanes in (("unknown", None), ("one", wide), ("two", lanes))
+    }
+    rows = {name: score["pdm"]["m"] for name, score in scores.items()}
+    assert scores["two"]["protocols"]["exact"]["planners"]["m"]["events"] == 1
+    assert rows["unknown"]["NC"] == rows["one"]["NC"] == 1 and rows["two"]["NC"] == 0.5
+    assert rows["two"]["DAC"] == 1 and rows["two"]["PDMS"] < rows["one"]["PDMS"]
+    half = Map(Ground(np.ones(2, dtype=bool), road, lanes))[np.array([False, True])]
+    assert half.ground.lanes is not None and half.ground.lanes(0, np.zeros((2, 2))).shape == (2, 3)
 
 
 def test_progress():

@@ -15,11 +15,12 @@ from fusion3d.synthetic.recording import LEAD, RANGE, Recipe
 from fusion3d.synthetic.rig import RIG
 from fusion3d.synthetic.scene import Scene
 from fusion3d.synthetic.world import build_scene
-from fusion3d.types import CAMERAS, EGO_CENTER, EGO_SIZE, RADARS
+from fusion3d.types import ATTRIBUTES, CAMERAS, EGO_CENTER, EGO_SIZE, RADARS
 
 VERSION = "v1.0-synthetic"
 RECIPE = Recipe(VERSION, scenes=3, keyframes=6, image_size=(99, 176), sweeps=2, seed=0, val_scenes=1)
 CYCLES = ("vehicle.bicycle", "vehicle.motorcycle")
+PARKED = ATTRIBUTES.index("vehicle.parked")
 
 
 @pytest.fixture(scope="module")
@@ -386,11 +387,15 @@ def test_map(nusc, synthetic_root: Path):
 
     rng = np.random.default_rng(0)
     for scene in nusc.scene:
-        record = nusc.get("map", nusc.get("log", scene["log_token"])["map_token"])
-        vectors = json.loads((synthetic_root / record["filename"]).with_suffix(".json").read_text())
-        assert vectors["location"] == nusc.get("log", scene["log_token"])["location"]
-        area = union_all([Polygon(ring).buffer(0) for ring in vectors["drivable_area"]])
-        width, height = vectors["size"]
+        log = nusc.get("log", scene["log_token"])
+        record = nusc.get("map", log["map_token"])
+        vectors = json.loads((synthetic_root / "maps" / "expansion" / f"{log['location']}.json").read_text())
+        node = {row["token"]: (row["x"], row["y"]) for row in vectors["node"]}
+        ring = {row["token"]: [node[token] for token in row["exterior_node_tokens"]] for row in vectors["polygon"]}
+        area = union_all(
+            [Polygon(ring[t]).buffer(0) for row in vectors["drivable_area"] for t in row["polygon_tokens"]]
+        )
+        width, height = vectors["canvas_edge"]
         assert record["mask"]._base_mask.shape == (round(height * 10), round(width * 10))
         xy = rng.uniform(0, [width, height], (20_000, 2))
         safe = distance(points(xy), area.boundary) > 0.2
@@ -402,9 +407,22 @@ def test_map(nusc, synthetic_root: Path):
         assert record["mask"].is_on_mask(ego[:, 0], ego[:, 1]).all()
         boxes = np.array([nusc.get("sample_annotation", t)["translation"] for s in samples for t in s["anns"]])
         assert (boxes > 0).all() and (boxes[:, :2] < [width, height]).all()
-        for key in ("lane", "lane_center", "walkway", "ped_crossing", "lane_divider", "stop_line"):
-            assert all(len(line[0]) == 2 and np.min(line) >= 0 for line in vectors[key])
-        assert vectors["lane"] and vectors["lane_center"] and vectors["walkway"]
+        assert np.min(list(node.values())) >= 0
+
+
+def test_parked_vehicles_are_in_the_parking_strips(simulated):
+    """And those of the works too: what the map calls a car park is where they stand."""
+    import shapely
+
+    for scene in simulated:
+        strips = shapely.union_all([shapely.Polygon(ring) for ring in scene.roads.carparks])
+        assert (
+            strips.is_valid
+            and shapely.union_all([shapely.Polygon(p) for p in scene.roads.lanes]).intersection(strips).area < 1
+        )
+        cars = [a for a in scene.actors if a.category == "vehicle.car" and (a.attribute == PARKED).all()]
+        inside = [strips.contains(shapely.Point(car.track.position[0, :2])) for car in cars]
+        assert len(inside) >= 3 and np.mean(inside) > 0.9
 
 
 def test_official_evaluation_of_the_truth(nusc, tmp_path: Path):

@@ -11,7 +11,8 @@ import pytest
 import shapely
 
 from fusion3d.synthetic.bodies import SIZES, make_body, sample_size
-from fusion3d.synthetic.roads import Path, make_layout
+from fusion3d.synthetic.curves import Path
+from fusion3d.synthetic.roads import make_layout
 from fusion3d.synthetic.scene import CYLINDER, SIM_STEP, Scene, Solids
 from fusion3d.synthetic.traffic import Gate, Mover, overlap, simulate
 from fusion3d.synthetic.world import MOVING, PLANS, build_scene, scene_name
@@ -275,11 +276,13 @@ def test_pedestrians_keep_to_walkways_and_crossings(scenes: list[Scene]) -> None
 def test_map_polygons_are_valid_and_counter_clockwise(scenes: list[Scene]) -> None:
     for scene in scenes:
         roads = scene.roads
-        for name in ("drivable", "lanes", "walkways", "crossings"):
+        for name in ("drivable", "lanes", "walkways", "crossings", "carparks"):
             for points in getattr(roads, name):
                 ring = shapely.LinearRing(points)
                 assert ring.is_valid and ring.is_ccw, (scene.name, name)
-        assert len(roads.lane_centers) == len(roads.lanes) and len(roads.stop_lines) >= 2 and len(roads.dividers) >= 3
+        assert len(roads.stop_lines) >= 2 and len(roads.dividers) >= 2 and roads.road_dividers and roads.carparks
+        for lane, center in zip(roads.lanes, roads.lane_centers, strict=True):
+            assert shapely.Polygon(lane).buffer(1e-6).contains(shapely.LineString(center)), scene.name
         walkways = shapely.union_all([shapely.Polygon(p) for p in roads.walkways])
         drivable = shapely.union_all([shapely.Polygon(p) for p in roads.drivable])
         assert walkways.intersection(drivable).area < 0.01 * drivable.area

@@ -77,15 +77,15 @@ class Moving:
 
 
 def meet(
-    plans: Mapping[str, np.ndarray], drives: Drives, off_road: Mapping[str, np.ndarray] | None = None
+    plans: Mapping[str, np.ndarray], drives: Drives, astray: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, Contacts]:
     """Every planner's contacts.
 
     Args:
         plans: by name, [N, T, 3] in ego.
         drives: N samples.
-        off_road: by name, [N, I] bool where a corner of the ego is off the drivable area: then it is at fault for
-            sideways collisions too. None: not known, and it is not.
+        astray: by name, [N, I] bool where a corner of the ego is off the drivable area, or it is between two lanes:
+            then it is at fault for sideways collisions too. None: not known, and it is not.
 
     Returns:
         ``Contacts`` by name.
@@ -94,8 +94,7 @@ def meet(
     for rows, agents in _chunks(drives):
         moving = interpolate(agents)
         for name, plan in plans.items():
-            off = None if off_road is None else off_road[name][rows]
-            parts[name].append(_meet(plan[rows], moving, off))
+            parts[name].append(_meet(plan[rows], moving, None if astray is None else astray[name][rows]))
     return {
         name: Contacts(*(np.concatenate([getattr(part, field) for part in of_plan]) for field in _FIELDS))
         for name, of_plan in parts.items()
@@ -152,10 +151,10 @@ def _chunks(drives: Drives) -> Iterator[tuple[np.ndarray, Agents]]:
         yield rows, Agents(of.sample - start, of.step, of.box, of.track, of.category, of.visible, of.seen, of.names)
 
 
-def _meet(plan: np.ndarray, moving: Moving, off_road: np.ndarray | None) -> Contacts:
+def _meet(plan: np.ndarray, moving: Moving, astray: np.ndarray | None) -> Contacts:
     poses = sweep(plan)
     count, instants = poses.shape[:2]
-    off_road = np.zeros((count, instants), dtype=bool) if off_road is None else off_road
+    astray = np.zeros((count, instants), dtype=bool) if astray is None else astray
     ego, speed = EGO.along(poses), speeds(poses)
     ahead = [_at_velocity(poses, speed, look) for look in LOOK]
     begun = _overlap_now(moving)
@@ -168,8 +167,8 @@ def _meet(plan: np.ndarray, moving: Moving, off_road: np.ndarray | None) -> Cont
     touching = now[away < 0]
     hit = np.zeros((count, instants, len(GROUPS)), dtype=bool)
     hit[touching.sample, touching.instant - 1, touching.group] = True
-    fault, no_collision = _faults(poses, speed, touching, off_road, begun)
-    return Contacts(hit, fault, no_collision, _time_to_collision(poses, speed, ahead, moving, off_road, begun), gap)
+    fault, no_collision = _faults(poses, speed, touching, astray, begun)
+    return Contacts(hit, fault, no_collision, _time_to_collision(poses, speed, ahead, moving, astray, begun), gap)
 
 
 def _at_velocity(poses: np.ndarray, speed: np.ndarray, look: int) -> np.ndarray:
@@ -216,12 +215,12 @@ def _first(moving: Moving, order: np.ndarray) -> np.ndarray:
 
 
 def _faults(
-    poses: np.ndarray, speed: np.ndarray, touching: Moving, off_road: np.ndarray, begun: np.ndarray
+    poses: np.ndarray, speed: np.ndarray, touching: Moving, astray: np.ndarray, begun: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """[N, I] has an at-fault collision happened, and [N] the score for it, by the rules of nuPlan and NAVSIM.
 
     The first contact with each agent decides: at fault where the ego moves and the agent stands, or is not behind and
-    touches the front bumper, or touches a side while the ego is off the road.
+    touches the front bumper, or touches a side while the ego is astray: off the road, or between two lanes.
     """
     count, instants = poses.shape[:2]
     fault, score = np.zeros((count, instants), dtype=bool), np.ones(count)
@@ -235,7 +234,7 @@ def _faults(
     bumper = np.column_stack([front.mean(axis=1), np.full(len(pose), EGO.width), np.zeros(len(pose)), pose[:, 2]])
     bumper[:, 4] += np.pi / 2
     touched = depth(bumper, first.box) > 0
-    guilty = moves & (stands | (~behind & (touched | off_road[own])))
+    guilty = moves & (stands | (~behind & (touched | astray[own])))
     at = first[guilty]
     fault[at.sample, at.instant - 1] = True
     np.minimum.at(score, at.sample, np.where(at.group == GROUPS.index("static"), 0.5, 0.0))
@@ -247,12 +246,12 @@ def _time_to_collision(
     speed: np.ndarray,
     ahead: list[np.ndarray],
     moving: Moving,
-    off_road: np.ndarray,
+    astray: np.ndarray,
     begun: np.ndarray,
 ) -> np.ndarray:
     """[N] bool: is there never an agent ahead that the ego would hit within 0.9 s at its velocity and heading?
 
-    Agents are where they really are then, as far as the annotations go. Off the road those at the sides count too.
+    Agents are where they really are then, as far as the annotations go. Astray, those at the sides count too.
     The first time that an agent is in the way decides about it.
     """
     rows, instants, orders = [], [], []
@@ -268,7 +267,7 @@ def _time_to_collision(
     keep = keep[_first(every[keep], order[keep])]
     every, own = every[keep], own[keep]
     angle = bearing(poses[every.sample, own], every.box[:, :2])
-    late = (angle < AHEAD) | (off_road[every.sample, own] & (angle <= BEHIND))
+    late = (angle < AHEAD) | (astray[every.sample, own] & (angle <= BEHIND))
     fine = np.ones(len(poses), dtype=bool)
     fine[every.sample[late]] = False
     return fine

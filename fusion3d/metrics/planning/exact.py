@@ -26,7 +26,7 @@ ABOUT = {
     "two steps the heading before is kept; more than 90 degrees is driving backwards)",
     "masking": "collision: nothing; masked: without the instants at which the driven path overlaps too; at_fault: the "
     "first contact with each agent, where the ego moves and the agent stands, or the bumper hits one that is not "
-    "behind, or a side while off the road (nuPlan's rule without its lanes)",
+    "behind, or a side while off the road or between two lanes, as far as a map knows them (nuPlan's rule)",
     "jump": "mean distance on the ground between what two successive plans say of the same keyframes; the human's own "
     "is the instrument's floor",
 }

@@ -2,9 +2,10 @@
 
 ``NC DAC (5 TTC + 5 EP + 2 C) / 12`` of each sample, then averaged. NAVSIM and nuPlan (autonomousvision/navsim,
 pdm_scorer.py) define the parts; what nuScenes changes: 3 s instead of 4 s; the plan is driven as it is, without a
-controller; the agents are the annotations, moved straight between keyframes; there are no lanes, so a collision at the
-side is the ego's fault off the road alone; progress is along the driven path and relative to it; comfort is of finite
-differences at 2 Hz. Without a map there is no DAC: it is not a number, and the product is of the others.
+controller; the agents are the annotations, moved straight between keyframes; a car is in several lanes where the two
+corners of a bumper are, so that to go on from one lane into the next is not, and never where the map has no lanes;
+progress is along the driven path and relative to it; comfort is of finite differences at 2 Hz. Without a map there is
+no DAC: it is not a number, and the product is of the others.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Ground:
 
     known: np.ndarray  # [N] bool: is there a map of the sample's place?
     drivable: Callable[[int, np.ndarray], np.ndarray]  # sample row and [M, 2] in its ego frame to [M] bool
+    # The same to [M, K] bool: which of the K lanes around they are on; K is 0 where lanes are not known. None: nowhere.
+    lanes: Callable[[int, np.ndarray], np.ndarray] | None = None
 
 
 def off_road(plan: np.ndarray, ground: Ground) -> np.ndarray:
@@ -48,6 +51,24 @@ def off_road(plan: np.ndarray, ground: Ground) -> np.ndarray:
         on = ground.drivable(int(row), places[row].reshape(-1, 2))
         off[row] = ~on.reshape(-1, 4).all(axis=1)
     return off
+
+
+def between_lanes(plan: np.ndarray, ground: Ground) -> np.ndarray:
+    """[N, I] bool: are the two corners of a bumper on lanes, but on none together? False where no lanes are known.
+
+    Args:
+        plan: [N, T, 3] in ego.
+        ground: the map.
+    """
+    places = corners(EGO.along(sweep(plan)))  # [N, I, 4, 2]: the front bumper's two, then the back one's
+    between = np.zeros(places.shape[:2], dtype=bool)
+    if ground.lanes is None:
+        return between
+    for row in np.flatnonzero(ground.known):
+        on = ground.lanes(int(row), places[row].reshape(-1, 2))
+        on = on.reshape(places.shape[1], 2, 2, on.shape[1])  # [I, bumper, side, K]
+        between[row] = (on.any(axis=-1).all(axis=-1) & ~on.all(axis=2).any(axis=-1)).any(axis=-1)
+    return between
 
 
 def score_pdm(

@@ -12,7 +12,7 @@ from fusion3d.errors import DataError
 from fusion3d.metrics.planning import baselines, exact
 from fusion3d.metrics.planning.contacts import meet
 from fusion3d.metrics.planning.drives import Drives, sample_hash
-from fusion3d.metrics.planning.pdm import Ground, off_road, score_pdm
+from fusion3d.metrics.planning.pdm import Ground, between_lanes, off_road, score_pdm
 from fusion3d.metrics.planning.protocols import PUBLISHED
 from fusion3d.metrics.planning.published import Boundaries, score_published
 from fusion3d.metrics.planning.slices import BASELINE, HUMAN, skill_table
@@ -32,9 +32,13 @@ class Map:
         rows = np.arange(len(self.ground.known))[chosen]
         number = np.full(len(self.ground.known), -1)
         number[rows] = np.arange(len(rows))
-        ground, edges = self.ground, self.boundaries
+        ground, edges, lanes = self.ground, self.boundaries, self.ground.lanes
         return Map(
-            Ground(ground.known[rows], lambda row, xy: ground.drivable(int(rows[row]), xy)),
+            Ground(
+                ground.known[rows],
+                lambda row, xy: ground.drivable(int(rows[row]), xy),
+                None if lanes is None else lambda row, xy: lanes(int(rows[row]), xy),
+            ),
             None if edges is None else edges[number],
         )
 
@@ -99,7 +103,10 @@ def score_plans(
             continue
         ground = None if maps is None else maps.ground
         off = None if ground is None else {of: off_road(plan, ground) for of, plan in every.items()}
-        contacts = meet(every, drives, off)
+        astray = None
+        if ground is not None and off is not None:
+            astray = {of: off[of] | between_lanes(plan, ground) for of, plan in every.items()}
+        contacts = meet(every, drives, astray)
         counts = exact.usable(drives) & drives.known[:, :steps].all(axis=1)
         found["protocols"][name] = {
             "about": exact.ABOUT,
