@@ -10,6 +10,7 @@ from fusion3d.geometry import apply, invert, rotate, rotation_from_quaternion, y
 from fusion3d.types import COMMANDS, TIME_STEP, Boxes, EgoStatus, Motion, Trajectory
 
 TURN_OFFSET = 2.0  # [m] a path that ends farther to a side than this is a turn (the rule of the nuScenes planners)
+_COMMAND_STEPS = 6  # of the path that say so: 3 s, however much farther it is known
 _STEP_RANGE = (0.5 * TIME_STEP, 1.5 * TIME_STEP)  # [s] what two consecutive keyframes may be apart
 
 
@@ -102,8 +103,8 @@ def load_ego(tables: Tables, sample: int, steps: int) -> tuple[Trajectory, Traje
 
 
 def command_of(future: Trajectory) -> int:
-    """Index in COMMANDS by the lateral offset at the last known step: beyond 2 m is a turn; -1: no future."""
-    known = int(future.mask.sum())
+    """Index in COMMANDS by the lateral offset at the last known step of the next 3 s (over 2 m is a turn); -1: none."""
+    known = int(future.mask[:_COMMAND_STEPS].sum())
     if known == 0:
         return -1
     lateral = float(future.position[known - 1, 1])
