@@ -127,9 +127,7 @@ def evaluate(
         if scorer is not None and len(chosen) > 1 and has_every_subset(chosen):
             metrics["shapley"] = sensor_worth(metrics["subsets"])
     if "motion" in tasks:
-        for name, of_subset in output.subsets.items():
-            metrics["subsets"][name]["motion"] = score_forecasts([*of_subset.agents.values()])
-        metrics["motion_protocol"] = MOTION_PROTOCOL
+        score_motion(output, metrics)
     if "planning" in tasks:
         scores = score_plans(output, tables, config)
         table = scores["protocols"][NAME]["planners"]
@@ -142,10 +140,7 @@ def evaluate(
         metrics["planning_scores"] = scores
         metrics["planning_protocol"] = " ".join(f"{what}: {text}." for what, text in ABOUT.items())
     if "map" in tasks:
-        for name, of_subset in output.subsets.items():
-            metrics["subsets"][name]["map"] = score_map(of_subset.map)
-        metrics["map"] = {name: score_map(overlap) for name, overlap in output.map_truth.baselines().items()}
-        metrics["map_protocol"] = MAP_PROTOCOL
+        score_maps(output, metrics)
     end = time.perf_counter()
     metrics["seconds"] = {
         "reading": output.reading_seconds,
@@ -180,6 +175,21 @@ def _records(
     records = of_subset.records(poses)
     of_subset.boxes.clear()
     return records if temperature is None else soften(records, temperature)
+
+
+def score_motion(output: SplitOutput, metrics: dict[str, Any]) -> None:
+    """Put the numbers of every subset's forecasts into ``metrics``, and what they mean."""
+    for name, of_subset in output.subsets.items():
+        metrics["subsets"][name]["motion"] = score_forecasts([*of_subset.agents.values()])
+    metrics["motion_protocol"] = MOTION_PROTOCOL
+
+
+def score_maps(output: SplitOutput, metrics: dict[str, Any]) -> None:
+    """Put the numbers of every subset's map and of the baselines into ``metrics``, and what they mean."""
+    for name, of_subset in output.subsets.items():
+        metrics["subsets"][name]["map"] = score_map(of_subset.map)
+    metrics["map"] = {name: score_map(overlap) for name, overlap in output.map_truth.baselines().items()}
+    metrics["map_protocol"] = MAP_PROTOCOL
 
 
 def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str, Any]:

@@ -77,14 +77,13 @@ def format_motion(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     heads = ("recall", *(_SHORT.get(column, column) for column in COLUMNS))
     lines = [table_line("motion", heads)]
     for name, groups in rows.items():
-        lines += [
-            table_line(name, _cells(groups["all"], "model")),
-            table_line("  as constant v.", _cells(groups["all"], None)),
-        ]
+        row = groups["all"]
+        lines.append(table_line(name, [row["recall"], *(row["model"][column] for column in COLUMNS)]))
+        lines.append(table_line("  constant velocity", ["", *(row["constant_velocity"][column] for column in COLUMNS)]))
     groups = list(rows.values())[-1]
     for way in WAYS:
         row = groups[way]
-        said = " (N = 0)" if not row["found"] else ""
+        said = " none"
         if row["found"]:
             skill = row["skill"]["minADE_5"]
             span = "" if skill["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*skill["interval"])
@@ -92,11 +91,6 @@ def format_motion(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             said = f" skill of minADE_5 over constant velocity {skill['value']:+.3f}{span}{note}, N = {row['found']}"
         lines.append(f"  {way}:{said}")
     return lines
-
-
-def _cells(row: Mapping[str, Any], forecaster: str | None) -> list[float | str]:
-    of = row[forecaster or "constant_velocity"]
-    return [row["recall"] if forecaster else "", *(of[column] for column in COLUMNS)]
 
 
 def table_line(name: str, values: Sequence[str | float]) -> str:

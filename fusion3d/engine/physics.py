@@ -14,6 +14,7 @@ import torch
 from fusion3d.data.tables import detection_class
 from fusion3d.data.tracks import TrackScene
 from fusion3d.engine.forecasts import table_line
+from fusion3d.geometry import turn
 from fusion3d.heads.rollout import drive
 from fusion3d.metrics.forecast import Around, ScoredAgents, forecast_errors
 from fusion3d.metrics.planning.paths import wrap
@@ -43,19 +44,17 @@ def _score_track(scene: TrackScene, now: int, steps: int) -> ScoredAgents:
     moves = np.isin(label, [DETECTION_CLASSES.index(name) for name in TRACKING_CLASSES])
     rows = moves & known[:, now - 1 : now + steps + 1].all(axis=1)
     pose, label = scene.agent[rows], label[rows]
-    times = scene.time[now + 1 : now + steps + 1] - scene.time[now]
+    times = torch.from_numpy(scene.time[now + 1 : now + steps + 1] - scene.time[now])
     velocity, rate = _motion_of(pose, scene.time, now)
-    before, _ = _motion_of(pose, scene.time, now - 1) if now > 1 else (np.full_like(velocity, np.nan), None)
-    speed, earlier = np.linalg.norm(velocity, axis=-1), np.linalg.norm(before, axis=-1)
-    push = np.nan_to_num((speed - earlier) / (scene.time[now] - scene.time[now - 1]))
-    here, yaw = pose[:, now, :2], pose[:, now, 2]
-    c, s = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
-    own = np.concatenate([c * velocity[:, :1] + s * velocity[:, 1:], c * velocity[:, 1:] - s * velocity[:, :1]], axis=1)
+    before = _motion_of(pose, scene.time, now - 1)[0] if now > 1 else np.full_like(velocity, np.nan)
+    faster = np.linalg.norm(velocity, axis=-1) - np.linalg.norm(before, axis=-1)
+    push = np.nan_to_num(faster / (scene.time[now] - scene.time[now - 1]))
+    here, yaw = pose[:, now, :2], torch.from_numpy(pose[:, now, 2])
+    own = turn(torch.from_numpy(velocity)[:, None], -yaw)[:, 0]
 
     def go(turns: np.ndarray, pushes: np.ndarray) -> np.ndarray:
-        along = drive(*(torch.from_numpy(of) for of in (own, turns, pushes, times)))[0].numpy()
-        x, y = along[..., 0], along[..., 1]
-        return here[:, None] + np.stack([c * x - s * y, s * x + c * y], axis=-1)
+        along, _ = drive(own, torch.from_numpy(turns), torch.from_numpy(pushes), times)
+        return here[:, None] + turn(along, yaw).numpy()
 
     none = np.zeros_like(rate)
     ways = np.stack([go(turns, pushes) for turns in (none, rate) for pushes in (none, push)], axis=1)
@@ -69,9 +68,9 @@ def _score_track(scene: TrackScene, now: int, steps: int) -> ScoredAgents:
         "stationary": np.broadcast_to(here[:, None, None], ways[:, :1].shape),
     }
     errors = {name: forecast_errors(way, sure, truth[..., :2]) for name, way in said.items()}
-    there = np.ones(len(rate), dtype=bool)
-    everyone = Around(here, yaw, label, there, truth[..., :2], truth[..., 2], np.ones(truth.shape[:2], dtype=bool))
-    return ScoredAgents(scene.name, label, everyone.way, there, errors)
+    known = np.ones(truth.shape[:2], dtype=bool)
+    around = Around(here, pose[:, now, 2], label, known[:, 0], truth[..., :2], truth[..., 2], known)
+    return ScoredAgents(scene.name, label, around.way, known[:, 0], errors)
 
 
 def _motion_of(pose: np.ndarray, time: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:

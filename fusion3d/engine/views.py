@@ -65,8 +65,8 @@ def predict_views(
 ) -> Predictions:
     """What a model says of a batch, merged over views of it; on the CPU, in the frame of the batch.
 
-    What is neither box nor motion nor plan is that of the first view. With one view, which must change nothing, it is plainly what
-    the model says.
+    What is neither box nor motion nor plan is that of the first view. With one view, which must change nothing, it is
+    plainly what the model says.
 
     Args:
         model: with ``forward`` and ``decode``, in evaluation mode.

@@ -163,8 +163,8 @@ class MotionHead(nn.Module):
 
     @torch.no_grad()
     def targets(self, agents: Agents, batch: Batch) -> MotionTargets:
-        """How agents really go on: those made of the truth as it does, found ones as the nearest true box of their class
-        within ``MATCH_DISTANCE``; nobody else, and nothing that always stays, has anything to learn.
+        """How agents really go on: those made of the truth as it does, found ones as the nearest true box of their
+        class within ``MATCH_DISTANCE``; nobody else, and nothing that always stays, has anything to learn.
         """
         boxes, steps = agents.boxes, self.config.steps
         position = boxes.center.new_zeros(len(agents), steps, 2)

@@ -1,8 +1,8 @@
 """Forecasts of agents: errors over the k likeliest ways, as the nuScenes prediction challenge has them, end to end.
 
-``forecast_errors`` is the devkit's (nuscenes.eval.prediction.metrics), agent by agent: to the last digit where the whole
-future is known. Around it stands what the challenge leaves out: it is given who is there, while here agents have to be
-found first. ``PROTOCOL`` says how, and travels with the numbers.
+``forecast_errors`` is the devkit's (nuscenes.eval.prediction.metrics), agent by agent, where the whole future is known.
+Around it stands what the challenge leaves out: it is given who is there, while here agents have to be found first.
+``PROTOCOL`` says how, and travels with the numbers.
 Letters: P found and G true agents, A agents of either kind, K ways, T steps, S scenes.
 """
 
@@ -33,12 +33,12 @@ _OF_CLASS = {
 
 PROTOCOL = (
     f"True agents: boxes of {', '.join(sorted(TRACKING_CLASSES))} with a LiDAR or radar point, within the benchmark's "
-    "range of their class, whose whole future is annotated. Found: by the benchmark's rule, boxes in the order of their "
-    f"scores take the nearest true one of their class within {REACH:g} m. minADE_k, minFDE_k [m] and MissRateTopK_2_k "
-    "are the devkit's, over the k likeliest ways, means over found agents; missed_or_not_found_k is the share of all "
-    f"true agents. An agent stands that ends within {MOVED:g} m of where it was, and turns by at least "
-    f"{math.degrees(TURNED):.0f} degrees. constant_velocity: of the found box; stationary: it stays. skill: 1 - error / "
-    "constant_velocity's. [95 % by paired bootstrap over scenes]"
+    "range of their class, whose whole future is annotated. Found: by the benchmark's rule, boxes in the order of "
+    f"their scores take the nearest true one of their class within {REACH:g} m. minADE_k, minFDE_k [m] and "
+    "MissRateTopK_2_k are the devkit's, over the k likeliest ways, means over found agents; missed_or_not_found_k is "
+    f"the share of all true agents. An agent stands that ends within {MOVED:g} m of where it was; it turns if it goes "
+    f"and heads at least {math.degrees(TURNED):.0f} degrees elsewhere at the end. constant_velocity: of the found box; "
+    "stationary: it stays. skill: 1 - error / constant_velocity's. Intervals: 95 % by bootstrap over scenes, paired."
 )
 
 
@@ -149,8 +149,8 @@ def score_agents(
 def match_centers(
     true_center: np.ndarray, true_label: np.ndarray, center: np.ndarray, label: np.ndarray, score: np.ndarray
 ) -> np.ndarray:
-    """[G] which found box has each true one, -1 none: the best chooses first (of equal scores the later), the nearest of
-    its class that is free.
+    """[G] which found box has each true one, -1 none: the best chooses first (of equal scores the later), and takes the
+    nearest of its class that is free.
 
     Args:
         true_center: [G, 2].
@@ -174,9 +174,9 @@ def score_forecasts(samples: Sequence[ScoredAgents]) -> dict[str, Any]:
     """The numbers of a split: of ``all`` true agents, and of those that go one of WAYS or are of a kind.
 
     Returns:
-        By group: ``true`` and ``found``, counts; ``recall``; by forecaster its means of ``ERRORS`` over the found and of
-        ``ALL_MISSED`` over all, with ``intervals``; and ``skill`` of ``model`` over ``constant_velocity``, where both
-        are there, by error: ``value``, ``interval`` and whether it is ``distinguishable`` from none.
+        By group: ``true`` and ``found``, counts; ``recall``; by forecaster its means of ``ERRORS`` over the found
+        and of ``ALL_MISSED`` over all, with ``intervals``; and ``skill`` of ``model`` over ``constant_velocity``, where
+        both are there, by error: ``value``, ``interval`` and whether it is ``distinguishable`` from none.
     """
     names, scene_of = np.unique([sample.scene for sample in samples], return_inverse=True)
     draws = draw_scenes(len(names))
