@@ -179,7 +179,8 @@ def score_forecasts(samples: Sequence[ScoredAgents]) -> dict[str, Any]:
         both are there, by error: ``value``, ``interval`` and whether it is ``distinguishable`` from none.
     """
     names, scene_of = np.unique([sample.scene for sample in samples], return_inverse=True)
-    draws = draw_scenes(len(names))
+    num_scenes = max(len(names), 1)
+    draws = draw_scenes(num_scenes)
     scene = np.repeat(scene_of.reshape(-1), [len(sample.label) for sample in samples])
     label, way, found = (
         np.concatenate([np.zeros(0, dtype=kind), *(getattr(sample, name) for sample in samples)])
@@ -194,7 +195,7 @@ def score_forecasts(samples: Sequence[ScoredAgents]) -> dict[str, Any]:
     for name, classes in _OF_CLASS.items():
         groups[name] = np.isin(label, [DETECTION_CLASSES.index(of) for of in classes])
     return {
-        group: _numbers(found[rows], {name: of[rows] for name, of in errors.items()}, scene[rows], draws, len(names))
+        group: _numbers(found[rows], {name: of[rows] for name, of in errors.items()}, scene[rows], draws, num_scenes)
         for group, rows in groups.items()
     }
 
