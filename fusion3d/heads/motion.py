@@ -39,6 +39,7 @@ _YAW_WEIGHT = 0.5
 _UNITS = (0.5, 2.0)  # [rad/s], [m/s^2] of what the network says of a way's turn and acceleration
 # Turn and acceleration that the ways start with, in parts of those of the class; further ones are half as much.
 _WAYS = ((0, 0), (0, -1), (0, 1), (1, 0), (-1, 0), (0, -2.5), (2, -1), (-2, -1), (1, 1), (-1, 1))
+_USUAL = 2.0  # of the first one's logit, which is constant velocity, above the others'
 _LIVELY = {"pedestrian": (0.4, 0.4), "motorcycle": (0.35, 1.2), "bicycle": (0.35, 0.8)}  # [rad/s], [m/s^2]
 _LIVELY_VEHICLE = (0.25, 1.2)
 STILL = ("traffic_cone", "barrier")  # they stay where they are
@@ -74,6 +75,7 @@ class MotionHead(nn.Module):
         self.ahead = MapReader(channels, len(_AHEAD), len(self.grids))
         self.layers = nn.ModuleList(Interaction(channels) for _ in range(config.layers))
         self.ways = nn.Embedding(config.modes, channels)
+        self.usual = nn.Parameter(_USUAL * F.one_hot(torch.tensor(0), config.modes))
         self.passes = nn.ModuleList(_Pass(channels, config.steps, len(self.grids)) for _ in range(config.passes))
         self.register_buffer("seeds_NK2", _seeds(config.modes), persistent=False)
         moves = torch.tensor([float(name not in STILL) for name in DETECTION_CLASSES])
@@ -114,7 +116,7 @@ class MotionHead(nn.Module):
             query_AKC, more_AK2, more_AKT3, logit_AK = refine(query_AKC, path_AKT2, agents, maps)
             control_AK2, off_AKT3 = control_AK2 + more_AK2, off_AKT3 + more_AKT3
             position, yaw = self._drive(velocity_A12, control_AK2, times, off_AKT3)
-            paths.append((position * moves_A[..., None], yaw * moves_A, logit_AK))
+            paths.append((position * moves_A[..., None], yaw * moves_A, logit_AK + self.usual))
         return MotionPaths(tuple(found), agents, *(torch.stack(part) for part in zip(*paths, strict=True)))
 
     @staticmethod
@@ -228,8 +230,9 @@ class _Pass(nn.Module):
         self.out = two_layers(channels, channels, 2 + 3 * steps)
         self.likely = two_layers(channels, channels, 1)
         self.register_buffer("units_2", torch.tensor(_UNITS), persistent=False)
-        nn.init.zeros_(self.out[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.out[-1].bias)  # type: ignore[arg-type]
+        for last in (self.out[-1], self.likely[-1]):
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def forward(
         self, query_AKC: Tensor, path_AKT2: Tensor, agents: Agents, maps: Maps
