@@ -40,9 +40,9 @@ def score_tracks(scenes: Sequence[TrackScene], steps: int) -> list[ScoredAgents]
 
 def _score_track(scene: TrackScene, now: int, steps: int) -> ScoredAgents:
     label = np.array([detection_class(name) for name in scene.category], dtype=np.int64)
-    known = np.isfinite(scene.agent).all(axis=-1)
+    known = np.asarray(np.isfinite(scene.agent).all(axis=-1))
     moves = np.isin(label, [DETECTION_CLASSES.index(name) for name in TRACKING_CLASSES])
-    rows = moves & known[:, now - 1 : now + steps + 1].all(axis=1)
+    rows = np.flatnonzero(moves & known[:, now - 1 : now + steps + 1].all(axis=1))
     pose, label = scene.agent[rows], label[rows]
     times = torch.from_numpy(scene.time[now + 1 : now + steps + 1] - scene.time[now])
     velocity, rate = _motion_of(pose, scene.time, now)

@@ -123,7 +123,7 @@ class MotionHead(nn.Module):
     def _drive(velocity_A12: Tensor, control_AK2: Tensor, times: Tensor, off_AKT3: Tensor) -> tuple[Tensor, Tensor]:
         """[A, K, T, 2] and [A, K, T]: where turns and accelerations lead, and what is off it."""
         velocity = velocity_A12.expand(-1, control_AK2.shape[1], -1)
-        position, yaw = drive(velocity, *control_AK2.unbind(-1), times)
+        position, yaw = drive(velocity, control_AK2[..., 0], control_AK2[..., 1], times)
         return position + off_AKT3[..., :2], yaw + off_AKT3[..., 2]
 
     def _maps(self, bev_BCYX: Tensor, ground_BNYX: Tensor | None) -> Maps:
