@@ -10,13 +10,13 @@ from typing import Any
 from fusion3d.files import write_whole
 from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart
+from fusion3d.view.forecasts import motion
 from fusion3d.view.sections import (
     Findings,
     by_stratum,
     calibration,
     explained,
     missing_sensors,
-    motion,
     robustness,
     sensor_worth,
     similarity,
@@ -86,9 +86,9 @@ def write_report(
         ("missing", "What is left without a sensor", missing_sensors(_subset_rows(metrics))),
         ("worth", "What each sensor is worth", sensor_worth(metrics.get("shapley") or {})),
         ("strata", "By distance, light and the like", by_stratum(_subset_rows(metrics))),
-        ("motion", "Motion of others", motion(metrics)),
         ("planning", "Planning", _planning(metrics)),
         ("map", "Map", _map(metrics)),
+        ("motion", "How others go on", motion(metrics)),
         ("classes", "Average precision by class", _classes(metrics)),
         ("explained", "What the model looks at", explained(findings.explained)),
         ("similarity", "How alike the sensors' maps are", similarity(findings.similarity)),

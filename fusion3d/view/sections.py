@@ -13,12 +13,6 @@ from fusion3d.types import DETECTION_CLASSES, SENSORS
 from fusion3d.view.charts import reliability_chart
 from fusion3d.view.tables import bars, number, picture, sensor_label, shaded, show, table
 
-_MOTION_COLUMNS = (
-    ("recall", "found", True),
-    *((f"{name}_{k}", unit, False) for name, unit in (("minADE", "[m]"), ("minFDE", "[m]")) for k in (1, 5, 10)),
-    ("MissRateTopK_2_5", "of found", False),
-    ("missed_or_not_found_5", "of all", False),
-)
 _CHARTS_OF_CLASSES = 2  # right boxes that a class needs, to have a diagram of its own
 
 
@@ -130,38 +124,6 @@ def by_stratum(rows: Mapping[str, Mapping[str, Any]]) -> str:
         columns = [(name, "mAP", True) for name in known]
         tables.append(f"<h3>{escape(dimension)}</h3>" + table(lines, columns, "part", contest=()))
     return "".join(tables)
-
-
-def motion(metrics: Mapping[str, Any]) -> str:
-    """Forecasts by sensors over constant velocity of the same boxes, then by the way that agents go.
-
-    Args:
-        metrics: ``subsets.<name>.motion`` as ``metrics.forecast.score_forecasts`` gives it, and ``motion_protocol``.
-    """
-    known = {name: row["motion"] for name, row in (metrics.get("subsets") or {}).items() if "motion" in row}
-    if not known:
-        return ""
-    rows = {name: _of_forecaster(groups["all"], "model") for name, groups in known.items()}
-    whole, groups = list(known.items())[-1]
-    rows["constant velocity"] = _of_forecaster(groups["all"], "constant_velocity")
-    parts = {
-        f"{group}{', constant velocity' * (name != 'model')}": _of_forecaster(row, name)
-        for group, row in groups.items() if group != "all" and row["true"]
-        for name in ("model", "constant_velocity")
-    }  # fmt: skip
-    protocol = escape(str(metrics.get("motion_protocol") or ""))
-    return (
-        table(rows, _MOTION_COLUMNS, "sensors", sensor_label, contest=list(known))
-        + f"<h3>By kind, with {escape(whole.replace('+', ' + '))}</h3>"
-        + table(parts, _MOTION_COLUMNS, "agents", contest=())
-        + (f"<p class='note'><b>Protocol.</b> {protocol}</p>" if protocol else "")
-    )
-
-
-def _of_forecaster(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """One forecaster's numbers of a group, with how many of it were found."""
-    said = row.get(name) or {}
-    return {**said, "recall": row["recall"], "intervals": {**row["intervals"], **(said.get("intervals") or {})}}
 
 
 def explained(pictures: Sequence[tuple[str, Path]]) -> str:
