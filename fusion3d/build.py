@@ -20,6 +20,7 @@ from fusion3d.errors import ConfigError
 from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
 from fusion3d.heads.map import MapHead
+from fusion3d.heads.motion import MotionHead
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
@@ -44,6 +45,10 @@ def build_model(config: Config, pretrained: bool = True) -> Model:
         raise ConfigError("camera, lidar and radar are all null; expected at least one sensor's branch")
     if config.detection is None and config.planning is None and config.map is None:
         raise ConfigError("detection, planning and map are all null; expected at least one head")
+    if config.motion is not None and config.detection is None:
+        raise ConfigError(
+            "motion is set and detection is null; forecasts are of detected boxes: set motion to null too, or detection"
+        )
     if stage in ("early", "late"):
         _check_no_maps_meet(config)
     if stage not in ("late", "hybrid"):
@@ -116,6 +121,9 @@ def _build_one(config: Config, pretrained: bool) -> Fusion3D:
             sensors = SensorHeatmaps(channels, config.detection.loss_weight * config.detection.sensor_weight)
     if config.planning is not None:
         planning = PlanningHead(config.planning, inputs, grid)
+    motion = None
+    if config.motion is not None:
+        motion = MotionHead(config.motion, inputs, grid, None if config.map is None else config.map_grid)
     align, represent = make_align(config.fusion, channels, grid), make_representation(config.fusion, channels, grid)
     fused = channels if represent is None else represent.channels
     return Fusion3D(
@@ -131,4 +139,5 @@ def _build_one(config: Config, pretrained: bool) -> Fusion3D:
         represent,
         config.temporal and make_temporal(config.temporal, config.fusion.channels, grid),
         config.map and MapHead(config.map, inputs, grid),
+        motion,
     )

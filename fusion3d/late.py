@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fusion3d.bev.temporal import Memory
 from fusion3d.counts import named
-from fusion3d.heads.merge import mean_path, merge_boxes
+from fusion3d.heads.merge import mean_path, merge_agents, merge_boxes
 from fusion3d.model import Fusion3D, Sensed
-from fusion3d.types import Batch, Boxes, Predictions, Trajectory, to_device
+from fusion3d.types import Batch, Boxes, Forecast, Predictions, Trajectory, to_device
 
 JOINT = "joint"  # the model of all sensors
 
@@ -84,14 +84,19 @@ class LateFusion(nn.Module):
         return say | {JOINT: torch.stack(list(say.values())).any(0)} if JOINT in self.models else say
 
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> Predictions:
-        """Merged boxes and the means of plans and maps, of the models that have a say; of all, where none has."""
+        """Merged boxes with the motion of the best of each, and the means of plans and maps, of the models that have a
+        say; of all, where none has.
+        """
         answers = {name: model.decode(outputs[name], batch) for name, model in self.models.items()}  # type: ignore[operator]
         say_SB = torch.stack([outputs["say"][name] for name in self.models]).cpu()
         say_SB |= ~say_SB.any(0)
         chosen = [[a for a, has in zip(answers.values(), say, strict=True) if has] for say in say_SB.T.tolist()]
         device = batch.command.device
-        boxes = plan = ground = None
-        if all(answer.boxes is not None for answer in answers.values()):
+        boxes = motion = plan = ground = None
+        if all(answer.motion is not None for answer in answers.values()):
+            both = [self._merge_agents(of_sample, i, device) for i, of_sample in enumerate(chosen)]
+            boxes, motion = (tuple(part) for part in zip(*both, strict=True))
+        elif all(answer.boxes is not None for answer in answers.values()):
             boxes = tuple(self._merge([a.boxes[i] for a in of_sample], device) for i, of_sample in enumerate(chosen))
         if all(answer.plan is not None for answer in answers.values()):
             paths = [mean_path([_path(a.plan, i) for a in of_sample]) for i, of_sample in enumerate(chosen)]
@@ -99,10 +104,18 @@ class LateFusion(nn.Module):
             plan = Trajectory(position, yaw, mask)
         if all(answer.map is not None for answer in answers.values()):
             ground = torch.stack([torch.stack([a.map[i] for a in of_s]).mean(0) for i, of_s in enumerate(chosen)])
-        return Predictions(tokens=batch.tokens, boxes=boxes, plan=plan, map=ground)
+        return Predictions(tokens=batch.tokens, boxes=boxes, plan=plan, map=ground, motion=motion)
 
     def _merge(self, boxes: Sequence[Boxes], device: torch.device) -> Boxes:
         return to_device(merge_boxes([to_device(one, "cpu") for one in boxes], self.merge), device)
+
+    def _merge_agents(
+        self, answers: Sequence[Predictions], sample: int, device: torch.device
+    ) -> tuple[Boxes, Forecast]:
+        boxes, motion = (
+            [to_device(getattr(one, name)[sample], "cpu") for one in answers] for name in ("boxes", "motion")
+        )
+        return to_device(merge_agents(boxes, motion, self.merge), device)
 
 
 Model = Fusion3D | LateFusion

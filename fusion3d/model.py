@@ -32,6 +32,7 @@ from fusion3d.encoders.clouds import CloudEncoder
 from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
 from fusion3d.heads.map import MapHead
+from fusion3d.heads.motion import MotionHead
 from fusion3d.heads.planning import PlanningHead
 from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
@@ -135,7 +136,9 @@ class Fusion3D(nn.Module):
         represent: Coordinated | Factorised | None = None,
         temporal: Temporal | None = None,
         map: MapHead | None = None,
+        motion: MotionHead | None = None,
     ) -> None:
+        """``motion`` needs ``detection``, whose boxes it forecasts."""
         super().__init__()
         self.camera = camera
         self.lidar = lidar
@@ -149,6 +152,7 @@ class Fusion3D(nn.Module):
         self.sensors = sensors
         self.temporal = temporal
         self.map = map
+        self.motion = motion
 
     def forward(self, batch: Batch, memory: Memory | None = None) -> dict[str, Any]:
         """Raw outputs, those there are.
@@ -159,8 +163,9 @@ class Fusion3D(nn.Module):
                 needs no ``history``, and has each scene once at most.
 
         Returns:
-            "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "map" ([B, N, Y, X] logits), "depth"
-            (DepthOutput), "image" (ImageOutput), "memory" (Memory); "sensors" and "representation" in training.
+            "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "map" ([B, N, Y, X] logits), "motion"
+            (MotionPaths), "depth" (DepthOutput), "image" (ImageOutput), "memory" (Memory); "sensors" and
+            "representation" in training.
         """
         sensed = self.sense(batch)
         return sensed.said | self.conclude(sensed, batch, memory)
@@ -212,10 +217,13 @@ class Fusion3D(nn.Module):
 
         if self.detection is not None:
             outputs["detection"] = self.detection(bev_BCYX, batch)
-        if self.planning is not None:
-            outputs["planning"] = self.planning(bev_BCYX, batch)
         if self.map is not None:
             outputs["map"] = self.map(bev_BCYX)
+        if self.motion is not None and self.detection is not None:
+            found = self.detection.decode(outputs["detection"])
+            outputs["motion"] = self.motion(bev_BCYX, found, batch, outputs.get("map"))
+        if self.planning is not None:
+            outputs["planning"] = self.planning(bev_BCYX, batch)
         return outputs
 
     def relate(self, maps: Maps, batch: Batch) -> tuple[Maps, CoordinatedOutput | FactorisedOutput | None]:
@@ -296,6 +304,8 @@ class Fusion3D(nn.Module):
             terms |= self.planning.losses(outputs["planning"], batch)
         if self.map is not None and "map" in outputs:
             terms |= self.map.losses(outputs["map"], batch)
+        if self.motion is not None and "motion" in outputs:
+            terms |= self.motion.losses(outputs["motion"], batch)
         if self.sensors is not None and "sensors" in outputs:
             terms |= self.sensors.losses(outputs["sensors"], batch, targets)
         if self.camera is not None:
@@ -303,10 +313,16 @@ class Fusion3D(nn.Module):
         return terms | auxiliary_losses(self, outputs, batch)
 
     def decode(self, outputs: dict[str, Any], batch: Batch) -> Predictions:
-        """Boxes, plan and map in the frame of the batch (ego, where the batch is not augmented)."""
+        """Boxes, their motion, plan and map in the frame of the batch (ego, where the batch is not augmented)."""
+        boxes = motion = None
+        if self.motion is not None:
+            boxes, motion = outputs["motion"].found, self.motion.decode(outputs["motion"])
+        elif self.detection is not None:
+            boxes = self.detection.decode(outputs["detection"])
         return Predictions(
             tokens=batch.tokens,
-            boxes=None if self.detection is None else self.detection.decode(outputs["detection"]),
+            boxes=boxes,
             plan=None if self.planning is None else self.planning.decode(outputs["planning"], batch),
             map=None if self.map is None else self.map.decode(outputs["map"]),
+            motion=motion,
         )

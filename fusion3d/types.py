@@ -236,6 +236,27 @@ class Motion:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """How A boxes may go on, each in K ways, the likeliest first; in the frame of the boxes."""
+
+    position: Tensor  # [A, K, T, 2] float32 gravity centres from above at TIME_STEP, 2 TIME_STEP, ... [m]
+    yaw: Tensor  # [A, K, T] float32 [rad]
+    score: Tensor  # [A, K] float32 probabilities, falling; their sum is 1
+
+    def __len__(self) -> int:
+        return self.score.shape[0]
+
+    def __getitem__(self, keep: slice | Tensor) -> Forecast:
+        """The boxes selected by a slice, a bool mask or an index tensor."""
+        return Forecast(self.position[keep], self.yaw[keep], self.score[keep])
+
+    @staticmethod
+    def cat(parts: Sequence[Forecast]) -> Forecast:
+        """The forecasts of all parts, one after another; they have as many ways and steps."""
+        return Forecast(*(torch.cat([getattr(part, name) for part in parts]) for name in ("position", "yaw", "score")))
+
+
+@dataclass(frozen=True)
 class Cameras:
     """Camera images, packed over samples: M rows, whoever they belong to. Absent cameras have no row."""
 
@@ -356,9 +377,10 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says about a batch, decoded: boxes in ego, the planned path and the map."""
+    """What the model says about a batch, decoded: boxes in ego and how they go on, the planned path and the map."""
 
     tokens: tuple[str, ...]
     boxes: tuple[Boxes, ...] | None = None  # B
     plan: Trajectory | None = None  # [B, T]
     map: Tensor | None = None  # [B, 6, Y, X] float32 probabilities of MAP_CLASSES, in the map head's grid
+    motion: tuple[Forecast, ...] | None = None  # B, of the boxes

@@ -88,6 +88,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "paint": {"features": {}, "scores": {"fusion.paint": "scores", "camera.image_loss": 0.5}},
     "merge": {name: {"fusion.merge": name} for name in ("weighted", "voting")},
     "neck": {name: {"camera.neck": name} for name in ("fpn", "lss_fpn")},
+    "motion": {"none": {}, "own": {"motion": {"channels": 8, "steps": 4}}},
     "own": {"none": {}, "heatmaps": {"detection.sensor_weight": 0.3}},
 }  # fmt: skip
 
@@ -109,6 +110,7 @@ REFUSED: dict[tuple[tuple[str, str], tuple[str, str]], str] = {
         }.items()
         for view in views
     },
+    (("head", "none"), ("motion", "own")): r"motion is set and detection is null",
     (("view", "lidar_lift"), ("absent", "lidar")): r"camera\.view: .*lidar: null",
     (("view", "radar_lift"), ("absent", "radar")): r"camera\.view: .*radar: null",
 }
@@ -168,6 +170,7 @@ def samples_of(config: Config) -> list[Sample]:
             dataclasses.replace(
                 _seen(batch, f"scene-{seed}", subset),
                 boxes=batch.boxes[0],
+                motion=batch.motion and batch.motion[0],
                 future=Trajectory(*(getattr(batch.future, f.name)[0] for f in dataclasses.fields(Trajectory))),
                 map_mask=batch.map_mask[0],
                 map_known=batch.map_known[0],

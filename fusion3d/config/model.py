@@ -313,6 +313,33 @@ class DetectionConfig:
 
 
 @dataclass(frozen=True)
+class MotionConfig:
+    """Motion head: how the detected boxes go on; it needs ``detection``."""
+
+    steps: Count = 6
+    """Future positions, 0.5 s apart; 12 are the 6 s of the nuScenes prediction challenge."""
+    modes: Count = 6
+    """Ways in which each box may go on."""
+    channels: MultipleOf4 = 64
+    """Width of a box's query."""
+    layers: Count = 2
+    """Rounds in which the boxes look at each other."""
+    neighbours: Count = 16
+    """Nearest boxes that each one looks at."""
+    min_score: Fraction = 0.1
+    """Boxes that do not score above it are looked at by no other, though they get a forecast."""
+    passes: Count = 2
+    """Times that paths are refined by what the map holds along them."""
+    truth_weight: Amount = 1.0
+    """Weight in training of ground-truth boxes, from which motion can be learned while few boxes are found yet, beside
+    the model's own, whose weight is 1; 0: without them."""
+    truth_noise: Amount = 1.0
+    """How far those are from the truth: 1 is about as far as found boxes are (0.3 m, 0.1 rad, 5 % in size, 0.5 m/s)."""
+    loss_weight: Amount = 0.5
+    """Weight of the whole motion loss."""
+
+
+@dataclass(frozen=True)
 class PlanningConfig:
     """Planning head: an ego query reads the BEV map."""
 

@@ -11,6 +11,7 @@ from fusion3d.config.model import (
     FusionConfig,
     LidarConfig,
     MapConfig,
+    MotionConfig,
     PlanningConfig,
     RadarConfig,
     TemporalConfig,
@@ -35,6 +36,7 @@ class Config:
     temporal: TemporalConfig | None = None
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     detection: DetectionConfig | None = field(default_factory=DetectionConfig)
+    motion: MotionConfig | None = None
     planning: PlanningConfig | None = field(default_factory=PlanningConfig)
     map: MapConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusion3d.config import AugmentConfig
-from fusion3d.types import COMMANDS, Batch, Boxes, Cameras, EgoStatus, Motion, Sample, Trajectory
+from fusion3d.types import COMMANDS, Batch, Boxes, Cameras, EgoStatus, Forecast, Motion, Sample, Trajectory
 
 _MIRRORED = {COMMANDS.index("left"): COMMANDS.index("right"), COMMANDS.index("right"): COMMANDS.index("left")}
 
@@ -124,6 +124,13 @@ def transform_boxes(boxes: Boxes, dst_from_src: np.ndarray | Tensor) -> Boxes:
 def transform_trajectory(path: Trajectory, dst_from_src: np.ndarray | Tensor) -> Trajectory:
     """A path under an augmentation or its inverse, on its device. ValueError for a matrix of another kind."""
     return _move_trajectory(path, _checked(dst_from_src).to(path.position.device))
+
+
+def transform_forecast(forecast: Forecast, dst_from_src: np.ndarray | Tensor) -> Forecast:
+    """Forecasts under an augmentation or its inverse, on their device. ValueError for a matrix of another kind."""
+    matrix = _checked(dst_from_src).to(forecast.position.device)
+    position, yaw = _place(forecast.position, matrix), _turn_yaw(forecast.yaw, matrix)
+    return dataclasses.replace(forecast, position=position, yaw=yaw)
 
 
 def _checked(aug_from_ego: np.ndarray | Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from fusion3d.geometry import yaw_of
 from fusion3d.types import COMMANDS, Trajectory
 
 TURN_OFFSET = 2.0  # [m] what leads farther to a side than this is a turn (the rule of the nuScenes planners)
+_STEPS = 6  # of a path that say where it leads: 3 s, however much farther it is known
 AHEAD = (20.0, 30.0)  # [m] along the route: where it is looked at
 
 
 def command_of(future: Trajectory) -> int:
-    """By the offset to a side at the last known step, which tells some of what a planner is to find out; -1: none."""
-    known = int(future.mask.sum())
+    """By the offset to a side at the last known step of 3 s, which tells some of what is to be planned; -1: none."""
+    known = int(future.mask[:_STEPS].sum())
     return -1 if known == 0 else _command(float(future.position[known - 1, 1]))
 
 

@@ -24,7 +24,7 @@ from fusion3d.engine.random_batch import random_batch
 from fusion3d.files import write_json
 from fusion3d.late import Model
 from fusion3d.model import CameraBranch, Fusion3D
-from fusion3d.types import Batch, Cameras
+from fusion3d.types import Batch, Boxes, Cameras
 
 _MEBI = 2**20
 
@@ -153,7 +153,7 @@ def format_shapes(value: Any, name: str = "") -> Iterator[str]:
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield f"{name} {'x'.join(map(str, value.shape))}".strip()
-    elif isinstance(value, Cameras):  # what an output is about, not what it says
+    elif isinstance(value, Cameras | Boxes):  # what an output is about, not what it says
         return
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):

@@ -16,6 +16,7 @@ from fusion3d.data.splits import samples_of
 from fusion3d.engine.checkpoint import find_checkpoint, load_config_of, load_model
 from fusion3d.engine.drives import drives_of, map_of
 from fusion3d.engine.evaluate_plans import trained_baselines
+from fusion3d.engine.forecasts import format_motion
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
 from fusion3d.engine.leaderboard import check_history
@@ -29,6 +30,8 @@ from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
 from fusion3d.metrics.bootstrap import FEWEST_RESAMPLES, RESAMPLES
+from fusion3d.metrics.forecast import PROTOCOL as MOTION_PROTOCOL
+from fusion3d.metrics.forecast import score_forecasts
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import score_plans as score_every_plan
@@ -44,7 +47,7 @@ PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "coll
 TRACK_COLUMNS = ("AMOTA", "AMOTP", "MOTA", "MOTP", "recall", "IDS", "FRAG")
 OF_CHECKPOINT = ("--subsets", "--device", "--no-ema", "--tta", "--stream", "--strict")  # mean nothing to a result file
 # What can be scored, and the head of the model that it needs.
-TASKS = {"detection": "detection", "planning": "planning", "map": "map", "tracking": "detection"}
+TASKS = {"detection": "detection", "motion": "motion", "planning": "planning", "map": "map", "tracking": "detection"}
 
 
 def evaluate(
@@ -74,13 +77,14 @@ def evaluate(
 
     Returns:
         ``shapley``: what each sensor is worth, as ``sensor_worth`` gives it, where every subset of several is there;
-        ``subsets.<name>``: numbers of ``BoxScorer.score``, ``planning`` with that subset's plan, ``map`` with its
-        numbers of ``score_map``, and ``tracking`` with those of ``score_tracking``;
+        ``subsets.<name>``: numbers of ``BoxScorer.score``, ``motion`` with those of ``score_forecasts``, ``planning``
+        with that subset's plan, ``map`` with its numbers of ``score_map``, and ``tracking`` with those of
+        ``score_tracking``;
         ``planning``: for ``model`` (the largest subset), the baselines and ``human`` the numbers of ``score_exact``;
         ``planning_scores``: those by every protocol, the PDM-style score and the skill, as ``metrics.planning`` gives
         them; ``planning_protocol``: the exact one in words;
         ``map``: for ``everywhere`` and ``average`` the numbers of ``score_map``; ``map_protocol``;
-        ``tracking_protocol``;
+        ``motion_protocol``; ``tracking_protocol``;
         ``num_samples``; ``seconds``. Nothing by a process that is not the first.
 
     Raises:
@@ -122,6 +126,8 @@ def evaluate(
                 metrics["tracking_protocol"] = TRACKING_PROTOCOL
         if scorer is not None and len(chosen) > 1 and has_every_subset(chosen):
             metrics["shapley"] = sensor_worth(metrics["subsets"])
+    if "motion" in tasks:
+        score_motion(output, metrics)
     if "planning" in tasks:
         scores = score_plans(output, tables, config)
         table = scores["protocols"][NAME]["planners"]
@@ -134,10 +140,7 @@ def evaluate(
         metrics["planning_scores"] = scores
         metrics["planning_protocol"] = " ".join(f"{what}: {text}." for what, text in ABOUT.items())
     if "map" in tasks:
-        for name, of_subset in output.subsets.items():
-            metrics["subsets"][name]["map"] = score_map(of_subset.map)
-        metrics["map"] = {name: score_map(overlap) for name, overlap in output.map_truth.baselines().items()}
-        metrics["map_protocol"] = MAP_PROTOCOL
+        score_maps(output, metrics)
     end = time.perf_counter()
     metrics["seconds"] = {
         "reading": output.reading_seconds,
@@ -172,6 +175,21 @@ def _records(
     records = of_subset.records(poses)
     of_subset.boxes.clear()
     return records if temperature is None else soften(records, temperature)
+
+
+def score_motion(output: SplitOutput, metrics: dict[str, Any]) -> None:
+    """Put the numbers of every subset's forecasts into ``metrics``, and what they mean."""
+    for name, of_subset in output.subsets.items():
+        metrics["subsets"][name]["motion"] = score_forecasts([*of_subset.agents.values()])
+    metrics["motion_protocol"] = MOTION_PROTOCOL
+
+
+def score_maps(output: SplitOutput, metrics: dict[str, Any]) -> None:
+    """Put the numbers of every subset's map and of the baselines into ``metrics``, and what they mean."""
+    for name, of_subset in output.subsets.items():
+        metrics["subsets"][name]["map"] = score_map(of_subset.map)
+    metrics["map"] = {name: score_map(overlap) for name, overlap in output.map_truth.baselines().items()}
+    metrics["map_protocol"] = MAP_PROTOCOL
 
 
 def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str, Any]:
@@ -218,6 +236,8 @@ def format_table(metrics: dict[str, Any]) -> str:
     if tracks:
         lines += ["", _row("tracking", TRACK_COLUMNS)]
         lines += [_row(name, [row[c] for c in TRACK_COLUMNS]) for name, row in tracks.items()]
+    if motion := {name: row["motion"] for name, row in metrics["subsets"].items() if "motion" in row}:
+        lines += ["", *format_motion(motion)]
     if "shapley" in metrics:
         worth = {name: metrics["shapley"][name] for name in ("NDS", "mAP")}
         lines += ["", _row("worth (Shapley)", [*worth["NDS"]])]

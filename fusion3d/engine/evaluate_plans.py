@@ -16,9 +16,11 @@ from fusion3d.data.splits import samples_of
 from fusion3d.data.tracks import read_tracks
 from fusion3d.engine.drives import drives_of, drives_of_tracks, map_of
 from fusion3d.engine.ego_mlp import EgoMLP
+from fusion3d.engine.physics import format_tracks, score_tracks
 from fusion3d.engine.plan_table import format_planning
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
+from fusion3d.metrics.forecast import score_forecasts
 from fusion3d.metrics.planning import PROTOCOLS, Drives, Map, score_plans
 from fusion3d.metrics.planning.baselines import make_anchors, nearest_anchor
 from fusion3d.metrics.planning.exact import NAME, usable
@@ -177,35 +179,24 @@ def _wanted(name: str, drives: Drives) -> np.ndarray:
 
 def main(argv: list[str]) -> int:
     """The verb ``evaluate_plans``."""
-    parser = argparse.ArgumentParser(
-        "evaluate_plans",
-        description="Score plans from JSON files by every protocol side by side, beside baselines and the human. "
-        'A file is {"frame": "ego" or "lidar", "times": [0.5, 1.0, ...], "plans": {"sample token": [[x, y], ...]}}; '
-        "a third number in a row is the yaw. Without a file the baselines are scored.",
-    )
-    parser.allow_abbrev = False
-    parser.add_argument("plans", nargs="*", help="files of plans; their names become the rows'")
-    parser.add_argument("--root", help="data root of nuScenes or of a data set in its format")
-    parser.add_argument("--version", default="v1.0-trainval", help="table folder below the root")
-    parser.add_argument("--split", default="val", help="whose samples are scored")
-    parser.add_argument("--train-split", help="what ego-MLP and anchors are made of; none: they are left out")
-    parser.add_argument("--tracks", help="folder of scene-XXXX.npz instead of a data root; all its scenes are scored")
-    parser.add_argument("--protocol", nargs="+", help=f"some of {', '.join(PROTOCOLS)} (default: all)")
-    parser.add_argument("--partial", action="store_true", help="score the samples that have a plan, if not all do")
-    parser.add_argument("--out", help="write all numbers as JSON to this file")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if (args.root is None) == (args.tracks is None):
         raise ConfigError("evaluate_plans: expected either --root (a data set) or --tracks (a folder of tracks)")
     if args.tracks is not None and args.train_split:
         raise ConfigError("evaluate_plans: --train-split is of --root; of --tracks each scene is left out in turn")
+    if args.agents and args.tracks is None:
+        raise ConfigError("evaluate_plans: --agents is of --tracks; a data set's agents are scored by evaluate")
     names = [Path(path).stem for path in args.plans]
     if len(set(names)) < len(names):
         raise ConfigError(f"evaluate_plans: files of the same name {names}: their rows would be called the same")
     protocols = args.protocol or PROTOCOLS
     files = {name: read_plans(path) for name, path in zip(names, args.plans, strict=True)}
     maps = None
+    agents = None
     if args.tracks is not None:
-        drives = drives_of_tracks(read_tracks(args.tracks))
+        scenes = read_tracks(args.tracks)
+        drives = drives_of_tracks(scenes)
+        agents = score_forecasts(score_tracks(scenes, drives.future.shape[1])) if args.agents else None
         try:
             others = leave_one_out(drives)
         except DataError as error:
@@ -228,7 +219,32 @@ def main(argv: list[str]) -> int:
         print(f"\n{name}: n/a: {why}")
     if "partial" in scores:
         print(f"\n{scores['partial']}")
+    if agents is not None:
+        print(f"\n{format_tracks(agents)}")
     if args.out:
-        write_json(args.out, scores)
+        write_json(args.out, scores | ({} if agents is None else {"agents": agents}))
         print(f"written: {args.out}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "evaluate_plans",
+        description="Score plans from JSON files by every protocol side by side, beside baselines and the human. "
+        'A file is {"frame": "ego" or "lidar", "times": [0.5, 1.0, ...], "plans": {"sample token": [[x, y], ...]}}; '
+        "a third number in a row is the yaw. Without a file the baselines are scored.",
+    )
+    parser.allow_abbrev = False
+    parser.add_argument("plans", nargs="*", help="files of plans; their names become the rows'")
+    parser.add_argument("--root", help="data root of nuScenes or of a data set in its format")
+    parser.add_argument("--version", default="v1.0-trainval", help="table folder below the root")
+    parser.add_argument("--split", default="val", help="whose samples are scored")
+    parser.add_argument("--train-split", help="what ego-MLP and anchors are made of; none: they are left out")
+    parser.add_argument("--tracks", help="folder of scene-XXXX.npz instead of a data root; all its scenes are scored")
+    parser.add_argument(
+        "--agents", action="store_true", help="of --tracks: forecast those around by physics, and score"
+    )
+    parser.add_argument("--protocol", nargs="+", help=f"some of {', '.join(PROTOCOLS)} (default: all)")
+    parser.add_argument("--partial", action="store_true", help="score the samples that have a plan, if not all do")
+    parser.add_argument("--out", help="write all numbers as JSON to this file")
+    return parser

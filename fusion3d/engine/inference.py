@@ -14,11 +14,13 @@ import torch
 from fusion3d.config import Config
 from fusion3d.data.loader import make_loader
 from fusion3d.data.subset import select_sensors
+from fusion3d.engine.forecasts import score_predictions
 from fusion3d.engine.submission import to_records
 from fusion3d.engine.views import predict_views, sense_views
 from fusion3d.errors import ConfigError
+from fusion3d.metrics.forecast import ScoredAgents
 from fusion3d.metrics.map import MapOverlap, MapTruth
-from fusion3d.types import SENSORS, Batch, Boxes, Trajectory
+from fusion3d.types import SENSORS, Batch, Boxes, Forecast, Trajectory
 
 
 @dataclass
@@ -29,6 +31,8 @@ class SubsetOutput:
     used: set[str] = field(default_factory=set)  # sensors that really were there
     boxes: dict[str, Boxes] = field(default_factory=dict)  # by sample token, in ego
     plans: dict[str, Trajectory] = field(default_factory=dict)  # by sample token, [T], in ego
+    forecasts: dict[str, Forecast] = field(default_factory=dict)  # of the boxes, where they are kept
+    agents: dict[str, ScoredAgents] = field(default_factory=dict)  # by token, where they are not and the truth is known
     map: MapOverlap = field(default_factory=MapOverlap)
     seconds: float = 0.0  # forward and decode; without the encoders, where they ran for all subsets
 
@@ -95,6 +99,7 @@ def run_split(
     device: torch.device,
     views: Sequence[np.ndarray] = (np.eye(4),),
     stream: bool = False,
+    keep_forecasts: bool = False,
 ) -> SplitOutput:
     """Predict a whole split under every subset.
 
@@ -108,6 +113,7 @@ def run_split(
         device: where the model runs.
         views: of each sample, that are predicted and merged (``views_of``).
         stream: samples follow each other, one in a batch, and the model remembers.
+        keep_forecasts: keep what is forecast of every box, instead of scoring it at once: it is ten times the boxes.
     """
     loader = make_loader(dataset, 1 if stream else batch_size, workers=workers)
     memories: dict[str, list[Any] | None] = {name: [None] * len(views) if stream else None for name in subsets}
@@ -126,7 +132,7 @@ def run_split(
             torch.cuda.synchronize(device)
         output.sensing_seconds += time.perf_counter() - tick
         for name, of_subset in output.subsets.items():
-            _predict(model, batch, of_subset, views, memories[name], sensed)
+            _predict(model, batch, of_subset, views, memories[name], sensed, keep_forecasts)
         tick = time.perf_counter()
         if tick - last_told > 5 or len(output.poses) == len(dataset):
             last_told, done = tick, len(output.poses)
@@ -142,6 +148,7 @@ def _predict(
     views: Sequence[np.ndarray],
     memories: list[Any] | None,
     sensed: list[Any] | None,
+    keep_forecasts: bool,
 ) -> None:
     start = time.perf_counter()
     seen = select_sensors(batch, of_subset.sensors)
@@ -153,6 +160,10 @@ def _predict(
         of_subset.boxes |= dict(zip(predictions.tokens, predictions.boxes, strict=True))
     if predictions.plan is not None:
         of_subset.plans |= _split(predictions.tokens, predictions.plan)
+    if predictions.motion is not None and keep_forecasts:
+        of_subset.forecasts |= dict(zip(predictions.tokens, predictions.motion, strict=True))
+    elif predictions.motion is not None and batch.motion is not None:
+        of_subset.agents |= score_predictions(predictions, batch)
     if predictions.map is not None and batch.map_mask is not None and batch.map_known is not None:
         of_subset.map.add(predictions.map.numpy(), batch.map_mask.cpu().numpy(), batch.map_known.cpu().numpy())
 

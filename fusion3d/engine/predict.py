@@ -1,4 +1,4 @@
-"""Prediction: boxes and plans for a data set that may lack annotations and sensors."""
+"""Prediction: boxes, their motion and plans for a data set that may lack annotations and sensors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fusion3d.config import Config
 from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
+from fusion3d.engine.forecasts import FORECASTS_FILE, to_json
 from fusion3d.engine.inference import sensor_subsets
 from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.seed import set_deterministic
@@ -40,7 +41,8 @@ def predict(
         config: the checkpoint's own with other data; None takes it as it is.
         out_dir: gets ``results_nusc.json`` (the nuScenes submission) and ``plans.json`` (by sample token,
             positions of the rear axle every 0.5 s in the ego frame of now and in global, and headings in
-            ego).
+            ego), and ``forecasts.json`` where the model has a motion head (by sample token, the boxes of
+            ``motion.min_score`` and more with the ways that they may go on, in ego).
         device: torch device name; None takes the GPU where there is one.
         ema: use the averaged weights.
         tracks: write ``tracking_nusc.json`` too, the submission for the tracking task.
@@ -66,7 +68,7 @@ def predict(
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
     name = list(possible)[-1]
-    output = run_shared(model, config, {name: possible[name]}, device)
+    output = run_shared(model, config, {name: possible[name]}, device, keep_forecasts=True)
     if output is None:
         return None
     found = output.subsets[name]
@@ -79,6 +81,9 @@ def predict(
             tables = Tables.open(config.data.root, config.data.version)
             tracked = track_split(tables, list(output.poses), records, config.evaluation.tracker)
             write_submission(Path(out_dir, TRACKS_FILE), tracked, found.used)
+    if config.motion is not None:
+        content = to_json(found.boxes, found.forecasts, config.motion.min_score)
+        write_json(Path(out_dir, FORECASTS_FILE), content, indent=None)
     if config.planning is not None:
         plans = {}
         for token, plan in found.plans.items():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion3d.config import Config
+from fusion3d.heads.rollout import constant_turn
 from fusion3d.heads.targets import allowed_attributes, usual_sizes
 from fusion3d.types import (
     CAMERAS,
@@ -25,6 +26,7 @@ from fusion3d.types import (
     Cameras,
     EgoStatus,
     History,
+    Motion,
     PointCloud,
     Trajectory,
 )
@@ -44,7 +46,7 @@ def random_batch(
     A model with memory gets as many keyframes before as it is trained with, in which sensors read what they do now.
 
     Args:
-        config: gives the image size, the grid, the number of planned steps and that of keyframes.
+        config: gives the image size, the grid, the numbers of planned and forecast steps and of keyframes.
         size: B.
         num_points: LiDAR points of each sample, all sweeps together.
         num_returns: radar returns of each sample.
@@ -56,7 +58,7 @@ def random_batch(
     lidar = torch.cat([_random_points(config, b, num_points, generator) for b in boxes])
     radar = torch.cat([_random_returns(config, num_returns, generator) for _ in range(size)])
     present = torch.ones(size, dtype=torch.bool)
-    steps = config.planning.steps if config.planning is not None else 6
+    steps = max((head.steps for head in (config.planning, config.motion) if head is not None), default=6)
     speed = torch.rand(size, 1, 1, generator=generator) * 5
     along = torch.arange(1, steps + 1)[None, :, None] * speed * torch.tensor([1.0, 0.1])
     mask = torch.ones(size, steps, dtype=torch.bool)
@@ -79,6 +81,7 @@ def random_batch(
         map_known=torch.ones(size, len(MAP_CLASSES), dtype=torch.bool),
         annotated=present,
     )
+    batch = dataclasses.replace(batch, motion=tuple(_random_motion(b, steps, generator) for b in boxes))
     before = range(1, 1 if config.temporal is None else config.temporal.keyframes)
     return dataclasses.replace(batch, history=tuple(_past(batch, speed[:, 0, 0], steps_ago) for steps_ago in before))
 
@@ -87,7 +90,7 @@ def _past(batch: Batch, speed: Tensor, steps_ago: int) -> History:
     """The same readings, so many keyframes before, from where vehicles of that speed [B] [m/s] were then."""
     pose = batch.global_from_ego.clone()
     pose[:, 0, 3] -= speed * TIME_STEP * steps_ago
-    targets = ("boxes", "future", "past", "status", "map_mask", "map_known")
+    targets = ("boxes", "future", "past", "status", "map_mask", "map_known", "motion")
     sensors = dataclasses.replace(
         batch,
         timestamp=batch.timestamp - round(TIME_STEP * 1e6) * steps_ago,
@@ -148,6 +151,14 @@ def _random_boxes(config: Config, count: int, generator: torch.Generator) -> Box
         visibility=torch.full((count,), 4),
         num_points=torch.full((count, 2), 5),
     )
+
+
+def _random_motion(boxes: Boxes, steps: int, generator: torch.Generator) -> Motion:
+    """Boxes that turn as they go on; nothing is known of those whose velocity is not."""
+    rate = torch.randn(len(boxes), generator=generator) * 0.3
+    position, yaw = constant_turn(boxes, torch.arange(1, steps + 1) * TIME_STEP, rate)
+    mask = boxes.velocity.isfinite().all(1)[:, None].expand(-1, steps).clone()
+    return Motion(Trajectory(position, yaw, mask), boxes.size, boxes.label)
 
 
 def _random_map(config: Config, size: int, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,11 @@ T = TypeVar("T")
 
 
 def run_shared(
-    model: Any, config: Config, subsets: dict[str, tuple[str, ...]], device: str | None = None
+    model: Any,
+    config: Config,
+    subsets: dict[str, tuple[str, ...]],
+    device: str | None = None,
+    keep_forecasts: bool = False,
 ) -> SplitOutput | None:
     """Predict ``config.data.split`` under every subset, by all processes that torchrun started, or the only one.
 
@@ -30,12 +34,13 @@ def run_shared(
         config: data, batch size, views and whether it is a stream.
         subsets: sensors by subset name.
         device: torch device name; None takes the GPU where there is one.
+        keep_forecasts: as of ``run_split``.
 
     Returns:
         What one process would have found; None by a process that is not the first.
     """
     with one_voice(device) as where:
-        return run_among(where, model, config, subsets)
+        return run_among(where, model, config, subsets, keep_forecasts)
 
 
 @contextmanager
@@ -45,12 +50,15 @@ def one_voice(device: str | None = None) -> Iterator[Processes]:
         yield where
 
 
-def run_among(where: Processes, model: Any, config: Config, subsets: dict[str, tuple[str, ...]]) -> SplitOutput | None:
+def run_among(
+    where: Processes, model: Any, config: Config, subsets: dict[str, tuple[str, ...]], keep_forecasts: bool = False
+) -> SplitOutput | None:
     """``run_shared`` for processes that have found each other: they do so once."""
     dataset, stream = open_split(config, config.data.split, training=False), streams(config)
     batch_size, workers = config.train.batch_size, config.data.workers
     share = Share(dataset, stretches(dataset, batch_size, stream), where)
-    part = run_split(model, share, subsets, batch_size, workers, where.device, views_of(config), stream)
+    views = views_of(config)
+    part = run_split(model, share, subsets, batch_size, workers, where.device, views, stream, keep_forecasts)
     parts = where.collect(part)
     return join_outputs(parts, dataset.tokens) if where.first else None
 
@@ -107,6 +115,8 @@ def join_outputs(parts: Sequence[SplitOutput], tokens: Sequence[str]) -> SplitOu
             used=set().union(*(of_subset.used for of_subset in every)),
             boxes=merge("boxes", every),
             plans=merge("plans", every),
+            forecasts=merge("forecasts", every),
+            agents=merge("agents", every),
             map=total(MapOverlap(), (of_subset.map for of_subset in every)),
             seconds=max(of_subset.seconds for of_subset in every),
         )

@@ -24,7 +24,7 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
     """A split of the configured data set.
 
     Args:
-        config: sensors, sizes, augmentation and the number of planned steps.
+        config: sensors, sizes, augmentation and the number of planned and forecast steps.
         split: name.
         training: with augmentation, and without boxes that have too few points.
 
@@ -40,8 +40,9 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         augment,
         config.seed,
         training=training,
-        steps=6 if config.planning is None else config.planning.steps,
+        steps=max((head.steps for head in (config.planning, config.motion) if head is not None), default=6),
         with_map=config.map is not None,
+        with_motion=config.motion is not None,
         keyframes=1 if clips is None else clips.keyframes,
         epochs=config.train.epochs,
         stride=1 if training else config.evaluation.stride,

@@ -17,8 +17,14 @@ from typing import Any
 import numpy as np
 
 from fusion3d.config import Config
-from fusion3d.data.augment import bev_matrix, transform_batch, transform_boxes, transform_trajectory
-from fusion3d.heads.merge import mean_path, merge_boxes
+from fusion3d.data.augment import (
+    bev_matrix,
+    transform_batch,
+    transform_boxes,
+    transform_forecast,
+    transform_trajectory,
+)
+from fusion3d.heads.merge import mean_path, merge_agents, merge_boxes
 from fusion3d.types import Batch, Predictions, to_device
 
 _ANGLES = (0.0, 6.25, -6.25, 12.5, -12.5)  # [degrees]
@@ -59,8 +65,8 @@ def predict_views(
 ) -> Predictions:
     """What a model says of a batch, merged over views of it; on the CPU, in the frame of the batch.
 
-    What is neither box nor plan is that of the first view. With one view, which must change nothing, it is plainly what
-    the model says.
+    What is neither box nor motion nor plan is that of the first view. With one view, which must change nothing, it is
+    plainly what the model says.
 
     Args:
         model: with ``forward`` and ``decode``, in evaluation mode.
@@ -78,14 +84,21 @@ def predict_views(
     for said, view in zip(said_of, views, strict=True):
         back = np.linalg.inv(view)
         boxes = said.boxes and tuple(transform_boxes(of_sample, back) for of_sample in said.boxes)
+        motion = said.motion and tuple(transform_forecast(of_sample, back) for of_sample in said.motion)
         plan = said.plan and transform_trajectory(said.plan, back)
-        answers.append(dataclasses.replace(said, boxes=boxes, plan=plan))
-    boxes, plan = answers[0].boxes, answers[0].plan
-    if boxes is not None:
+        answers.append(dataclasses.replace(said, boxes=boxes, motion=motion, plan=plan))
+    boxes, motion, plan = answers[0].boxes, answers[0].motion, answers[0].plan
+    if motion is not None:
+        both = [
+            merge_agents([said.boxes[sample] for said in answers], [said.motion[sample] for said in answers])
+            for sample in range(len(batch))
+        ]
+        boxes, motion = (tuple(part) for part in zip(*both, strict=True))
+    elif boxes is not None:
         boxes = tuple(merge_boxes([said.boxes[sample] for said in answers]) for sample in range(len(batch)))
     if plan is not None:
         plan = mean_path([said.plan for said in answers])
-    return dataclasses.replace(answers[0], boxes=boxes, plan=plan)
+    return dataclasses.replace(answers[0], boxes=boxes, motion=motion, plan=plan)
 
 
 def _seen(batch: Batch, views: Sequence[np.ndarray]) -> Iterator[Batch]:

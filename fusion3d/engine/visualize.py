@@ -17,11 +17,13 @@ from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.views import predict_views, views_of
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
-from fusion3d.types import CAMERAS, RADARS, SENSORS, Boxes, Sample, Trajectory
+from fusion3d.types import CAMERAS, RADARS, SENSORS, Boxes, Forecast, Sample, Trajectory
 from fusion3d.view import pictures, scene
 
 IMAGE_SIZE = (450, 800)  # of what is drawn [px]: half a nuScenes image, whatever the network reads
 _MAP_THRESHOLD = 0.5  # of the map's probabilities that are drawn
+
+Seen = tuple[Sample, Boxes | None, Trajectory | None, Forecast | None]
 
 
 def restrict(data: DataConfig, sensors: Sequence[str] | None) -> DataConfig:
@@ -89,8 +91,8 @@ def look(
     config: Config | None = None,
     device: str | None = None,
     ema: bool = True,
-) -> Iterator[tuple[Sample, Boxes | None, Trajectory | None]]:
-    """Samples with what a checkpoint says about them: (sample, boxes, plan), the latter two None without one.
+) -> Iterator[Seen]:
+    """Samples with what a checkpoint says about them: (sample, boxes, plan, motion), the latter three None without one.
 
     The images of the samples are larger than the network's and not cropped: they are there to be looked at. The map of
     a sample is the model's, where it has a map head.
@@ -116,17 +118,18 @@ def look(
     large = dataclasses.replace(data, image_size=IMAGE_SIZE, sensors=("camera",) if "camera" in data.sensors else ())
     to_show = NuScenesDataset(large, dataset.split, dataset.grid, with_map=False)
     for index in indices:
-        sample, boxes, plan = dataset[index], None, None
+        sample, boxes, plan, motion = dataset[index], None, None, None
         if model is not None:
             batch = collate([sample]).to(where)
             with torch.inference_mode():
                 found = predict_views(model, batch, views)
             boxes = None if found.boxes is None else found.boxes[0]
+            motion = None if found.motion is None else found.motion[0]
             if found.plan is not None:
                 plan = Trajectory(found.plan.position[0], found.plan.yaw[0], found.plan.mask[0])
             if found.map is not None:
                 sample = dataclasses.replace(sample, map_mask=found.map[0] >= _MAP_THRESHOLD, map_known=None)
-        yield dataclasses.replace(sample, cameras=to_show[index].cameras), boxes, plan
+        yield dataclasses.replace(sample, cameras=to_show[index].cameras), boxes, plan, motion
 
 
 def visualize(
@@ -174,7 +177,7 @@ def _file_name(sample: Sample, index: int, view: str) -> str:
 
 
 def _write(
-    seen: tuple[Sample, Boxes | None, Trajectory | None],
+    seen: Seen,
     path: Path,
     view: str,
     config: Config,
@@ -182,8 +185,14 @@ def _write(
     caption: str,
 ) -> Path:
     if view == "scene":
-        return scene.save(scene.build_scene(*seen, min_score=min_score), path)
-    return pictures.draw_sample(*seen, path, grid=config.map_grid, min_score=min_score, caption=caption)
+        return scene.save(_build(seen, min_score), path)
+    sample, boxes, plan, motion = seen
+    return pictures.draw_sample(sample, boxes, plan, path, config.map_grid, min_score, caption, motion=motion)
+
+
+def _build(seen: Seen, min_score: float) -> scene.Scene:
+    sample, boxes, plan, motion = seen
+    return scene.build_scene(sample, boxes, plan, min_score, motion)
 
 
 def _caption(config: Config, checkpoint: str | Path | None) -> str:
@@ -214,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     for index, seen in zip(indices, look(dataset, indices, *model), strict=True):
         if window:
             title = f"{seen[0].scene}  {seen[0].token}"
-            scene.show(scene.build_scene(*seen, min_score=options.min_score), title)
+            scene.show(_build(seen, options.min_score), title)
         else:
             path = Path(options.save) if options.save is not None else out / _file_name(seen[0], index, options.view)
             path = _write(seen, path, options.view, config, options.min_score, caption)

@@ -4,7 +4,7 @@ Convention: right-handed frames, quaternions are (w, x, y, z), matrices act on c
 about z. Functions take numpy arrays or torch tensors of any leading shape unless they say otherwise.
 """
 
-from fusion3d.geometry.boxes import box_corners, corners_bev, wrap_angle
+from fusion3d.geometry.boxes import box_corners, corners_bev, turn, wrap_angle
 from fusion3d.geometry.rigid import (
     apply,
     invert,
@@ -27,6 +27,7 @@ __all__ = [
     "rotate",
     "rotation_from_quaternion",
     "transform_from",
+    "turn",
     "wrap_angle",
     "yaw_from_quaternion",
     "yaw_of",

@@ -19,8 +19,8 @@ def wrap_angle(angle: Tensor) -> Tensor:
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
-def _turn(offset: Tensor, yaw: Tensor) -> Tensor:
-    """[..., N, 2+] offsets turned by [...] yaw in their first two columns."""
+def turn(offset: Tensor, yaw: Tensor) -> Tensor:
+    """[..., N, 2+] offsets turned by [...] yaw [rad] in their first two columns."""
     cos, sin = yaw.cos()[..., None], yaw.sin()[..., None]
     x, y = offset[..., 0], offset[..., 1]
     return torch.cat([(cos * x - sin * y)[..., None], (sin * x + cos * y)[..., None], offset[..., 2:]], dim=-1)
@@ -32,10 +32,10 @@ def box_corners(center: Tensor, size: Tensor, yaw: Tensor) -> Tensor:
     Within a face: left top, right top, right bottom, left bottom (left is +y of the box).
     """
     offset = _CORNERS.to(size) * size[..., None, :]
-    return center[..., None, :] + _turn(offset, yaw)
+    return center[..., None, :] + turn(offset, yaw)
 
 
 def corners_bev(center: Tensor, size: Tensor, yaw: Tensor) -> Tensor:
     """[..., 2+] centre, [..., 2+] (l, w), [...] yaw to [..., 4, 2] footprint corners, clockwise from front left."""
     offset = _CORNERS[[0, 1, 5, 4], :2].to(size) * size[..., None, :2]
-    return center[..., None, :2] + _turn(offset, yaw)
+    return center[..., None, :2] + turn(offset, yaw)

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from fusion3d.heads.targets import usual_sizes
-from fusion3d.types import Boxes, Trajectory
+from fusion3d.types import Boxes, Forecast, Trajectory
 
 _MIN_RADIUS = 0.4  # [m]
 _MAX_BOXES = 500  # of a sample; nuScenes allows no more
 
 
-def merge_boxes(answers: Sequence[Boxes], how: Literal["weighted", "voting"] = "weighted") -> Boxes:
+How = Literal["weighted", "voting"]
+
+
+def merge_boxes(answers: Sequence[Boxes], how: How = "weighted") -> Boxes:
     """The boxes of V answers about one sample as one list, best first.
 
     The best box that is left gathers, from every other answer, the nearest of its class that is left within reach: half
@@ -40,6 +43,23 @@ def merge_boxes(answers: Sequence[Boxes], how: Literal["weighted", "voting"] = "
         answers: boxes in one frame, on the CPU.
         how: see above.
     """
+    return _merge(answers, how)[0]
+
+
+def merge_agents(
+    answers: Sequence[Boxes], forecasts: Sequence[Forecast], how: How = "weighted"
+) -> tuple[Boxes, Forecast]:
+    """``merge_boxes``, and the forecast of each merged box: that of the best one, moved to where they are merged.
+
+    Ways of different answers are not averaged: the same number need not mean the same way.
+    """
+    merged, best = _merge(answers, how)
+    forecast, moved = Forecast.cat(forecasts)[best], merged.center - Boxes.cat(answers).center[best]
+    return merged, dataclasses.replace(forecast, position=forecast.position + moved[:, None, None, :2])
+
+
+def _merge(answers: Sequence[Boxes], how: How) -> tuple[Boxes, Tensor]:
+    """The merged boxes, and of each the row of the best one that it was made of, among those of all answers."""
     boxes = Boxes.cat(answers)
     answer_N = np.repeat(np.arange(len(answers)), [len(answer) for answer in answers])
     center_N2, label_N = boxes.center[:, :2].double().numpy(), boxes.label.numpy()
@@ -59,13 +79,14 @@ def merge_boxes(answers: Sequence[Boxes], how: Literal["weighted", "voting"] = "
         groups.append(group)
     if how == "voting":
         groups = [group for group in groups if 2 * len(group) >= len(answers)]
-    merged = _vote(boxes, groups) if how == "voting" else _average(boxes, groups, len(answers))
-    return merged[merged.score.argsort(descending=True, stable=True)[:_MAX_BOXES]]
+    best_of = torch.tensor([int(group[0]) for group in groups], dtype=torch.int64)
+    merged = _vote(boxes, groups, best_of) if how == "voting" else _average(boxes, groups, best_of, len(answers))
+    order = merged.score.argsort(descending=True, stable=True)[:_MAX_BOXES]
+    return merged[order], best_of[order]
 
 
-def _average(boxes: Boxes, groups: list[np.ndarray], num_answers: int) -> Boxes:
+def _average(boxes: Boxes, groups: list[np.ndarray], best: Tensor, num_answers: int) -> Boxes:
     """One box of each group of boxes, whose first is the best."""
-    best = torch.tensor([int(group[0]) for group in groups], dtype=torch.int64)
     member = torch.from_numpy(np.concatenate([*groups, np.zeros(0, dtype=np.int64)]))
     group_of = torch.repeat_interleave(
         torch.arange(len(groups)), torch.tensor([len(g) for g in groups], dtype=torch.int64)
@@ -90,11 +111,10 @@ def _average(boxes: Boxes, groups: list[np.ndarray], num_answers: int) -> Boxes:
     )
 
 
-def _vote(boxes: Boxes, groups: list[np.ndarray]) -> Boxes:
+def _vote(boxes: Boxes, groups: list[np.ndarray], best: Tensor) -> Boxes:
     """The first box of each group, with the chance that not all of the group are wrong."""
     score_N = boxes.score.double().numpy()
     score = torch.tensor([1 - np.prod(1 - score_N[group]) for group in groups], dtype=torch.float32)
-    best = torch.tensor([int(group[0]) for group in groups], dtype=torch.int64)
     return dataclasses.replace(boxes[best], score=score)
 
 

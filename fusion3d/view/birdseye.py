@@ -22,6 +22,7 @@ from fusion3d.types import (
     RADAR_FIELDS,
     BEVGrid,
     Boxes,
+    Forecast,
     Sample,
     Trajectory,
 )
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SLOW = 0.5  # [m/s] below it a velocity gets no arrow
+_LIKELY = 0.05  # ways that are less so are not drawn
+_SHORT = 0.5  # [m] nor are those that hardly leave where the box is
 _TIME = LIDAR_FIELDS.index("time")
 
 
@@ -78,6 +81,7 @@ def draw_birdseye(
     grid: BEVGrid,
     pixels: int,
     marks: Sequence[tuple[float, float]] = (),
+    motion: Forecast | None = None,
 ) -> None:
     """Draw one sample from above.
 
@@ -89,6 +93,7 @@ def draw_birdseye(
         grid: what is shown.
         pixels: height of the axes on the page, so that a LiDAR point is one pixel.
         marks: x, y in ego [m] of places that are circled.
+        motion: how ``predictions`` go on, in ego; the opacity is how likely.
     """
     extent = (-grid.y[1], -grid.y[0], grid.x[0], grid.x[1])
     axes.imshow(rasterise(sample, grid, pixels), extent=extent, interpolation="nearest", zorder=0)
@@ -102,6 +107,7 @@ def draw_birdseye(
         _draw_radar(axes, sample.radar)
     if predictions is not None:
         _draw_boxes(axes, predictions, truth=False)
+        _draw_motion(axes, predictions, motion)
     if sample.boxes is not None:
         _draw_boxes(axes, sample.boxes, truth=True, filled=predictions is None)
     _draw_path(axes, sample.past, colors.MUTED, 1.4, zorder=6)
@@ -185,6 +191,33 @@ def _draw_boxes(axes: Axes, boxes: Boxes, truth: bool, filled: bool = True) -> N
     heading = np.stack([corners.mean(1), front], axis=1)  # [K, 2, 2]
     axes.add_collection(LineCollection(list(heading), colors=edge, linewidths=width, zorder=zorder))
     _draw_arrows(axes, boxes.center, boxes.velocity, edge, zorder)
+
+
+def _draw_motion(axes: Axes, boxes: Boxes, motion: Forecast | None) -> None:
+    from matplotlib.collections import LineCollection
+
+    if motion is None:
+        return
+    path, row, alpha = likely_paths(boxes, motion)
+    color = np.concatenate([colors.class_rgb(boxes.label.cpu().numpy()[row]), alpha[:, None]], axis=1)
+    axes.add_collection(LineCollection(list(to_page(path)), colors=color, linewidths=1.1, zorder=4.5))
+
+
+def likely_paths(boxes: Boxes, motion: Forecast) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """The paths that are worth drawing, from where the boxes are now.
+
+    Args:
+        boxes: A.
+        motion: how they go on.
+
+    Returns:
+        Points [S, 1 + T, 2], the row of the box of each path [S], and its opacity [S] in [0, 1].
+    """
+    far = (motion.position[:, :, -1] - boxes.center[:, None, :2]).norm(dim=-1) > _SHORT
+    row, way = ((motion.score >= _LIKELY) & far).nonzero(as_tuple=True)
+    path = torch.cat([boxes.center[row, None, :2], motion.position[row, way]], dim=1)
+    likely, of_box = motion.score[row, way].cpu().double().numpy(), row.cpu().numpy()
+    return path, of_box, (0.2 + 0.8 * likely) * box_alpha(boxes, truth=False)[of_box]
 
 
 def box_alpha(boxes: Boxes, truth: bool) -> np.ndarray:

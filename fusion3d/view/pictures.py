@@ -20,9 +20,11 @@ from fusion3d.types import (
     LIDAR_FIELDS,
     RADAR_FIELDS,
     RADARS,
+    TIME_STEP,
     BEVGrid,
     Boxes,
     Cameras,
+    Forecast,
     Sample,
     Trajectory,
 )
@@ -56,6 +58,7 @@ def draw_sample(
     min_score: float = MIN_SCORE,
     caption: str = "",
     marks: Sequence[tuple[float, float]] = (),
+    motion: Forecast | None = None,
 ) -> Path:
     """Write one PNG of a sample.
 
@@ -68,6 +71,7 @@ def draw_sample(
         min_score: predictions below it are not drawn.
         caption: said in the title, such as the sensors that the model was given.
         marks: x, y in ego [m] of places that are circled from above.
+        motion: how ``predictions`` go on, or None.
 
     Returns:
         The path.
@@ -77,8 +81,9 @@ def draw_sample(
     """
     path = png_path(path)
     if predictions is not None:
-        predictions = predictions[predictions.score >= min_score]
-    return compose(sample, predictions, plan, grid or BEVGrid(), caption, marks).write(path)
+        keep = predictions.score >= min_score
+        predictions, motion = predictions[keep], None if motion is None else motion[keep]
+    return compose(sample, predictions, plan, grid or BEVGrid(), caption, marks, motion).write(path)
 
 
 def compose(
@@ -88,6 +93,7 @@ def compose(
     grid: BEVGrid,
     caption: str = "",
     marks: Sequence[tuple[float, float]] = (),
+    motion: Forecast | None = None,
 ) -> Sheet:
     """The page of ``draw_sample``."""
     rows, cols = sample.cameras.images.shape[-2:] if sample.cameras is not None else (9, 16)
@@ -105,8 +111,9 @@ def compose(
             axes = sheet.place(_MARGIN + j * (_TILE + _GAP), _TITLE + i * (tile_height + _GAP), _TILE, tile_height)
             draw_camera(axes, sample.cameras, channel, sample.boxes, predictions)
     above = sheet.place(_MARGIN * 2 + cameras_width, _TITLE, view_width, view_height)
-    draw_birdseye(above, sample, predictions, plan, grid, view_height, marks)
-    _write_legend(sheet.page, sample, predictions, plan, _MARGIN, _TITLE + cameras_height + _MARGIN, cameras_width)
+    draw_birdseye(above, sample, predictions, plan, grid, view_height, marks, motion)
+    top = _TITLE + cameras_height + _MARGIN
+    _write_legend(sheet.page, sample, predictions, plan, motion, _MARGIN, top, cameras_width)
     return sheet
 
 
@@ -216,13 +223,14 @@ def _write_legend(
     sample: Sample,
     predictions: Boxes | None,
     plan: Trajectory | None,
+    motion: Forecast | None,
     left: int,
     top: int,
     width: int,
 ) -> None:
     """Three columns: the classes and how many there are, what the marks mean, and the plan in numbers."""
     _legend_classes(page, sample.boxes, predictions, left, top)
-    _legend_marks(page, sample, predictions, plan, left + round(width * 0.42), top)
+    _legend_marks(page, sample, predictions, plan, motion, left + round(width * 0.42), top)
     _legend_plan(page, sample, plan, left + round(width * 0.74), top)
 
 
@@ -251,7 +259,13 @@ def _legend_classes(page: Axes, truth: Boxes | None, predictions: Boxes | None, 
 
 
 def _legend_marks(
-    page: Axes, sample: Sample, predictions: Boxes | None, plan: Trajectory | None, left: int, top: int
+    page: Axes,
+    sample: Sample,
+    predictions: Boxes | None,
+    plan: Trajectory | None,
+    motion: Forecast | None,
+    left: int,
+    top: int,
 ) -> None:
     from matplotlib.patches import Rectangle
 
@@ -282,6 +296,9 @@ def _legend_marks(
     if sample.boxes is not None or predictions is not None:
         arrow(colors.TRUTH)
         row("velocity: 1 s of motion")
+    if motion is not None:
+        page.plot([left + 4, left + 40], [y, y], color=car, linewidth=1.1)
+        row(f"ways to go on, {motion.yaw.shape[2] * TIME_STEP:g} s (opacity: how likely)")
     if sample.radar is not None:
         page.scatter([left + 2], [y], s=12, color=colors.RADAR, linewidths=0)
         arrow(colors.RADAR)

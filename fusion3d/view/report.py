@@ -10,6 +10,7 @@ from typing import Any
 from fusion3d.files import write_whole
 from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart
+from fusion3d.view.forecasts import motion
 from fusion3d.view.sections import (
     Findings,
     audit,
@@ -90,6 +91,7 @@ def write_report(
         ("planning", "Planning", planning(metrics)),
         ("audit", "What the plan depends on", audit(findings.audit)),
         ("map", "Map", _map(metrics)),
+        ("motion", "How others go on", motion(metrics)),
         ("classes", "Average precision by class", _classes(metrics)),
         ("explained", "What the model looks at", explained(findings.explained)),
         ("similarity", "How alike the sensors' maps are", similarity(findings.similarity)),

@@ -31,11 +31,12 @@ from fusion3d.types import (
     RADAR_FIELDS,
     Boxes,
     Cameras,
+    Forecast,
     Sample,
     Trajectory,
 )
 from fusion3d.view import colors
-from fusion3d.view.birdseye import SLOW
+from fusion3d.view.birdseye import SLOW, likely_paths
 from fusion3d.view.projection import BOX_EDGES
 
 EYE, TARGET = (-19.0, 7.0, 15.0), (9.0, -1.0, 0.0)  # [m] in ego: from behind, above and a little to the left
@@ -78,7 +79,11 @@ class _Builder:
 
 
 def build_scene(
-    sample: Sample, predictions: Boxes | None = None, plan: Trajectory | None = None, min_score: float = 0.2
+    sample: Sample,
+    predictions: Boxes | None = None,
+    plan: Trajectory | None = None,
+    min_score: float = 0.2,
+    motion: Forecast | None = None,
 ) -> Scene:
     """Everything in a sample, and what the model says about it, as coloured points, lines and surfaces.
 
@@ -87,6 +92,7 @@ def build_scene(
         predictions: boxes in ego; those below ``min_score`` are left out, and a low score darkens the colour.
         plan: [T] planned path in ego.
         min_score: see ``predictions``.
+        motion: how ``predictions`` go on, in ego; what is less likely is darker.
     """
     builder = _Builder()
     _add_rings(builder)
@@ -100,7 +106,10 @@ def build_scene(
     if sample.cameras is not None:
         _add_frusta(builder, sample.cameras)
     if predictions is not None:
-        predictions = predictions[predictions.score >= min_score]
+        keep = predictions.score >= min_score
+        if motion is not None:
+            _add_motion(builder, predictions[keep], motion[keep])
+        predictions = predictions[keep]
         shade = colors.class_rgb(predictions.label.cpu().numpy())
         score = predictions.score.detach().cpu().clamp(0, 1).numpy()
         _add_boxes(builder, predictions, _dim(shade, 0.35 + 0.65 * score))
@@ -153,6 +162,16 @@ def _add_boxes(builder: _Builder, boxes: Boxes, shade: np.ndarray) -> None:
     bottom, front = corners[:, [2, 3, 6, 7]].mean(1), corners[:, [2, 3]].mean(1)
     builder.add("segments", torch.stack([bottom, front], dim=1), shade)
     _add_arrows(builder, bottom, boxes.velocity.detach().cpu(), shade)
+
+
+def _add_motion(builder: _Builder, boxes: Boxes, motion: Forecast) -> None:
+    """Lines on the ground along the likely ways of every box."""
+    path, row, strength = likely_paths(boxes, motion)
+    low = (boxes.center[:, 2] - boxes.size[:, 2] / 2)[row, None, None].expand(-1, path.shape[1], -1)
+    at = torch.cat([path, low], dim=-1)
+    segments = torch.stack([at[:, :-1], at[:, 1:]], dim=2)
+    shade = _dim(colors.class_rgb(boxes.label.cpu().numpy())[row], strength)
+    builder.add("segments", segments.flatten(0, 1), shade.repeat(segments.shape[1], axis=0))
 
 
 def _add_radar(builder: _Builder, radar: Tensor) -> None:

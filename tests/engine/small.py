@@ -57,7 +57,7 @@ class RandomData:
         sample = self.frame(key[1], key[1])
         past = [self.frame(key[1], 100 * back + key[1]) for back in range(1, 1 + self.history * (key[1] % 2))]
         history = [
-            dataclasses.replace(frame, timestamp=-500_000 * back, boxes=None, future=None, past=None)
+            dataclasses.replace(frame, timestamp=-500_000 * back, boxes=None, future=None, motion=None, past=None)
             for back, frame in enumerate(past, 1)
         ]
         return dataclasses.replace(sample, history=tuple(history))
@@ -88,6 +88,7 @@ def sample_of(batch: Batch, token: str) -> Sample:
         boxes=boxes,
         future=future,
         past=past,
+        motion=batch.motion and batch.motion[0],
         command=int(batch.command[0]),
     )
 

@@ -51,6 +51,7 @@ radar: {{channels: 8}}
 fusion: {{channels: 16}}
 trunk: {{channels: 16, blocks: [1, 1, 1], out_channels: 16}}
 detection: {{channels: 16, max_boxes: 50, score_threshold: 0.01}}
+motion: {{channels: 16, steps: 3}}
 planning: {{channels: 32, steps: 4}}
 map: {{channels: 8, grid: {{x: [-40, 40], y: [-40, 40], resolution: 1.0}}}}
 train: {{epochs: 2, batch_size: 2, learning_rate: 0.003, checkpoint_every: 2, log_every: 1, ema: 0.99}}
@@ -203,6 +204,10 @@ def test_every_subset_from_one_checkpoint(whole_run, tmp_path, capsys):
     everywhere = metrics["map"]["everywhere"]
     assert everywhere["IoU@0.5"]["drivable_area"] > 0.1 and everywhere["IoU@0.5"] == everywhere["IoU@best"]
     assert "BEVFusion" in metrics["map_protocol"]
+    motions = [metrics["subsets"][name]["motion"]["all"] for name in SUBSETS]
+    assert len({row["true"] for row in motions}) == 1 and motions[0]["true"] > 10
+    assert all(0 <= row["found"] <= row["true"] and set(row["model"]) == set(row["stationary"]) for row in motions)
+    assert "minADE_k" in metrics["motion_protocol"]
     assert metrics["seconds"]["total"] > 0
     out = capsys.readouterr().out
     assert out.count("greatest difference from the devkit") == len(SUBSETS)
@@ -276,6 +281,12 @@ def test_prediction_without_annotations_and_with_sensors_missing(whole_run, synt
     assert np.shape(plan["position"]) == np.shape(plan["position_global"]) == (4, 2)
     steps = [np.linalg.norm(np.diff(plan[key], axis=0), axis=-1) for key in ("position", "position_global")]
     np.testing.assert_allclose(steps[0], steps[1], atol=0.02)  # the same path in another frame
+    forecasts = json.loads((tmp_path / "out" / "forecasts.json").read_text())
+    assert forecasts["time_step"] == 0.5 and set(forecasts["forecasts"]) == set(submission["results"])
+    for token, of_sample in forecasts["forecasts"].items():
+        sure = [box for box in submission["results"][token] if box["detection_score"] >= forecasts["min_score"]]
+        assert len(of_sample) == len(sure)
+        assert all(np.shape(box["position"]) == (6, 3, 2) for box in of_sample)
     with pytest.raises(DataError, match="no annotations to score against; use predict"):
         evaluate_main(["--checkpoint", str(whole_run), "--out", str(tmp_path / "no"), *overrides])
 

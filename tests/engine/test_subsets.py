@@ -32,9 +32,10 @@ from small import CAMERA, RandomData, job, small_config, train_small
 from tiny import run_ranks
 
 CPU = torch.device("cpu")
-HEADS = {"heatmap", "class", *BOX_CHANNELS, "planning", "map"}
+HEADS = {"heatmap", "class", *BOX_CHANNELS, "planning", "map", "motion", "motion_yaw", "motion_mode"}
+MOTION = {"channels": 8, "truth_noise": 0.0}
 SEPARABLE: dict[str, dict[str, Any]] = {
-    "plain": {"map": {"channels": 8}},
+    "plain": {"map": {"channels": 8}, "motion": MOTION},
     "related": {
         "fusion": {"channels": 8, "representation": "factorised", "align": "deformable", "stage": "hierarchical"}
     },
@@ -233,8 +234,9 @@ def test_what_no_asked_subset_needs_is_not_encoded():
         ({"shard": True, "accumulate": 2, "epochs": 2}, {"temporal": {"operator": "concat"}}),
         ({}, {"fusion": {"channels": 8, "stage": "hybrid", "representation": "coordinated"}, "planning": None}),
         ({}, {"camera": CAMERA | {"view": "radar_lift"}, "temporal": {"operator": "concat"}}),
+        ({}, {"motion": MOTION}),
     ],
-    ids=["plain", "parts", "hybrid", "whole"],
+    ids=["plain", "parts", "hybrid", "whole", "motion"],
 )
 def test_two_processes_are_one_under_several_subsets(tmp_path, settings, more):
     train = {"subsets": 3, "drop_sensor": 0.5, "epochs": 1} | settings

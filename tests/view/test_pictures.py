@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from fusion3d.errors import Fusion3DError
-from fusion3d.types import BEVGrid, Boxes
+from fusion3d.types import BEVGrid, Boxes, Forecast
 from fusion3d.view import colors
-from fusion3d.view.birdseye import box_alpha, rasterise, to_page
+from fusion3d.view.birdseye import box_alpha, likely_paths, rasterise, to_page
 from fusion3d.view.pictures import compose, draw_sample, sensors_line
 
 GRID = BEVGrid()
@@ -99,6 +99,33 @@ def test_predictions_below_the_score_are_left_out(sample, predicted, tmp_path):
     none = draw_sample(sample, Boxes.empty(), plan, tmp_path / "none.png", min_score=0.99)
     low = draw_sample(sample, boxes, plan, tmp_path / "low.png", min_score=0.5)
     assert high.read_bytes() == none.read_bytes() != low.read_bytes()
+
+
+def test_likely_ways_are_drawn_from_the_box_and_as_faint_as_they_are_unlikely(sample):
+    boxes = Boxes.of(torch.tensor([[20.0, 0, 1], [-20, 0, 1]]), torch.ones(2, 3), torch.zeros(2))
+    step = torch.arange(1, 7)[:, None] * torch.tensor([0.0, 2.0])
+    ways = torch.stack([step, -step, 0.01 * step, step + 1])
+    motion = Forecast(
+        boxes.center[:, None, None, :2] + ways, torch.zeros(2, 4, 6), torch.tensor([[0.6, 0.3, 0.08, 0.02]] * 2)
+    )
+    path, row, alpha = likely_paths(boxes, motion)
+    assert row.tolist() == [0, 0, 1, 1] and path.shape == (4, 7, 2)  # one hardly moves, one is unlikely
+    torch.testing.assert_close(path[:, 0], boxes.center[row, :2])
+    np.testing.assert_allclose(alpha, [0.2 + 0.8 * 0.6, 0.2 + 0.8 * 0.3] * 2)
+    bare = dataclasses.replace(
+        sample, lidar=None, radar=None, boxes=None, map_mask=None, cameras=None, past=None, future=None
+    )
+    images = []
+    for shown in (motion, None):
+        figure = compose(bare, boxes, None, GRID, motion=shown).figure
+        figure.canvas.draw()
+        images.append(np.asarray(figure.canvas.buffer_rgba()).astype(int))
+        above = next(axes for axes in figure.axes if set(axes.get_xlim()) == {-54.0, 54.0})
+        corners = above.transData.transform(to_page(torch.tensor([[20.0, 6.0], [-20.0, -6.0]])))
+    changed = (images[0] != images[1]).any(-1)
+    for x, y in corners:
+        at = round(images[0].shape[0] - y), round(x)
+        assert changed[at[0] - 2 : at[0] + 3, at[1] - 2 : at[1] + 3].any(), "a way passes here"
 
 
 def test_opacity_says_score_and_whether_truth_was_seen():

@@ -245,6 +245,26 @@ def test_the_map_has_its_rows_and_baselines(tmp_path):
     assert page.row("everywhere")[1] == ("", "0.700") and "cells < counted" in page.text
 
 
+def test_forecasts_have_a_row_for_every_subset_and_for_constant_velocity(tmp_path):
+    def row(value: float, true: int = 5) -> dict:
+        of = {"minADE_1": value, "minADE_5": value / 2, "intervals": {"minADE_1": [value - 0.1, value + 0.1]}}
+        usual = {"minADE_1": 9.0, "intervals": {}}
+        return {"true": true, "found": 3, "recall": 0.6, "intervals": {}, "model": of, "constant_velocity": usual}
+
+    metrics = {
+        "subsets": {
+            name: {"motion": {"all": row(value), "stands": row(0.1, 0), "turns": row(3.0)}}
+            for name, value in (("lidar", 0.8), ("camera+lidar", 0.4))
+        },
+        "motion_protocol": "found < true",
+    }
+    page = Page(write_report(tmp_path / "a.html", metrics).read_text())
+    assert page.row("lidar")[2] == ("", "0.8000.700 to 0.900")
+    assert page.row("constant velocity")[2] == ("", "9.000") and "found < true" in page.text
+    assert page.row("camera + lidar")[2][0] == "best" and page.row("turns")[2][1].startswith("3.000")
+    assert not [row for row in page.rows if row and row[0][1] == "stands"], "nobody stands"
+
+
 def reliable(count: list[int]) -> dict:
     share = [None if n == 0 else (i + 0.5) / len(count) for i, n in enumerate(count)]
     return {"ECE": 0.123, "count": count, "confidence": share, "precision": share, "right": 5}

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fusion3d.errors import Fusion3DError
-from fusion3d.types import RADAR_FIELDS, Boxes, Sample, Trajectory
+from fusion3d.types import RADAR_FIELDS, Boxes, Forecast, Sample, Trajectory
 from fusion3d.view import colors, scene
 
 
@@ -43,6 +43,20 @@ def test_with_predictions_the_truth_is_white_and_weak_boxes_are_left_out():
     built = scene.build_scene(bare(boxes=box), weak)
     assert len(added(built, "segments", colors.CLASS_COLORS["car"])) == 13
     assert len(added(built, "segments", colors.TRUTH)) == 2 * 13 + 12  # and the ego
+
+
+def test_the_ways_of_a_box_are_lines_on_the_ground():
+    box = Boxes.of(
+        torch.tensor([[10.0, 0, 1]] * 2),
+        torch.tensor([[4.0, 2, 2]] * 2),
+        torch.zeros(2),
+        score=torch.tensor([1.0, 0.1]),
+    )
+    path = torch.tensor([[13.0, 0], [14, 1]]).expand(2, 1, 2, 2)
+    motion = Forecast(path, torch.zeros(2, 1, 2), torch.ones(2, 1))
+    without, built = (scene.build_scene(bare(), box, motion=of) for of in (None, motion))
+    lines = [line for line in built.segments.tolist() if line not in without.segments.tolist()]
+    np.testing.assert_allclose(lines, [[[10, 0, 0], [13, 0, 0]], [[13, 0, 0], [14, 1, 0]]], atol=1e-6)
 
 
 def test_radar_arrows_point_where_the_return_moves():
