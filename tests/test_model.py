@@ -380,7 +380,7 @@ def test_full_size_configurations_have_the_published_sizes():
 def test_parts_that_do_not_fit_are_refused():
     cases = {
         "at least one sensor": {"camera": None, "lidar": None, "radar": None},
-        "detection, planning and map are all null": {"detection": None, "planning": None},
+        "detection, planning, map and occupancy are all null": {"detection": None, "planning": None},
         r"map\.grid\.x: expected to lie in grid\.x": {
             "map": MapConfig(dataclasses.replace(TINY.grid, x=(-20.0, 16.0)))
         },

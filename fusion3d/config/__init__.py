@@ -15,7 +15,6 @@ from fusion3d.config.model import (
     FusionConfig,
     LidarConfig,
     MapConfig,
-    PlanningConfig,
     QueryConfig,
     RadarConfig,
     TemporalConfig,
@@ -23,10 +22,12 @@ from fusion3d.config.model import (
     VoxelConfig,
     WindowConfig,
 )
+from fusion3d.config.planning import AnchorConfig, OccupancyConfig, PlanningConfig
 from fusion3d.config.schema import Config
 from fusion3d.config.train import EvaluationConfig, TrackerConfig, TrainConfig
 
 __all__ = [
+    "AnchorConfig",
     "AugmentConfig",
     "BackboneConfig",
     "CameraConfig",
@@ -39,6 +40,7 @@ __all__ = [
     "FusionConfig",
     "LidarConfig",
     "MapConfig",
+    "OccupancyConfig",
     "PasteConfig",
     "PasteCounts",
     "PastePoints",

@@ -15,7 +15,6 @@ from fusion3d.config.ranges import (
     Counts,
     Even,
     Fraction,
-    MultipleOf4,
     PartAmounts,
     Positive,
     Range,
@@ -310,22 +309,6 @@ class DetectionConfig:
     sensor_weight: Amount = 0.0
     """Weight of a heatmap loss on each sensor's own map, which keeps every branch learning; 0: none. Without use in
     fusion.stage early and late, where sensors have no maps of their own or a whole loss each."""
-
-
-@dataclass(frozen=True)
-class PlanningConfig:
-    """Planning head: an ego query reads the BEV map."""
-
-    steps: Count = 6
-    """Future positions, 0.5 s apart."""
-    channels: MultipleOf4 = 128
-    """Width of the ego query."""
-    ego_status: Literal["none", "measured"] = "none"
-    """none: sensors and command only; measured: velocity, acceleration and yaw rate go in too."""
-    command_dropout: Fraction = 0.2
-    """Probability that a training sample's command is made unknown."""
-    loss_weight: Amount = 0.5
-    """Weight of the planning loss."""
 
 
 @dataclass(frozen=True)

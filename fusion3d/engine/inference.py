@@ -18,7 +18,7 @@ from fusion3d.engine.submission import to_records
 from fusion3d.engine.views import predict_views, sense_views
 from fusion3d.errors import ConfigError
 from fusion3d.metrics.map import MapOverlap, MapTruth
-from fusion3d.types import SENSORS, Batch, Boxes, Trajectory
+from fusion3d.types import SENSORS, Batch, Boxes, PlanModes, Trajectory
 
 
 @dataclass
@@ -29,6 +29,7 @@ class SubsetOutput:
     used: set[str] = field(default_factory=set)  # sensors that really were there
     boxes: dict[str, Boxes] = field(default_factory=dict)  # by sample token, in ego
     plans: dict[str, Trajectory] = field(default_factory=dict)  # by sample token, [T], in ego
+    modes: dict[str, PlanModes] = field(default_factory=dict)  # by sample token, [K, T], in ego; of all sensors alone
     map: MapOverlap = field(default_factory=MapOverlap)
     seconds: float = 0.0  # forward and decode; without the encoders, where they ran for all subsets
 
@@ -113,7 +114,7 @@ def run_split(
     memories: dict[str, list[Any] | None] = {name: [None] * len(views) if stream else None for name in subsets}
     model = model.to(device)
     output = SplitOutput({name: SubsetOutput(sensors) for name, sensors in subsets.items()})
-    asked = set().union(*subsets.values())
+    asked, last = set().union(*subsets.values()), list(subsets)[-1]
     start = last_told = tick = time.perf_counter()
     for batch in loader:
         output.reading_seconds += time.perf_counter() - tick
@@ -126,7 +127,7 @@ def run_split(
             torch.cuda.synchronize(device)
         output.sensing_seconds += time.perf_counter() - tick
         for name, of_subset in output.subsets.items():
-            _predict(model, batch, of_subset, views, memories[name], sensed)
+            _predict(model, batch, of_subset, views, memories[name], sensed, keep_modes=name == last)
         tick = time.perf_counter()
         if tick - last_told > 5 or len(output.poses) == len(dataset):
             last_told, done = tick, len(output.poses)
@@ -142,6 +143,7 @@ def _predict(
     views: Sequence[np.ndarray],
     memories: list[Any] | None,
     sensed: list[Any] | None,
+    keep_modes: bool,
 ) -> None:
     start = time.perf_counter()
     seen = select_sensors(batch, of_subset.sensors)
@@ -153,6 +155,8 @@ def _predict(
         of_subset.boxes |= dict(zip(predictions.tokens, predictions.boxes, strict=True))
     if predictions.plan is not None:
         of_subset.plans |= _split(predictions.tokens, predictions.plan)
+    if predictions.modes is not None and keep_modes:
+        of_subset.modes |= _split_modes(predictions.tokens, predictions.modes)
     if predictions.map is not None and batch.map_mask is not None and batch.map_known is not None:
         of_subset.map.add(predictions.map.numpy(), batch.map_mask.cpu().numpy(), batch.map_known.cpu().numpy())
 
@@ -160,6 +164,13 @@ def _predict(
 def _note_poses(output: SplitOutput, batch: Batch) -> None:
     # A loader's worker hands its tensors over in shared memory, a file descriptor each: what is kept is copied.
     output.poses |= dict(zip(batch.tokens, batch.global_from_ego.double().numpy().copy(), strict=True))
+
+
+def _split_modes(tokens: Sequence[str], modes: PlanModes) -> dict[str, PlanModes]:
+    """A copy of each sample's modes, by its token."""
+    paths = _split(tokens, modes.path).values()
+    rows = zip(paths, modes.imitation.clone(), modes.score.clone(), modes.chosen.clone(), strict=True)
+    return {token: PlanModes(*row) for token, row in zip(tokens, rows, strict=True)}
 
 
 def _split(tokens: Sequence[str], paths: Trajectory) -> dict[str, Trajectory]:

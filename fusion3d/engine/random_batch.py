@@ -9,9 +9,10 @@ import dataclasses
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion3d.config import Config
+from fusion3d.heads.planning import AnchorPlanner
 from fusion3d.heads.targets import allowed_attributes, usual_sizes
 from fusion3d.types import (
     CAMERAS,
@@ -25,6 +26,7 @@ from fusion3d.types import (
     Cameras,
     EgoStatus,
     History,
+    Motion,
     PointCloud,
     Trajectory,
 )
@@ -78,6 +80,7 @@ def random_batch(
         map_mask=_random_map(config, size, generator),
         map_known=torch.ones(size, len(MAP_CLASSES), dtype=torch.bool),
         annotated=present,
+        motion=tuple(_random_motion(b, steps) for b in boxes),
     )
     before = range(1, 1 if config.temporal is None else config.temporal.keyframes)
     return dataclasses.replace(batch, history=tuple(_past(batch, speed[:, 0, 0], steps_ago) for steps_ago in before))
@@ -87,7 +90,7 @@ def _past(batch: Batch, speed: Tensor, steps_ago: int) -> History:
     """The same readings, so many keyframes before, from where vehicles of that speed [B] [m/s] were then."""
     pose = batch.global_from_ego.clone()
     pose[:, 0, 3] -= speed * TIME_STEP * steps_ago
-    targets = ("boxes", "future", "past", "status", "map_mask", "map_known")
+    targets = ("boxes", "future", "past", "status", "map_mask", "map_known", "motion")
     sensors = dataclasses.replace(
         batch,
         timestamp=batch.timestamp - round(TIME_STEP * 1e6) * steps_ago,
@@ -148,6 +151,27 @@ def _random_boxes(config: Config, count: int, generator: torch.Generator) -> Box
         visibility=torch.full((count,), 4),
         num_points=torch.full((count, 2), 5),
     )
+
+
+def _random_motion(boxes: Boxes, steps: int) -> Motion:
+    """The boxes straight on, as far as their velocity is known."""
+    known = boxes.velocity.isfinite().all(1)[:, None].expand(-1, steps)
+    seconds = TIME_STEP * torch.arange(1, steps + 1)[:, None]
+    position = boxes.center[:, None, :2] + seconds * boxes.velocity.nan_to_num()[:, None]
+    path = Trajectory(torch.where(known[..., None], position, 0), boxes.yaw[:, None].repeat(1, steps), known)
+    return Motion(path, boxes.size, boxes.label)
+
+
+def give_anchors(model: nn.Module) -> None:
+    """A fan of plausible anchors for every planner that needs some: turns at several speeds."""
+    for part in model.modules():
+        if isinstance(part, AnchorPlanner):
+            count, steps = part.anchors.shape[:2]
+            number, seconds = torch.arange(count)[:, None], TIME_STEP * torch.arange(1, steps + 1)
+            speed, rate = 1 + 12 * number / count, 0.1 * (number % 5 - 2)
+            yaw = rate * seconds
+            far = speed * seconds
+            part.set_anchors(torch.stack([far * (yaw / 2).cos(), far * (yaw / 2).sin(), yaw], dim=-1))
 
 
 def _random_map(config: Config, size: int, generator: torch.Generator) -> Tensor:

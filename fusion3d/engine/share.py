@@ -107,6 +107,7 @@ def join_outputs(parts: Sequence[SplitOutput], tokens: Sequence[str]) -> SplitOu
             used=set().union(*(of_subset.used for of_subset in every)),
             boxes=merge("boxes", every),
             plans=merge("plans", every),
+            modes=merge("modes", every),
             map=total(MapOverlap(), (of_subset.map for of_subset in every)),
             seconds=max(of_subset.seconds for of_subset in every),
         )
