@@ -38,9 +38,9 @@ class PlanningConfig:
     """Planning head."""
 
     head: Literal["query", "anchors"] = "query"
-    """query: a query for the vehicle reads the map and says a path (BEV-Planner); anchors: typical paths of the training
-    split are refined by what lies under them, scored by the definitions of the metric, and one is chosen. Query is the
-    default because it needs nothing but a configuration."""
+    """query: a query for the vehicle reads the map and says a path (BEV-Planner); anchors: typical paths of the
+    training split are refined by what lies under them, scored by the definitions of the metric, and one is chosen.
+    Query is the default because it needs nothing but a configuration."""
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     """Of head anchors."""
     steps: Count = 6

@@ -7,7 +7,9 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from fusion3d.config import Config, DataConfig, override
@@ -17,11 +19,22 @@ from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.views import predict_views, views_of
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
-from fusion3d.types import CAMERAS, RADARS, SENSORS, Boxes, Sample, Trajectory
+from fusion3d.types import CAMERAS, RADARS, SENSORS, BEVGrid, Boxes, Occupancy, Sample, Trajectory
 from fusion3d.view import pictures, scene
 
 IMAGE_SIZE = (450, 800)  # of what is drawn [px]: half a nuScenes image, whatever the network reads
 _MAP_THRESHOLD = 0.5  # of the map's probabilities that are drawn
+_OCCUPIED = 0.1  # least probability of an occupancy that is drawn
+_FADE = (1.0, 0.8, 0.6, 0.4)  # of an occupancy at OCCUPANCY_TIMES
+
+
+class Seen(NamedTuple):
+    """A sample and what a checkpoint says about it."""
+
+    sample: Sample
+    boxes: Boxes | None = None
+    plan: Trajectory | None = None
+    occupancy: np.ndarray | None = None  # [Y, X] in the map's grid, 0 to 1, paler the later
 
 
 def restrict(data: DataConfig, sensors: Sequence[str] | None) -> DataConfig:
@@ -89,8 +102,8 @@ def look(
     config: Config | None = None,
     device: str | None = None,
     ema: bool = True,
-) -> Iterator[tuple[Sample, Boxes | None, Trajectory | None]]:
-    """Samples with what a checkpoint says about them: (sample, boxes, plan), the latter two None without one.
+) -> Iterator[Seen]:
+    """Samples with what a checkpoint says about them, if there is one.
 
     The images of the samples are larger than the network's and not cropped: they are there to be looked at. The map of
     a sample is the model's, where it has a map head.
@@ -116,8 +129,9 @@ def look(
     large = dataclasses.replace(data, image_size=IMAGE_SIZE, sensors=("camera",) if "camera" in data.sensors else ())
     to_show = NuScenesDataset(large, dataset.split, dataset.grid, with_map=False)
     for index in indices:
-        sample, boxes, plan = dataset[index], None, None
+        sample, boxes, plan, occupancy = dataset[index], None, None, None
         if model is not None:
+            assert config is not None
             batch = collate([sample]).to(where)
             with torch.inference_mode():
                 found = predict_views(model, batch, views)
@@ -126,7 +140,18 @@ def look(
                 plan = Trajectory(found.plan.position[0], found.plan.yaw[0], found.plan.mask[0])
             if found.map is not None:
                 sample = dataclasses.replace(sample, map_mask=found.map[0] >= _MAP_THRESHOLD, map_known=None)
-        yield dataclasses.replace(sample, cameras=to_show[index].cameras), boxes, plan
+            if found.occupancy is not None:
+                occupancy = _fade(found.occupancy, config.grid, dataset.grid)
+        yield Seen(dataclasses.replace(sample, cameras=to_show[index].cameras), boxes, plan, occupancy)
+
+
+def _fade(occupancy: Occupancy, grid: BEVGrid, onto: BEVGrid) -> np.ndarray:
+    """[Y, X] how much anybody is expected in the only sample, of any group at any time, in another grid."""
+    anybody_SYX = 1 - (1 - occupancy.agents[0].cpu()).prod(1)
+    heat_YX = (anybody_SYX * torch.tensor(_FADE)[:, None, None] * (anybody_SYX >= _OCCUPIED)).amax(0)
+    place = torch.nn.functional.pad(onto.centers(), (0, 1), value=sum(grid.z) / 2)
+    cell, inside = grid.cell_of(place)
+    return (heat_YX.flatten()[cell] * inside).numpy()
 
 
 def visualize(
@@ -174,7 +199,7 @@ def _file_name(sample: Sample, index: int, view: str) -> str:
 
 
 def _write(
-    seen: tuple[Sample, Boxes | None, Trajectory | None],
+    seen: Seen,
     path: Path,
     view: str,
     config: Config,
@@ -182,8 +207,9 @@ def _write(
     caption: str,
 ) -> Path:
     if view == "scene":
-        return scene.save(scene.build_scene(*seen, min_score=min_score), path)
-    return pictures.draw_sample(*seen, path, grid=config.map_grid, min_score=min_score, caption=caption)
+        return scene.save(scene.build_scene(*seen[:3], min_score=min_score), path)
+    drawn = {"grid": config.map_grid, "min_score": min_score, "caption": caption, "occupancy": seen.occupancy}
+    return pictures.draw_sample(*seen[:3], path, **drawn)
 
 
 def _caption(config: Config, checkpoint: str | Path | None) -> str:
@@ -214,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     for index, seen in zip(indices, look(dataset, indices, *model), strict=True):
         if window:
             title = f"{seen[0].scene}  {seen[0].token}"
-            scene.show(scene.build_scene(*seen, min_score=options.min_score), title)
+            scene.show(scene.build_scene(*seen[:3], min_score=options.min_score), title)
         else:
             path = Path(options.save) if options.save is not None else out / _file_name(seen[0], index, options.view)
             path = _write(seen, path, options.view, config, options.min_score, caption)

@@ -51,7 +51,7 @@ def ego_rectangle(pose: Tensor) -> Tensor:
 
 
 def sweep(start: Tensor, end: Tensor) -> Tensor:
-    """Ten a second from ``start`` (not included) to ``end``, poses half a second later; straight, turning the short way.
+    """Ten poses a second from ``start``, which is not included, to ``end``, half a second later; turning the short way.
 
     Args:
         start, end: [..., T, 3].

@@ -35,7 +35,8 @@ _SHAPE = (len(OCCUPANCY_TIMES), len(OCCUPANTS))
 _STEPS = tuple(round(seconds / TIME_STEP) for seconds in OCCUPANCY_TIMES)
 _OTHERS = {"pedestrian": "vru", "motorcycle": "vru", "bicycle": "vru", "traffic_cone": "static", "barrier": "static"}
 # The group of every label; the last one of -1, which is none of the ten classes.
-_GROUPS = torch.tensor([OCCUPANTS.index(_OTHERS.get(name, "vehicle")) for name in DETECTION_CLASSES] + [OCCUPANTS.index("static")])
+_NAMES = (*(_OTHERS.get(name, "vehicle") for name in DETECTION_CLASSES), "static")
+_GROUPS = torch.tensor([OCCUPANTS.index(name) for name in _NAMES])
 
 
 class OccupancyHead(nn.Module):

@@ -27,7 +27,7 @@ from fusion3d.types import (
     Trajectory,
 )
 from fusion3d.view import colors
-from fusion3d.view.birdseye import box_alpha, draw_birdseye
+from fusion3d.view.birdseye import box_alpha, colour, draw_birdseye
 from fusion3d.view.projection import project_boxes
 from fusion3d.view.sheet import Sheet, png_path
 
@@ -56,6 +56,7 @@ def draw_sample(
     min_score: float = MIN_SCORE,
     caption: str = "",
     marks: Sequence[tuple[float, float]] = (),
+    occupancy: np.ndarray | None = None,
 ) -> Path:
     """Write one PNG of a sample.
 
@@ -68,6 +69,7 @@ def draw_sample(
         min_score: predictions below it are not drawn.
         caption: said in the title, such as the sensors that the model was given.
         marks: x, y in ego [m] of places that are circled from above.
+        occupancy: [Y, X] in the grid, 0 to 1, how much others are expected there; or None.
 
     Returns:
         The path.
@@ -78,7 +80,7 @@ def draw_sample(
     path = png_path(path)
     if predictions is not None:
         predictions = predictions[predictions.score >= min_score]
-    return compose(sample, predictions, plan, grid or BEVGrid(), caption, marks).write(path)
+    return compose(sample, predictions, plan, grid or BEVGrid(), caption, marks, occupancy).write(path)
 
 
 def compose(
@@ -88,6 +90,7 @@ def compose(
     grid: BEVGrid,
     caption: str = "",
     marks: Sequence[tuple[float, float]] = (),
+    occupancy: np.ndarray | None = None,
 ) -> Sheet:
     """The page of ``draw_sample``."""
     rows, cols = sample.cameras.images.shape[-2:] if sample.cameras is not None else (9, 16)
@@ -105,8 +108,9 @@ def compose(
             axes = sheet.place(_MARGIN + j * (_TILE + _GAP), _TITLE + i * (tile_height + _GAP), _TILE, tile_height)
             draw_camera(axes, sample.cameras, channel, sample.boxes, predictions)
     above = sheet.place(_MARGIN * 2 + cameras_width, _TITLE, view_width, view_height)
-    draw_birdseye(above, sample, predictions, plan, grid, view_height, marks)
-    _write_legend(sheet.page, sample, predictions, plan, _MARGIN, _TITLE + cameras_height + _MARGIN, cameras_width)
+    draw_birdseye(above, sample, predictions, plan, grid, view_height, marks, occupancy)
+    top, heat = _TITLE + cameras_height + _MARGIN, occupancy is not None
+    _write_legend(sheet.page, sample, predictions, plan, heat, _MARGIN, top, cameras_width)
     return sheet
 
 
@@ -216,13 +220,14 @@ def _write_legend(
     sample: Sample,
     predictions: Boxes | None,
     plan: Trajectory | None,
+    heat: bool,
     left: int,
     top: int,
     width: int,
 ) -> None:
     """Three columns: the classes and how many there are, what the marks mean, and the plan in numbers."""
     _legend_classes(page, sample.boxes, predictions, left, top)
-    _legend_marks(page, sample, predictions, plan, left + round(width * 0.42), top)
+    _legend_marks(page, sample, predictions, plan, heat, left + round(width * 0.42), top)
     _legend_plan(page, sample, plan, left + round(width * 0.74), top)
 
 
@@ -251,7 +256,7 @@ def _legend_classes(page: Axes, truth: Boxes | None, predictions: Boxes | None, 
 
 
 def _legend_marks(
-    page: Axes, sample: Sample, predictions: Boxes | None, plan: Trajectory | None, left: int, top: int
+    page: Axes, sample: Sample, predictions: Boxes | None, plan: Trajectory | None, heat: bool, left: int, top: int
 ) -> None:
     from matplotlib.patches import Rectangle
 
@@ -291,6 +296,10 @@ def _legend_marks(
         page.imshow(bar, extent=(left + 2, left + 42, y + 5, y - 5), aspect="auto", zorder=2)
         low, high = colors.HEIGHT_RANGE
         row(f"LiDAR height {low:g} to {high:g} m, sweeps faint")
+    if heat:
+        bar = colour(np.linspace(0, 1, 64), 1.0)[None]
+        page.imshow(bar, extent=(left + 2, left + 42, y + 5, y - 5), aspect="auto", zorder=2)
+        row("others expected, now to 3 s")
     for there, color, width, text in (
         (plan, colors.PLAN, 2.2, "planned path, 0.5 s between dots"),
         (sample.future, colors.TRUTH + "8c", 5, "driven path"),

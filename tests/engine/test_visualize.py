@@ -82,7 +82,7 @@ def test_what_a_checkpoint_says_is_what_evaluation_scores(config, checkpoint, da
     model, _ = load_model(checkpoint)
     everything = {"camera+lidar+radar": ("camera", "lidar", "radar")}
     of_split = run_split(model, dataset, everything, 1, 0, torch.device("cpu")).subsets["camera+lidar+radar"]
-    ((sample, boxes, plan),) = look(dataset, [2], checkpoint, device="cpu")
+    ((sample, boxes, plan, _),) = look(dataset, [2], checkpoint, device="cpu")
     assert sample.token == dataset.tokens[2]
     assert sample.cameras is not None and sample.cameras.images.shape[-2:] == IMAGE_SIZE
     assert boxes is not None and len(boxes) == len(of_split.boxes[sample.token]) > 0
@@ -101,7 +101,7 @@ def test_a_model_that_remembers_is_looked_at_with_its_past_and_its_views(config,
     save_checkpoint(folder, config, model.state_dict(), Position(1))
     split = open_split(config, "val", training=False)
     said = run_split(model, split, {"lidar": ("lidar",)}, 1, 0, torch.device("cpu"), views_of(config))
-    ((sample, boxes, plan),) = look(open_clips(config), [2], folder, device="cpu")
+    ((sample, boxes, plan, _),) = look(open_clips(config), [2], folder, device="cpu")
     expected = said.subsets["lidar"]
     assert boxes is not None and plan is not None and len(boxes) == len(expected.boxes[sample.token]) > 0
     torch.testing.assert_close(boxes.center, expected.boxes[sample.token].center, atol=1e-4, rtol=1e-4)
@@ -123,7 +123,7 @@ def test_the_command_draws_a_checkpoint(config, checkpoint, dataset, tmp_path):
 
 def test_boxes_sit_on_what_the_cameras_see(dataset):
     """The large images' intrinsics are those of the network's: a pixel is the same share of the uncropped image."""
-    ((large, _, _),) = look(dataset, [0])
+    ((large, *_),) = look(dataset, [0])
     full = NuScenesDataset(dataclasses.replace(dataset.config, image_size=(900, 1600)), "val", dataset.grid)[0]
     assert large.cameras is not None and full.cameras is not None
     point = torch.tensor([[0.7, 0.3, 12.0]])  # in a camera
@@ -142,7 +142,7 @@ def test_fewer_sensors(config):
     with pytest.raises(ConfigError, match=r"unknown 'sonar'.*RADAR_FRONT"):
         restrict(config.data, ["sonar", "lidar"])
     dataset = NuScenesDataset(restrict(config.data, ["CAM_BACK"]), "val", config.grid)
-    ((sample, boxes, _),) = look(dataset, [0])
+    ((sample, boxes, *_),) = look(dataset, [0])
     assert sample.cameras is not None and sample.cameras.channels == ("CAM_BACK",)
     assert sample.lidar is None and sample.radar is None and boxes is None
 

@@ -75,7 +75,7 @@ class AnchorPlanner(nn.Module):
 
     @torch.no_grad()
     def set_anchors(self, anchors_KT3: Tensor) -> None:
-        """Take anchors, [K, T, 3] x, y, yaw in ego [m, rad]. ValueError where they are not finite or of another shape."""
+        """Take anchors, [K, T, 3] x, y, yaw in ego [m, rad]; ValueError for others than finite ones of this shape."""
         if anchors_KT3.shape != self.anchors.shape or not anchors_KT3.isfinite().all():
             raise ValueError(
                 f"anchors have shape {list(anchors_KT3.shape)}; expected {list(self.anchors.shape)}, all of them finite"
@@ -145,9 +145,7 @@ class AnchorPlanner(nn.Module):
         terms = {
             "planning": config.position_weight * place_LBT.mean(0).sum() / num_steps + unheard,
             "planning_heading": config.heading_weight * turn_LBT.mean(0).sum() / num_steps,
-            "planning_imitation": config.imitation_weight
-            * (chosen_LBK.mean(0).sum(1) * known_B).sum()
-            / num_drives,
+            "planning_imitation": config.imitation_weight * (chosen_LBK.mean(0).sum(1) * known_B).sum() / num_drives,
             "planning_scores": config.score_weight * self._score_loss(said, batch, frame),
         }
         terms = {name: value * self.config.loss_weight for name, value in terms.items()}

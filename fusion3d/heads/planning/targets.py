@@ -1,4 +1,4 @@
-"""What paths are worth, by the definitions that ``metrics.planning`` scores plans with: what a planner learns to foresee.
+"""What paths are worth, by the definitions that ``metrics.planning`` scores plans with: what a planner foresees.
 
 Hydra-MDP (Li et al., 2024) distils NAVSIM's scores so; here they are those of our own metric, on annotated data. Known
 where the data say it: collisions until the annotated keyframes end, the drivable area where a map knows it, comfort
