@@ -19,9 +19,9 @@ class AnchorConfig:
     imitation_weight: Amount = 0.5
     """Weight of telling which anchor the human drives."""
     position_weight: Amount = 1.0
-    """Weight of the distance of the nearest anchor, refined, from the driven path."""
+    """Weight of the distance from the driven path of those that are likely it, refined."""
     heading_weight: Amount = 0.2
-    """Weight of its heading."""
+    """Weight of their heading."""
     score_weight: Amount = 0.5
     """Weight of foreseeing what every path is worth."""
     score_weights: ScoreAmounts = field(default_factory=dict)

@@ -125,9 +125,10 @@ class AnchorPlanner(nn.Module):
     def losses(self, said: ScoredPaths, batch: Batch) -> dict[str, Tensor]:
         """Weighted terms over what is known; zeros, in the graph, where nothing is.
 
-        The anchor nearest to the driven path wins: its path learns to be that one (L1 of x plus that of y, and one
-        minus the cosine of the heading, means over the known steps), and ``imitation`` which it is, softly by the
-        anchors' mean distances over ``spread``. Every path learns its ``scores``. Of both passes the mean.
+        Anchors are as likely as their mean distance from the driven path is small, on the scale of ``spread``. That is
+        what ``imitation`` learns (cross-entropy), and how much it matters that a path becomes the driven one (L1 of x
+        plus that of y, and one minus the cosine of the heading, means over the known steps): all but the nearest are
+        free, as where the winner takes it all. Every path learns its ``scores``. Of both passes the mean.
         """
         frame, config = EgoFrame.whole(batch), self.config.anchors
         driven_BT3, known_BT = driven_path(batch, frame, self.config.steps)
@@ -135,17 +136,16 @@ class AnchorPlanner(nn.Module):
         away_BKT = (self.anchors[..., :2] - driven_BT3[:, None, :, :2]).norm(dim=-1) * known_BT[:, None]
         away_BK = away_BKT.sum(-1) / steps_B.clamp(min=1)[:, None]
         wanted_BK = (-away_BK / config.spread).softmax(-1)
-        chosen_LBK = -(wanted_BK * said.imitation.log_softmax(-1))
-        known_B, sample_B = steps_B > 0, torch.arange(len(batch), device=steps_B.device)
-        won_LBT3 = said.path[:, sample_B, away_BK.argmin(1)]
-        place_LBT = (won_LBT3[..., :2] - driven_BT3[..., :2]).abs().sum(-1) * known_BT
-        turn_LBT = (1 - (won_LBT3[..., 2] - driven_BT3[..., 2]).cos()) * known_BT
-        num_steps, num_drives = divisor("planning", known_BT.sum()), divisor("planning_imitation", known_B.sum())
-        unheard = 0.0 * said.path.sum()
+        chosen_LBK = -wanted_BK * said.imitation.log_softmax(-1) * (steps_B > 0)[:, None]
+        counts_BKT = wanted_BK[..., None] * known_BT[:, None]
+        beside_LBKT3 = said.path - driven_BT3[:, None]
+        place_LBKT = beside_LBKT3[..., :2].abs().sum(-1) * counts_BKT
+        turn_LBKT = (1 - beside_LBKT3[..., 2].cos()) * counts_BKT
+        num_steps, num_drives = divisor("planning", steps_B.sum()), divisor("planning_imitation", (steps_B > 0).sum())
         terms = {
-            "planning": config.position_weight * place_LBT.mean(0).sum() / num_steps + unheard,
-            "planning_heading": config.heading_weight * turn_LBT.mean(0).sum() / num_steps,
-            "planning_imitation": config.imitation_weight * (chosen_LBK.mean(0).sum(1) * known_B).sum() / num_drives,
+            "planning": config.position_weight * place_LBKT.mean(0).sum() / num_steps,
+            "planning_heading": config.heading_weight * turn_LBKT.mean(0).sum() / num_steps,
+            "planning_imitation": config.imitation_weight * chosen_LBK.mean(0).sum() / num_drives,
             "planning_scores": config.score_weight * self._score_loss(said, batch, frame),
         }
         terms = {name: value * self.config.loss_weight for name, value in terms.items()}

@@ -12,7 +12,7 @@ from fusion3d.metrics.planning.contacts import meet
 from fusion3d.metrics.planning.drives import Drives
 
 BEST_OF = (1, 5, 10)
-MISS = 2.0  # [m] a path that is ever farther away than this has missed
+MISS = 2.0  # [m] a path that is ever so far away has missed
 
 
 def score_modes(
@@ -45,13 +45,15 @@ def score_modes(
         best = ranked[:, :count]
         found[f"minADE_{count}"] = _mean(best.mean(axis=2).min(axis=1))
         found[f"minFDE_{count}"] = _mean(best[..., -1].min(axis=1))
-        found[f"miss_{count}"] = _mean((best.max(axis=2) > MISS).all(axis=1))
+        found[f"miss_{count}"] = _mean((best.max(axis=2) >= MISS).all(axis=1))
     ends = path[:, :, -1, :2]
     apart = np.stack([np.linalg.norm(ends - ends[:, k, None], axis=-1) for k in range(modes)], axis=1)
     found["spread"] = _mean((imitation[:, :, None] * imitation[:, None] * apart).sum(axis=(1, 2)))
     likeliest, nearest = order[:, 0], away.mean(axis=2).argmin(axis=1)
     found["imitation_ECE"] = reliability(imitation[rows, likeliest], likeliest == nearest)["ECE"]
-    hit = meet({"chosen": path[rows, chosen]}, drives[whole])["chosen"].any.any(axis=1)
+    hit = np.zeros(0, dtype=bool)
+    if len(whole):
+        hit = meet({"chosen": path[rows, chosen]}, drives[whole])["chosen"].any.any(axis=1)
     found["collision_ECE"] = reliability(collision[rows, chosen], hit)["ECE"]
     return found
 
