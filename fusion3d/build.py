@@ -21,7 +21,8 @@ from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
 from fusion3d.heads.map import MapHead
 from fusion3d.heads.motion import MotionHead
-from fusion3d.heads.planning import PlanningHead
+from fusion3d.heads.occupancy import OccupancyHead
+from fusion3d.heads.planning import AnchorPlanner, Planner, QueryPlanner
 from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
 from fusion3d.late import JOINT, LateFusion, Model
@@ -43,12 +44,13 @@ def build_model(config: Config, pretrained: bool = True) -> Model:
     stage, sensors = config.fusion.stage, config.branches
     if not sensors:
         raise ConfigError("camera, lidar and radar are all null; expected at least one sensor's branch")
-    if config.detection is None and config.planning is None and config.map is None:
-        raise ConfigError("detection, planning and map are all null; expected at least one head")
+    if all(head is None for head in (config.detection, config.planning, config.map, config.occupancy)):
+        raise ConfigError("detection, planning, map and occupancy are all null; expected at least one head")
     if config.motion is not None and config.detection is None:
         raise ConfigError(
             "motion is set and detection is null; forecasts are of detected boxes: set motion to null too, or detection"
         )
+    _check_planning(config)
     if stage in ("early", "late"):
         _check_no_maps_meet(config)
     if stage not in ("late", "hybrid"):
@@ -66,6 +68,18 @@ def build_model(config: Config, pretrained: bool = True) -> Model:
     if stage == "hybrid":
         models[JOINT] = _build_one(config, pretrained)
     return LateFusion(models, config.fusion.merge)
+
+
+def _check_planning(config: Config) -> None:
+    """ConfigError where the planner is to use what there is not."""
+    planning = config.planning
+    if planning is None or planning.head != "anchors":
+        return
+    if planning.anchors.reject and config.detection is None:
+        raise ConfigError("planning.anchors.reject is true, and detection is null: there are no boxes to look at")
+    asked = [name for name in ("occupied", "undrivable") if planning.anchors.score_weights.get(name)]
+    if asked and config.occupancy is None:
+        raise ConfigError(f"planning.anchors.score_weights weighs {asked[0]!r}, and occupancy is null: nothing says it")
 
 
 def _check_no_maps_meet(config: Config) -> None:
@@ -101,6 +115,15 @@ def _make_camera(config: Config, pretrained: bool) -> CameraBranch:
     return CameraBranch(encoder, view, bins, camera.stride, camera.depth_loss, classes)
 
 
+def _make_planner(config: Config) -> Planner | None:
+    planning, inputs, grid = config.planning, config.trunk.out_channels, config.grid
+    if planning is None:
+        return None
+    if planning.head == "query":
+        return QueryPlanner(planning, inputs, grid)
+    return AnchorPlanner(planning, inputs, grid, config.map_grid, config.occupancy is not None)
+
+
 def _build_one(config: Config, pretrained: bool) -> Fusion3D:
     """The model whose sensors meet in one map, or before, as points."""
     grid, camera, lidar, radar = config.grid, None, None, None
@@ -113,14 +136,13 @@ def _build_one(config: Config, pretrained: bool) -> Fusion3D:
         radar = make_radar(config.radar, grid)
     channels = {name: getattr(config, name).channels for name in config.branches}
     inputs = config.trunk.out_channels
-    detection = planning = sensors = None
+    detection = sensors = None
     if config.detection is not None:
         head = {"center": CenterHead, "query": QueryHead}[config.detection.head]
         detection = head(config.detection, inputs, grid)
         if config.detection.sensor_weight > 0 and not early:
             sensors = SensorHeatmaps(channels, config.detection.loss_weight * config.detection.sensor_weight)
-    if config.planning is not None:
-        planning = PlanningHead(config.planning, inputs, grid)
+    planning = _make_planner(config)
     motion = None
     if config.motion is not None:
         motion = MotionHead(config.motion, inputs, grid, None if config.map is None else config.map_grid)
@@ -140,4 +162,5 @@ def _build_one(config: Config, pretrained: bool) -> Fusion3D:
         config.temporal and make_temporal(config.temporal, config.fusion.channels, grid),
         config.map and MapHead(config.map, inputs, grid),
         motion,
+        config.occupancy and OccupancyHead(config.occupancy, inputs, grid, config.map_grid),
     )

@@ -16,7 +16,7 @@ from fusion3d.bev.temporal import Memory
 from fusion3d.counts import named
 from fusion3d.heads.merge import mean_path, merge_agents, merge_boxes
 from fusion3d.model import Fusion3D, Sensed
-from fusion3d.types import Batch, Boxes, Forecast, Predictions, Trajectory, to_device
+from fusion3d.types import Batch, Boxes, EgoStatus, Forecast, Occupancy, Predictions, Trajectory, to_device
 
 JOINT = "joint"  # the model of all sensors
 
@@ -86,13 +86,15 @@ class LateFusion(nn.Module):
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> Predictions:
         """Merged boxes with the motion of the best of each, and the means of plans and maps, of the models that have a
         say; of all, where none has.
+
+        There are no modes: what each model chose among is its own.
         """
         answers = {name: model.decode(outputs[name], batch) for name, model in self.models.items()}  # type: ignore[operator]
         say_SB = torch.stack([outputs["say"][name] for name in self.models]).cpu()
         say_SB |= ~say_SB.any(0)
         chosen = [[a for a, has in zip(answers.values(), say, strict=True) if has] for say in say_SB.T.tolist()]
         device = batch.command.device
-        boxes = motion = plan = ground = None
+        boxes = motion = plan = ground = occupancy = None
         if all(answer.motion is not None for answer in answers.values()):
             both = [self._merge_agents(of_sample, i, device) for i, of_sample in enumerate(chosen)]
             boxes, motion = (tuple(part) for part in zip(*both, strict=True))
@@ -103,8 +105,11 @@ class LateFusion(nn.Module):
             position, yaw, mask = (torch.stack([getattr(p, k) for p in paths]) for k in ("position", "yaw", "mask"))
             plan = Trajectory(position, yaw, mask)
         if all(answer.map is not None for answer in answers.values()):
-            ground = torch.stack([torch.stack([a.map[i] for a in of_s]).mean(0) for i, of_s in enumerate(chosen)])
-        return Predictions(tokens=batch.tokens, boxes=boxes, plan=plan, map=ground, motion=motion)
+            ground = _mean([[a.map[i] for a in of_sample] for i, of_sample in enumerate(chosen)])
+        if all(answer.occupancy is not None for answer in answers.values()):
+            parts = ([[getattr(a.occupancy, k)[i] for a in of] for i, of in enumerate(chosen)] for k in _OCCUPANCY)
+            occupancy = Occupancy(*map(_mean, parts))
+        return Predictions(tokens=batch.tokens, boxes=boxes, plan=plan, map=ground, motion=motion, occupancy=occupancy)
 
     def _merge(self, boxes: Sequence[Boxes], device: torch.device) -> Boxes:
         return to_device(merge_boxes([to_device(one, "cpu") for one in boxes], self.merge), device)
@@ -121,22 +126,32 @@ class LateFusion(nn.Module):
 Model = Fusion3D | LateFusion
 
 
+_OCCUPANCY = tuple(field.name for field in dataclasses.fields(Occupancy))
+
+
+def _mean(of_samples: Sequence[Sequence[Tensor]]) -> Tensor:
+    """[B, ...] the mean of each sample's answers."""
+    return torch.stack([torch.stack(list(of_sample)).mean(0) for of_sample in of_samples])
+
+
 def _path(plan: Trajectory, sample: int) -> Trajectory:
     return Trajectory(plan.position[sample], plan.yaw[sample], plan.mask[sample])
 
 
 def _only(batch: Batch, there: Tensor) -> Batch:
     """The batch with the targets of some of its samples alone."""
-    boxes, future = batch.boxes, batch.future
+    boxes, future, status = batch.boxes, batch.future, batch.status
     if boxes is not None:
         none = to_device(Boxes.empty(), there.device)
         boxes = tuple(one if known else none for one, known in zip(boxes, there.tolist(), strict=True))
     if future is not None:
         future = dataclasses.replace(future, mask=future.mask & there[:, None])
+    if status is not None:
+        parts = (status.velocity, status.acceleration, status.yaw_rate)
+        status = EgoStatus(*(part.masked_fill(~there.view(-1, *[1] * (part.ndim - 1)), torch.nan) for part in parts))
     motion = batch.motion
     if motion is not None:
         motion = tuple(one if known else one[:0] for one, known in zip(motion, there.tolist(), strict=True))
     known = None if batch.map_known is None else batch.map_known & there[:, None]
-    return dataclasses.replace(
-        batch, annotated=batch.annotated & there, boxes=boxes, future=future, motion=motion, map_known=known
-    )
+    targets = {"boxes": boxes, "future": future, "status": status, "motion": motion, "map_known": known}
+    return dataclasses.replace(batch, annotated=batch.annotated & there, **targets)

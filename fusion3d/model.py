@@ -33,7 +33,8 @@ from fusion3d.heads.center import CenterHead
 from fusion3d.heads.image import ImageClasses
 from fusion3d.heads.map import MapHead
 from fusion3d.heads.motion import MotionHead
-from fusion3d.heads.planning import PlanningHead
+from fusion3d.heads.occupancy import OccupancyHead
+from fusion3d.heads.planning import Planner
 from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
 from fusion3d.heads.targets import DetectionTargets
@@ -130,13 +131,14 @@ class Fusion3D(nn.Module):
         fuse: nn.Module,
         trunk: Trunk,
         detection: CenterHead | QueryHead | None,
-        planning: PlanningHead | None,
+        planning: Planner | None,
         sensors: SensorHeatmaps | None = None,
         align: DeformableAlign | None = None,
         represent: Coordinated | Factorised | None = None,
         temporal: Temporal | None = None,
         map: MapHead | None = None,
         motion: MotionHead | None = None,
+        occupancy: OccupancyHead | None = None,
     ) -> None:
         """``motion`` needs ``detection``, whose boxes it forecasts."""
         super().__init__()
@@ -153,6 +155,7 @@ class Fusion3D(nn.Module):
         self.temporal = temporal
         self.map = map
         self.motion = motion
+        self.occupancy = occupancy
 
     def forward(self, batch: Batch, memory: Memory | None = None) -> dict[str, Any]:
         """Raw outputs, those there are.
@@ -163,9 +166,9 @@ class Fusion3D(nn.Module):
                 needs no ``history``, and has each scene once at most.
 
         Returns:
-            "detection" (DetectionMaps or QueryBoxes), "planning" ([B, T, 2]), "map" ([B, N, Y, X] logits), "motion"
-            (MotionPaths), "depth" (DepthOutput), "image" (ImageOutput), "memory" (Memory); "sensors" and
-            "representation" in training.
+            "detection" (DetectionMaps or QueryBoxes), "planning" (PlannedPath or ScoredPaths), "map" ([B, N, Y, X]
+            logits), "motion" (MotionPaths), "occupancy" (Occupancy, logits), "depth" (DepthOutput), "image"
+            (ImageOutput), "memory" (Memory); "sensors" and "representation" in training.
         """
         sensed = self.sense(batch)
         return sensed.said | self.conclude(sensed, batch, memory)
@@ -217,13 +220,15 @@ class Fusion3D(nn.Module):
 
         if self.detection is not None:
             outputs["detection"] = self.detection(bev_BCYX, batch)
+        if self.occupancy is not None:
+            outputs["occupancy"] = self.occupancy(bev_BCYX)
+        if self.planning is not None:
+            outputs["planning"] = self.planning(bev_BCYX, batch, outputs.get("occupancy"))
         if self.map is not None:
             outputs["map"] = self.map(bev_BCYX)
         if self.motion is not None and self.detection is not None:
             found = self.detection.decode(outputs["detection"])
             outputs["motion"] = self.motion(bev_BCYX, found, batch, outputs.get("map"))
-        if self.planning is not None:
-            outputs["planning"] = self.planning(bev_BCYX, batch)
         return outputs
 
     def relate(self, maps: Maps, batch: Batch) -> tuple[Maps, CoordinatedOutput | FactorisedOutput | None]:
@@ -300,12 +305,10 @@ class Fusion3D(nn.Module):
         terms: dict[str, Tensor] = {}
         if self.detection is not None and "detection" in outputs:
             terms |= self.detection.losses(outputs["detection"], batch, targets)
-        if self.planning is not None and "planning" in outputs:
-            terms |= self.planning.losses(outputs["planning"], batch)
-        if self.map is not None and "map" in outputs:
-            terms |= self.map.losses(outputs["map"], batch)
-        if self.motion is not None and "motion" in outputs:
-            terms |= self.motion.losses(outputs["motion"], batch)
+        for name in ("planning", "map", "motion", "occupancy"):
+            head = getattr(self, name)
+            if head is not None and name in outputs:
+                terms |= head.losses(outputs[name], batch)
         if self.sensors is not None and "sensors" in outputs:
             terms |= self.sensors.losses(outputs["sensors"], batch, targets)
         if self.camera is not None:
@@ -313,16 +316,20 @@ class Fusion3D(nn.Module):
         return terms | auxiliary_losses(self, outputs, batch)
 
     def decode(self, outputs: dict[str, Any], batch: Batch) -> Predictions:
-        """Boxes, their motion, plan and map in the frame of the batch (ego, where the batch is not augmented)."""
-        boxes = motion = None
+        """Boxes, their motion, plan and maps in the frame of the batch (ego, where the batch is not augmented)."""
+        boxes = motion = plan = modes = None
         if self.motion is not None:
             boxes, motion = outputs["motion"].found, self.motion.decode(outputs["motion"])
         elif self.detection is not None:
             boxes = self.detection.decode(outputs["detection"])
+        if self.planning is not None:
+            plan, modes = self.planning.decode(outputs["planning"], batch, boxes, motion)
         return Predictions(
             tokens=batch.tokens,
             boxes=boxes,
-            plan=None if self.planning is None else self.planning.decode(outputs["planning"], batch),
+            plan=plan,
             map=None if self.map is None else self.map.decode(outputs["map"]),
             motion=motion,
+            modes=modes,
+            occupancy=None if self.occupancy is None else self.occupancy.decode(outputs["occupancy"]),
         )

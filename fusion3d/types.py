@@ -51,6 +51,11 @@ KEY_SWEEP = 0.02  # [s] points younger than this belong to the key sweep (LiDAR 
 EGO_SIZE = (4.084, 1.730, 1.562)
 EGO_CENTER = 1.39
 TIME_STEP = 0.5  # seconds between keyframes, and between planned positions
+# What a planner thinks of a path: probabilities of a collision and of leaving the drivable area, of being comfortable,
+# progress; and what a predicted ``Occupancy`` says of the first two.
+PLAN_SCORES = ("collision", "off_road", "comfort", "progress", "occupied", "undrivable")
+OCCUPANTS = ("vehicle", "vru", "static")  # vru: people and cycles; static: all that does not move by itself
+OCCUPANCY_TIMES = (0.0, 1.0, 2.0, 3.0)  # [s] from now
 
 T_ = TypeVar("T_")
 
@@ -257,6 +262,24 @@ class Forecast:
 
 
 @dataclass(frozen=True)
+class PlanModes:
+    """The K paths that a planner chooses among."""
+
+    path: Trajectory  # [..., K, T]
+    imitation: Tensor  # [..., K] probability that the human drives so, 1 in all
+    score: Tensor  # [..., K, len(PLAN_SCORES)] in [0, 1]; NaN for what is not predicted
+    chosen: Tensor  # [...] int64
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """Who is where, now and later, and where one may drive: probabilities (of a head: logits) in the model's grid."""
+
+    agents: Tensor  # [..., S, G, Y, X] at OCCUPANCY_TIMES, by OCCUPANTS
+    drivable: Tensor  # [..., Y, X]
+
+
+@dataclass(frozen=True)
 class Cameras:
     """Camera images, packed over samples: M rows, whoever they belong to. Absent cameras have no row."""
 
@@ -377,10 +400,12 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says about a batch, decoded: boxes in ego and how they go on, the planned path and the map."""
+    """What the model says about a batch, decoded: boxes in ego and how they go on, the planned path and the maps."""
 
     tokens: tuple[str, ...]
     boxes: tuple[Boxes, ...] | None = None  # B
     plan: Trajectory | None = None  # [B, T]
     map: Tensor | None = None  # [B, 6, Y, X] float32 probabilities of MAP_CLASSES, in the map head's grid
     motion: tuple[Forecast, ...] | None = None  # B, of the boxes
+    modes: PlanModes | None = None  # [B, K, T], of a planner that chooses
+    occupancy: Occupancy | None = None  # [B, ...]

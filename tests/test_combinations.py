@@ -24,12 +24,14 @@ from fusion3d.build import build_model
 from fusion3d.config import Config, from_dict
 from fusion3d.data.collate import collate
 from fusion3d.data.subset import select_sensors
-from fusion3d.engine.random_batch import random_batch
+from fusion3d.engine.random_batch import give_anchors, random_batch
 from fusion3d.errors import ConfigError
 from fusion3d.heads.center import DetectionMaps
+from fusion3d.heads.planning.anchors import ScoredPaths
+from fusion3d.heads.planning.query import PlannedPath
 from fusion3d.heads.query import QueryBoxes
 from fusion3d.late import Model
-from fusion3d.types import SENSORS, Batch, Sample, Trajectory
+from fusion3d.types import SENSORS, Batch, EgoStatus, Occupancy, Sample, Trajectory
 
 Row = dict[str, str]
 
@@ -82,6 +84,12 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
         "none": {"detection": None},
     },
     "tasks": {"all": {}, "map_grid": {"map.grid": {"x": [-4, 4], "y": [-4, 4], "resolution": 0.5}, "planning": None}},
+    "planner": {
+        "query": {},
+        "status": {"planning.ego_status": "predicted"},
+        "anchors": {"planning.head": "anchors", "planning.anchors.count": 4, "planning.anchors.reject": True},
+        "reader": {"planning.head": "anchors", "planning.anchors.count": 4, "occupancy": {"channels": 8}},
+    },
     "temporal": {"none": {}, "concat": {"temporal": {}}, "recurrent": {"temporal": {"operator": "recurrent"}}},
     "representation": {name: {"fusion.representation": name} for name in ("joint", "coordinated", "factorised")},
     "align": {name: {"fusion.align": name} for name in ("none", "deformable")},
@@ -113,6 +121,7 @@ REFUSED: dict[tuple[tuple[str, str], tuple[str, str]], str] = {
     (("head", "none"), ("motion", "own")): r"motion is set and detection is null",
     (("view", "lidar_lift"), ("absent", "lidar")): r"camera\.view: .*lidar: null",
     (("view", "radar_lift"), ("absent", "radar")): r"camera\.view: .*radar: null",
+    (("head", "none"), ("planner", "anchors")): r"planning\.anchors\.reject .*detection is null",
 }
 
 
@@ -166,11 +175,13 @@ def samples_of(config: Config) -> list[Sample]:
         past = [_seen(of_past.batch, f"scene-{seed}", subset) for of_past in batch.history[seed % 2 :]]
         assert batch.boxes is not None and batch.future is not None
         assert batch.map_mask is not None and batch.map_known is not None
+        assert batch.motion is not None and batch.status is not None
         found.append(
             dataclasses.replace(
                 _seen(batch, f"scene-{seed}", subset),
                 boxes=batch.boxes[0],
-                motion=batch.motion and batch.motion[0],
+                motion=batch.motion[0],
+                status=EgoStatus(*(getattr(batch.status, f.name)[0] for f in dataclasses.fields(EgoStatus))),
                 future=Trajectory(*(getattr(batch.future, f.name)[0] for f in dataclasses.fields(Trajectory))),
                 map_mask=batch.map_mask[0],
                 map_known=batch.map_known[0],
@@ -203,8 +214,12 @@ def raw_maps(outputs: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield path, outputs
     elif isinstance(outputs, QueryBoxes):
         yield f"{path}.heatmap", outputs.heatmap
-    elif isinstance(outputs, DetectionMaps):
-        yield from ((f"{path}.{f.name}", getattr(outputs, f.name)) for f in dataclasses.fields(outputs))
+    elif isinstance(outputs, ScoredPaths):
+        yield from ((f"{path}.{name}", getattr(outputs, name)[-1]) for name in ("path", "imitation"))
+        yield f"{path}.score", outputs.score
+    elif isinstance(outputs, DetectionMaps | PlannedPath | Occupancy):
+        parts = ((f"{path}.{f.name}", getattr(outputs, f.name)) for f in dataclasses.fields(outputs))
+        yield from ((name, part) for name, part in parts if part is not None)
     elif isinstance(outputs, dict):
         for name, value in outputs.items():
             yield from raw_maps(value, f"{path}.{name}")
@@ -272,6 +287,7 @@ def test_a_row_of_choices_works(number):
     config = config_of(row)
     torch.manual_seed(number)
     model, samples = build_model(config), samples_of(config)
+    give_anchors(model)
     print(row)  # shown where it fails
     with torch.no_grad():
         check_every_subset(model.eval(), samples)

@@ -228,7 +228,7 @@ def test_order_of_samples_does_not_matter():
 
     x, y = model(join(a, b)), model(join(b, a))
     torch.testing.assert_close(x["detection"].heatmap, y["detection"].heatmap.flip(0), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(x["planning"], y["planning"].flip(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(x["planning"].position, y["planning"].position.flip(0), atol=1e-5, rtol=1e-5)
 
 
 def test_same_seed_same_bits():
@@ -380,7 +380,7 @@ def test_full_size_configurations_have_the_published_sizes():
 def test_parts_that_do_not_fit_are_refused():
     cases = {
         "at least one sensor": {"camera": None, "lidar": None, "radar": None},
-        "detection, planning and map are all null": {"detection": None, "planning": None},
+        "detection, planning, map and occupancy are all null": {"detection": None, "planning": None},
         r"map\.grid\.x: expected to lie in grid\.x": {
             "map": MapConfig(dataclasses.replace(TINY.grid, x=(-20.0, 16.0)))
         },

@@ -68,10 +68,10 @@ def test_the_walk(synthetic_root):
     # 6 what the heads say; the whole model says the same
     assert model.detection is not None and model.planning is not None
     outputs = {"detection": model.detection(bev, batch), "planning": model.planning(bev, batch)}
-    assert outputs["detection"].heatmap.shape == (B, 10, Y, X) and outputs["planning"].shape == (B, T, 2)
+    assert outputs["detection"].heatmap.shape == (B, 10, Y, X) and outputs["planning"].position.shape == (B, T, 2)
     whole = model(batch)
     torch.testing.assert_close(whole["detection"].heatmap, outputs["detection"].heatmap)
-    torch.testing.assert_close(whole["planning"], outputs["planning"])
+    torch.testing.assert_close(whole["planning"].position, outputs["planning"].position)
     losses = model.losses(whole, batch)
     assert all(value.isfinite() for value in losses.values()) and losses["depth"] > 0 and losses["heatmap"] > 0
 

@@ -140,7 +140,7 @@ def _draw_all(faults: Mapping[str, Sequence[Fault]], results: Path, config: Conf
     dataset = open_clips(config)
     pictures = {}
     for token, of_sample in faults.items():
-        sample, *_ = next(look(dataset, [dataset.index_of(token)]))
+        sample = next(look(dataset, [dataset.index_of(token)])).sample
         boxes = from_records(found[token], sample.global_from_ego.numpy())
         marks = [fault.xy for fault in of_sample[:_LISTED]]
         path = folder / f"{token}.png"

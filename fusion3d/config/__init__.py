@@ -16,7 +16,6 @@ from fusion3d.config.model import (
     LidarConfig,
     MapConfig,
     MotionConfig,
-    PlanningConfig,
     QueryConfig,
     RadarConfig,
     TemporalConfig,
@@ -24,10 +23,12 @@ from fusion3d.config.model import (
     VoxelConfig,
     WindowConfig,
 )
+from fusion3d.config.planning import AnchorConfig, OccupancyConfig, PlanningConfig
 from fusion3d.config.schema import Config
 from fusion3d.config.train import EvaluationConfig, TrackerConfig, TrainConfig
 
 __all__ = [
+    "AnchorConfig",
     "AugmentConfig",
     "BackboneConfig",
     "CameraConfig",
@@ -41,6 +42,7 @@ __all__ = [
     "LidarConfig",
     "MapConfig",
     "MotionConfig",
+    "OccupancyConfig",
     "PasteConfig",
     "PasteCounts",
     "PastePoints",

@@ -340,22 +340,6 @@ class MotionConfig:
 
 
 @dataclass(frozen=True)
-class PlanningConfig:
-    """Planning head: an ego query reads the BEV map."""
-
-    steps: Count = 6
-    """Future positions, 0.5 s apart."""
-    channels: MultipleOf4 = 128
-    """Width of the ego query."""
-    ego_status: Literal["none", "measured"] = "none"
-    """none: sensors and command only; measured: velocity, acceleration and yaw rate go in too."""
-    command_dropout: Fraction = 0.2
-    """Probability that a training sample's command is made unknown."""
-    loss_weight: Amount = 0.5
-    """Weight of the planning loss."""
-
-
-@dataclass(frozen=True)
 class MapConfig:
     """Map head: drivable area, crossings, walkways, stop lines, car parks and dividers, cell by cell."""
 

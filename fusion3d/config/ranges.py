@@ -16,12 +16,13 @@ class Range:
     holds: Callable[[Any], bool]
 
 
-# A name of types.DETECTION_CLASSES; what a head must say of a box besides its velocity.
+# A name of types.DETECTION_CLASSES; what a head must say of a box besides its velocity; of types.PLAN_SCORES.
 ClassName = Literal[
     "car", "truck", "bus", "trailer", "construction_vehicle",
     "pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier",
 ]  # fmt: skip
 BoxPart = Literal["offset", "height", "size", "yaw", "attribute"]
+PlanScore = Literal["collision", "off_road", "comfort", "progress", "occupied", "undrivable"]
 
 Count = Annotated[int, Range("at least 1", lambda value: value >= 1)]
 Even = Annotated[int, Range("an even number, at least 2", lambda value: value > 0 and value % 2 == 0)]
@@ -39,7 +40,7 @@ Drops = Annotated[
     tuple[float, ...],
     Range("numbers between 0 and 1, ascending", lambda v: sorted(v) == list(v) and all(0 < x < 1 for x in v)),
 ]
-# By class, or by part of a box: those whose value is not the usual one.
+# By class, part of a box or score of a plan: those whose value is not the usual one.
 ClassCounts = Annotated[dict[ClassName, int], Range("at least 1 each", lambda v: min(v.values(), default=1) >= 1)]
 ClassAmounts = Annotated[
     dict[ClassName, float], Range("0 or more each", lambda v: all(0 <= x < math.inf for x in v.values()))
@@ -50,4 +51,7 @@ ClassFactors = Annotated[
 ClassFractions = Annotated[dict[ClassName, float], Range("0 to 1 each", lambda v: all(0 <= x <= 1 for x in v.values()))]
 PartAmounts = Annotated[
     dict[BoxPart, float], Range("0 or more each", lambda v: all(0 <= x < math.inf for x in v.values()))
+]
+ScoreAmounts = Annotated[
+    dict[PlanScore, float], Range("0 or more each", lambda v: all(0 <= x < math.inf for x in v.values()))
 ]

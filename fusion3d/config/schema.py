@@ -12,11 +12,11 @@ from fusion3d.config.model import (
     LidarConfig,
     MapConfig,
     MotionConfig,
-    PlanningConfig,
     RadarConfig,
     TemporalConfig,
     TrunkConfig,
 )
+from fusion3d.config.planning import OccupancyConfig, PlanningConfig
 from fusion3d.config.ranges import Whole
 from fusion3d.config.train import EvaluationConfig, TrainConfig
 from fusion3d.types import SENSORS, BEVGrid
@@ -39,6 +39,7 @@ class Config:
     motion: MotionConfig | None = None
     planning: PlanningConfig | None = field(default_factory=PlanningConfig)
     map: MapConfig | None = None
+    occupancy: OccupancyConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: Whole = 0

@@ -25,7 +25,7 @@ from fusion3d.types import Batch, PointCloud
 
 _ORDER = (
     "camera.encoder", "camera.view", "camera.classes", "lidar", "radar", "align", "represent", "fuse", "temporal",
-    "trunk", "detection", "motion", "planning", "map", "sensors", "decode", "losses", "backward", "whole",
+    "trunk", "detection", "motion", "occupancy", "planning", "map", "sensors", "decode", "losses", "backward", "whole",
 )  # fmt: skip
 CONVENTIONS = (
     "Operations are multiply-adds (MACs), with those of our own kernels; one is two FLOPs, though papers often call it "

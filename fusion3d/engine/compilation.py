@@ -51,7 +51,7 @@ def dense_parts(model: nn.Module) -> Iterator[nn.Module]:
             yield from (part.backbone, part.neck)  # type: ignore[misc]
         elif isinstance(part, Fusion3D):
             yield part.trunk
-            for head in (part.detection, part.planning, part.map, part.motion):
+            for head in (part.detection, part.planning, part.map, part.motion, part.occupancy):
                 yield from _stacks(head)
 
 

@@ -20,7 +20,7 @@ from fusion3d.bev.early import EarlyFusion
 from fusion3d.build import build_model
 from fusion3d.config import Config, load_config
 from fusion3d.engine.probes import Clock, Memory, Operations, Probe
-from fusion3d.engine.random_batch import random_batch
+from fusion3d.engine.random_batch import give_anchors, random_batch
 from fusion3d.files import write_json
 from fusion3d.late import Model
 from fusion3d.model import CameraBranch, Fusion3D
@@ -55,7 +55,9 @@ def describe(config: Config, batch: Batch, repeats: int = 3, train: bool = False
         repeats: passes that are timed; 0: the one that counts is, which it makes a little slower.
         train: describe a training step instead of inference.
     """
-    model = build_model(config, pretrained=False).to(batch.command.device).train(train)
+    model = build_model(config, pretrained=False)
+    give_anchors(model)
+    model = model.to(batch.command.device).train(train)
     parts = stages(model)
     step = _Step(model, batch) if train else _Step.of_stream(model, batch)
     operations, memory = Operations(), Memory([*model.parameters(), *model.buffers(), *_tensors(batch)])

@@ -36,10 +36,11 @@ from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.map import score_map
 from fusion3d.metrics.planning import score_plans as score_every_plan
 from fusion3d.metrics.planning.exact import ABOUT, NAME
+from fusion3d.metrics.planning.modes import score_modes
 from fusion3d.metrics.protocol import CVPR_2019
 from fusion3d.metrics.shapley import has_every_subset, sensor_worth
 from fusion3d.metrics.tracking import PROTOCOL as TRACKING_PROTOCOL
-from fusion3d.types import MAP_CLASSES
+from fusion3d.types import MAP_CLASSES, PLAN_SCORES, Trajectory
 
 RUN = "run.json"
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
@@ -195,7 +196,9 @@ def score_maps(output: SplitOutput, metrics: dict[str, Any]) -> None:
 def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str, Any]:
     """The numbers of every subset's plans and of baselines by every protocol, as ``metrics.planning.score_plans``.
 
-    The baselines that are trained are made of ``data.train_split``, where the data set has it and shares no scene.
+    The baselines that are trained are made of ``data.train_split``, where the data set has it and shares no scene. Of a
+    planner that chooses among paths, with the largest subset, there is the one likeliest by ``imitation`` too, and
+    ``modes`` (``score_modes``).
 
     Raises:
         DataError: the data set has no driven path to compare with.
@@ -204,15 +207,16 @@ def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str
     drives = drives_of(tables, tokens)
     if not drives.known.any():
         raise DataError("no sample of the split has a driven path; planning needs the ego poses of following keyframes")
+    steps = drives.future.shape[1]
     plans = {
-        name: np.stack(
-            [
-                np.concatenate([of_subset.plans[token].position, of_subset.plans[token].yaw[:, None]], axis=1)
-                for token in tokens
-            ]
-        ).astype(np.float64)[:, : drives.future.shape[1]]
+        name: np.stack([_poses(of_subset.plans[token]) for token in tokens])[:, :steps]
         for name, of_subset in output.subsets.items()
     }
+    modes = list(output.subsets.values())[-1].modes
+    if modes:
+        paths = np.stack([_poses(modes[token].path) for token in tokens])[:, :, :steps]
+        likely, scores = (np.stack([getattr(modes[t], name) for t in tokens]) for name in ("imitation", "score"))
+        plans["imitation"] = paths[np.arange(len(tokens)), likely.argmax(axis=1)]
     steps = next(iter(plans.values())).shape[1]
     others: dict[str, np.ndarray] = {}
     try:
@@ -220,9 +224,18 @@ def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str
         others = trained_baselines(drives_of(tables, train, agents=False), drives)
     except DataError as error:
         print(f"without ego_mlp and nearest_anchor: {error}", flush=True)
-    return score_every_plan(
+    found = score_every_plan(
         plans | {name: plan[:, :steps] for name, plan in others.items()}, drives, maps=map_of(tables, tokens, True)
     )
+    if modes:
+        chosen = np.array([int(modes[token].chosen) for token in tokens])
+        found["modes"] = score_modes(paths, likely, scores[..., PLAN_SCORES.index("collision")], chosen, drives)
+    return found
+
+
+def _poses(path: Trajectory) -> np.ndarray:
+    """[..., T, 3] float64 x, y, yaw."""
+    return np.concatenate([path.position, path.yaw[..., None]], axis=-1).astype(np.float64)
 
 
 def format_table(metrics: dict[str, Any]) -> str:
@@ -253,6 +266,9 @@ def format_table(metrics: dict[str, Any]) -> str:
             f"exact, samples {samples}, ego {ABOUT['ego'].split(',')[0]}, nothing masked; in metrics.json: six"
         )
         lines.append("published protocols on the same plans, the PDM-style score, and skill over ctrv by manoeuvre")
+        if modes := metrics["planning_scores"].get("modes"):
+            names = [name for name in modes if not name.startswith("minFDE")]
+            lines += ["", _row("paths to choose from", names), _row("", [modes[name] for name in names])]
     if "map" in metrics:
         maps = {name: row["map"] for name, row in metrics["subsets"].items()} | metrics["map"]
         for at in ("0.5", "best"):

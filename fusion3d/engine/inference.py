@@ -20,7 +20,7 @@ from fusion3d.engine.views import predict_views, sense_views
 from fusion3d.errors import ConfigError
 from fusion3d.metrics.forecast import ScoredAgents
 from fusion3d.metrics.map import MapOverlap, MapTruth
-from fusion3d.types import SENSORS, Batch, Boxes, Forecast, Trajectory
+from fusion3d.types import SENSORS, Batch, Boxes, Forecast, PlanModes, Trajectory
 
 
 @dataclass
@@ -33,6 +33,7 @@ class SubsetOutput:
     plans: dict[str, Trajectory] = field(default_factory=dict)  # by sample token, [T], in ego
     forecasts: dict[str, Forecast] = field(default_factory=dict)  # of the boxes, where they are kept
     agents: dict[str, ScoredAgents] = field(default_factory=dict)  # by token, where they are not and the truth is known
+    modes: dict[str, PlanModes] = field(default_factory=dict)  # by sample token, [K, T], in ego; of all sensors alone
     map: MapOverlap = field(default_factory=MapOverlap)
     seconds: float = 0.0  # forward and decode; without the encoders, where they ran for all subsets
 
@@ -119,7 +120,7 @@ def run_split(
     memories: dict[str, list[Any] | None] = {name: [None] * len(views) if stream else None for name in subsets}
     model = model.to(device)
     output = SplitOutput({name: SubsetOutput(sensors) for name, sensors in subsets.items()})
-    asked = set().union(*subsets.values())
+    asked, last = set().union(*subsets.values()), list(subsets)[-1]
     start = last_told = tick = time.perf_counter()
     for batch in loader:
         output.reading_seconds += time.perf_counter() - tick
@@ -132,7 +133,8 @@ def run_split(
             torch.cuda.synchronize(device)
         output.sensing_seconds += time.perf_counter() - tick
         for name, of_subset in output.subsets.items():
-            _predict(model, batch, of_subset, views, memories[name], sensed, keep_forecasts)
+            keep = keep_forecasts, name == last
+            _predict(model, batch, of_subset, views, memories[name], sensed, *keep)
         tick = time.perf_counter()
         if tick - last_told > 5 or len(output.poses) == len(dataset):
             last_told, done = tick, len(output.poses)
@@ -149,6 +151,7 @@ def _predict(
     memories: list[Any] | None,
     sensed: list[Any] | None,
     keep_forecasts: bool,
+    keep_modes: bool,
 ) -> None:
     start = time.perf_counter()
     seen = select_sensors(batch, of_subset.sensors)
@@ -164,6 +167,8 @@ def _predict(
         of_subset.forecasts |= dict(zip(predictions.tokens, predictions.motion, strict=True))
     elif predictions.motion is not None and batch.motion is not None:
         of_subset.agents |= score_predictions(predictions, batch)
+    if predictions.modes is not None and keep_modes:
+        of_subset.modes |= _split_modes(predictions.tokens, predictions.modes)
     if predictions.map is not None and batch.map_mask is not None and batch.map_known is not None:
         of_subset.map.add(predictions.map.numpy(), batch.map_mask.cpu().numpy(), batch.map_known.cpu().numpy())
 
@@ -171,6 +176,13 @@ def _predict(
 def _note_poses(output: SplitOutput, batch: Batch) -> None:
     # A loader's worker hands its tensors over in shared memory, a file descriptor each: what is kept is copied.
     output.poses |= dict(zip(batch.tokens, batch.global_from_ego.double().numpy().copy(), strict=True))
+
+
+def _split_modes(tokens: Sequence[str], modes: PlanModes) -> dict[str, PlanModes]:
+    """A copy of each sample's modes, by its token."""
+    paths = _split(tokens, modes.path).values()
+    rows = zip(paths, modes.imitation.clone(), modes.score.clone(), modes.chosen.clone(), strict=True)
+    return {token: PlanModes(*row) for token, row in zip(tokens, rows, strict=True)}
 
 
 def _split(tokens: Sequence[str], paths: Trajectory) -> dict[str, Trajectory]:

@@ -9,9 +9,10 @@ import dataclasses
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion3d.config import Config
+from fusion3d.heads.planning import AnchorPlanner
 from fusion3d.heads.rollout import constant_turn
 from fusion3d.heads.targets import allowed_attributes, usual_sizes
 from fusion3d.types import (
@@ -159,6 +160,18 @@ def _random_motion(boxes: Boxes, steps: int, generator: torch.Generator) -> Moti
     position, yaw = constant_turn(boxes, torch.arange(1, steps + 1) * TIME_STEP, rate)
     mask = boxes.velocity.isfinite().all(1)[:, None].expand(-1, steps).clone()
     return Motion(Trajectory(position, yaw, mask), boxes.size, boxes.label)
+
+
+def give_anchors(model: nn.Module) -> None:
+    """A fan of plausible anchors for every planner that needs some: turns at several speeds."""
+    for part in model.modules():
+        if isinstance(part, AnchorPlanner):
+            count, steps = part.anchors.shape[:2]
+            number, seconds = torch.arange(count)[:, None], TIME_STEP * torch.arange(1, steps + 1)
+            speed, rate = 1 + 12 * number / count, 0.1 * (number % 5 - 2)
+            yaw = rate * seconds
+            far = speed * seconds
+            part.set_anchors(torch.stack([far * (yaw / 2).cos(), far * (yaw / 2).sin(), yaw], dim=-1))
 
 
 def _random_map(config: Config, size: int, generator: torch.Generator) -> Tensor:

@@ -117,6 +117,7 @@ def join_outputs(parts: Sequence[SplitOutput], tokens: Sequence[str]) -> SplitOu
             plans=merge("plans", every),
             forecasts=merge("forecasts", every),
             agents=merge("agents", every),
+            modes=merge("modes", every),
             map=total(MapOverlap(), (of_subset.map for of_subset in every)),
             seconds=max(of_subset.seconds for of_subset in every),
         )

@@ -33,6 +33,8 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
     """
     augment = config.augment if training else None
     clips = config.temporal if training or not streams(config) else None
+    # What paths are worth, and who will be where, is learned of maps and of how things go on.
+    foresees = config.occupancy is not None or (config.planning is not None and config.planning.head == "anchors")
     return NuScenesDataset(
         config.data,
         split,
@@ -41,8 +43,8 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         config.seed,
         training=training,
         steps=max((head.steps for head in (config.planning, config.motion) if head is not None), default=6),
-        with_map=config.map is not None,
-        with_motion=config.motion is not None,
+        with_map=config.map is not None or (training and foresees),
+        with_motion=config.motion is not None or (training and foresees),
         keyframes=1 if clips is None else clips.keyframes,
         epochs=config.train.epochs,
         stride=1 if training else config.evaluation.stride,

@@ -7,7 +7,9 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from fusion3d.config import Config, DataConfig, override
@@ -17,13 +19,23 @@ from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.views import predict_views, views_of
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
-from fusion3d.types import CAMERAS, RADARS, SENSORS, Boxes, Forecast, Sample, Trajectory
+from fusion3d.types import CAMERAS, RADARS, SENSORS, BEVGrid, Boxes, Forecast, Occupancy, Sample, Trajectory
 from fusion3d.view import pictures, scene
 
 IMAGE_SIZE = (450, 800)  # of what is drawn [px]: half a nuScenes image, whatever the network reads
 _MAP_THRESHOLD = 0.5  # of the map's probabilities that are drawn
+_OCCUPIED = 0.1  # least probability of an occupancy that is drawn
+_FADE = (1.0, 0.8, 0.6, 0.4)  # of an occupancy at OCCUPANCY_TIMES
 
-Seen = tuple[Sample, Boxes | None, Trajectory | None, Forecast | None]
+
+class Seen(NamedTuple):
+    """A sample and what a checkpoint says about it."""
+
+    sample: Sample
+    boxes: Boxes | None = None
+    plan: Trajectory | None = None
+    occupancy: np.ndarray | None = None  # [Y, X] in the map's grid, 0 to 1, paler the later
+    motion: Forecast | None = None  # of the boxes
 
 
 def restrict(data: DataConfig, sensors: Sequence[str] | None) -> DataConfig:
@@ -92,7 +104,7 @@ def look(
     device: str | None = None,
     ema: bool = True,
 ) -> Iterator[Seen]:
-    """Samples with what a checkpoint says about them: (sample, boxes, plan, motion), the latter three None without one.
+    """Samples with what a checkpoint says about them, if there is one.
 
     The images of the samples are larger than the network's and not cropped: they are there to be looked at. The map of
     a sample is the model's, where it has a map head.
@@ -118,8 +130,9 @@ def look(
     large = dataclasses.replace(data, image_size=IMAGE_SIZE, sensors=("camera",) if "camera" in data.sensors else ())
     to_show = NuScenesDataset(large, dataset.split, dataset.grid, with_map=False)
     for index in indices:
-        sample, boxes, plan, motion = dataset[index], None, None, None
+        sample, boxes, plan, occupancy, motion = dataset[index], None, None, None, None
         if model is not None:
+            assert config is not None
             batch = collate([sample]).to(where)
             with torch.inference_mode():
                 found = predict_views(model, batch, views)
@@ -129,7 +142,18 @@ def look(
                 plan = Trajectory(found.plan.position[0], found.plan.yaw[0], found.plan.mask[0])
             if found.map is not None:
                 sample = dataclasses.replace(sample, map_mask=found.map[0] >= _MAP_THRESHOLD, map_known=None)
-        yield dataclasses.replace(sample, cameras=to_show[index].cameras), boxes, plan, motion
+            if found.occupancy is not None:
+                occupancy = _fade(found.occupancy, config.grid, dataset.grid)
+        yield Seen(dataclasses.replace(sample, cameras=to_show[index].cameras), boxes, plan, occupancy, motion)
+
+
+def _fade(occupancy: Occupancy, grid: BEVGrid, onto: BEVGrid) -> np.ndarray:
+    """[Y, X] how much anybody is expected in the only sample, of any group at any time, in another grid."""
+    anybody_SYX = 1 - (1 - occupancy.agents[0].cpu()).prod(1)
+    heat_YX = (anybody_SYX * torch.tensor(_FADE)[:, None, None] * (anybody_SYX >= _OCCUPIED)).amax(0)
+    place = torch.nn.functional.pad(onto.centers(), (0, 1), value=sum(grid.z) / 2)
+    cell, inside = grid.cell_of(place)
+    return (heat_YX.flatten()[cell] * inside).numpy()
 
 
 def visualize(
@@ -186,13 +210,12 @@ def _write(
 ) -> Path:
     if view == "scene":
         return scene.save(_build(seen, min_score), path)
-    sample, boxes, plan, motion = seen
-    return pictures.draw_sample(sample, boxes, plan, path, config.map_grid, min_score, caption, motion=motion)
+    drawn = {"grid": config.map_grid, "min_score": min_score, "caption": caption}
+    return pictures.draw_sample(*seen[:3], path, **drawn, occupancy=seen.occupancy, motion=seen.motion)
 
 
 def _build(seen: Seen, min_score: float) -> scene.Scene:
-    sample, boxes, plan, motion = seen
-    return scene.build_scene(sample, boxes, plan, min_score, motion)
+    return scene.build_scene(seen.sample, seen.boxes, seen.plan, min_score, seen.motion)
 
 
 def _caption(config: Config, checkpoint: str | Path | None) -> str:

@@ -60,7 +60,7 @@ class MapHead(nn.Module):
                 f"{list(logits_BNYX.shape)}; expected the same: cut the masks with the head's grid (Config.map_grid)"
             )
         known_BN = batch.map_known.float()
-        loss_BN = _focal(logits_BNYX, batch.map_mask).mean((2, 3)) * known_BN
+        loss_BN = focal(logits_BNYX, batch.map_mask).mean((2, 3)) * known_BN
         return {"map": self.loss_weight * (loss_BN.sum(0) / divisor("map", known_BN.sum(0))).sum()}
 
     @torch.no_grad()
@@ -100,7 +100,7 @@ class Resample(nn.Module):
         return of_y @ (bev_BCHW @ of_x.mT)
 
 
-def _focal(logits: Tensor, target: Tensor) -> Tensor:
+def focal(logits: Tensor, target: Tensor) -> Tensor:
     """Sigmoid focal loss, element by element: -(1 - p)^2 log p of what is true."""
     signed = torch.where(target, logits, -logits)
     return (-signed).sigmoid() ** _GAMMA * F.softplus(-signed)

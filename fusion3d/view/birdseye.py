@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SLOW = 0.5  # [m/s] below it a velocity gets no arrow
 _LIKELY = 0.05  # ways that are less so are not drawn
 _SHORT = 0.5  # [m] nor are those that hardly leave where the box is
+_OPAQUE = 0.85  # of the hottest cell
+_STOPS = np.array([[46, 16, 101], [190, 24, 93], [249, 115, 22], [254, 240, 138]]) / 255  # cold to hot
 _TIME = LIDAR_FIELDS.index("time")
 
 
@@ -82,6 +84,7 @@ def draw_birdseye(
     pixels: int,
     marks: Sequence[tuple[float, float]] = (),
     motion: Forecast | None = None,
+    occupancy: np.ndarray | None = None,
 ) -> None:
     """Draw one sample from above.
 
@@ -94,6 +97,7 @@ def draw_birdseye(
         pixels: height of the axes on the page, so that a LiDAR point is one pixel.
         marks: x, y in ego [m] of places that are circled.
         motion: how ``predictions`` go on, in ego; the opacity is how likely.
+        occupancy: [Y, X] in the grid, 0 to 1, how much others are expected there; or None.
     """
     extent = (-grid.y[1], -grid.y[0], grid.x[0], grid.x[1])
     axes.imshow(rasterise(sample, grid, pixels), extent=extent, interpolation="nearest", zorder=0)
@@ -101,6 +105,8 @@ def draw_birdseye(
     for spine in axes.spines.values():
         spine.set_color(colors.LINE)
     _draw_rings(axes, grid)
+    if occupancy is not None:
+        lay_heat(axes, occupancy, grid, hottest=1.0)
     if sample.map_mask is not None:
         _name_ground(axes, sample.map_mask)
     if sample.radar is not None:
@@ -117,6 +123,22 @@ def draw_birdseye(
     if marks:
         at = to_page(torch.tensor(marks))
         axes.scatter(at[:, 0], at[:, 1], s=260, facecolors="none", edgecolors=colors.TRUTH, linewidths=1.6, zorder=10)
+
+
+def lay_heat(axes: Axes, heat_YX: np.ndarray, grid: BEVGrid, hottest: float | None = None) -> None:
+    """Lay heat [Y, X] over a bird's-eye view: above the points, below the boxes. None: its own largest is hottest."""
+    hottest = float(heat_YX.max(initial=0)) if hottest is None else hottest
+    up_left = colour(heat_YX, hottest).transpose(1, 0, 2)[::-1, ::-1]  # up is x, left is y
+    extent = (-grid.y[1], -grid.y[0], grid.x[0], grid.x[1])
+    axes.imshow(up_left, extent=extent, interpolation="bilinear", zorder=3.5, aspect="auto")
+
+
+def colour(heat: np.ndarray, hottest: float) -> np.ndarray:
+    """[...] heat to [..., 4] colours in [0, 1]; where there is none they are clear."""
+    part = np.clip(heat / hottest, 0, 1) if hottest > 0 else np.zeros(heat.shape)
+    at = np.linspace(0, 1, len(_STOPS))
+    rgb = [np.interp(part, at, _STOPS[:, channel]) for channel in range(3)]
+    return np.stack([*rgb, _OPAQUE * np.sqrt(part)], axis=-1)
 
 
 def _draw_rings(axes: Axes, grid: BEVGrid) -> None:

@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fusion3d.errors import Fusion3DError
 from fusion3d.types import BEVGrid, Boxes, Sample, Trajectory
 from fusion3d.view import colors
-from fusion3d.view.birdseye import draw_birdseye
+from fusion3d.view.birdseye import colour, draw_birdseye, lay_heat
 from fusion3d.view.pictures import LAYOUT, draw_camera
 from fusion3d.view.sheet import Sheet, png_path
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _MARGIN, _GAP, _TITLE, _NAME = 28, 12, 62, 26  # [px]
 _PANEL = 560  # side of a map [px]
 _TILE = 400  # least width of a camera [px]
-_OPAQUE = 0.85  # of the hottest cell
-_STOPS = np.array([[46, 16, 101], [190, 24, 93], [249, 115, 22], [254, 240, 138]]) / 255  # cold to hot
 
 
 def draw_heat(
@@ -93,18 +87,3 @@ def draw_heat(
     for i, note in enumerate(notes):
         page.text(_MARGIN, height - below + 20 + 20 * i, note, fontsize=9, color=colors.MUTED, va="center")
     return sheet.write(path)
-
-
-def lay_heat(axes: Axes, heat_YX: np.ndarray, grid: BEVGrid) -> None:
-    """Lay heat [Y, X] over a bird's-eye view: above the points, below the boxes."""
-    up_left = colour(heat_YX, float(heat_YX.max(initial=0))).transpose(1, 0, 2)[::-1, ::-1]  # up is x, left is y
-    extent = (-grid.y[1], -grid.y[0], grid.x[0], grid.x[1])
-    axes.imshow(up_left, extent=extent, interpolation="bilinear", zorder=3.5, aspect="auto")
-
-
-def colour(heat: np.ndarray, hottest: float) -> np.ndarray:
-    """[...] heat to [..., 4] colours in [0, 1]; where there is none they are clear."""
-    part = np.clip(heat / hottest, 0, 1) if hottest > 0 else np.zeros(heat.shape)
-    at = np.linspace(0, 1, len(_STOPS))
-    rgb = [np.interp(part, at, _STOPS[:, channel]) for channel in range(3)]
-    return np.stack([*rgb, _OPAQUE * np.sqrt(part)], axis=-1)

@@ -29,7 +29,7 @@ from fusion3d.types import (
     Trajectory,
 )
 from fusion3d.view import colors
-from fusion3d.view.birdseye import box_alpha, draw_birdseye
+from fusion3d.view.birdseye import box_alpha, colour, draw_birdseye
 from fusion3d.view.projection import project_boxes
 from fusion3d.view.sheet import Sheet, png_path
 
@@ -59,6 +59,7 @@ def draw_sample(
     caption: str = "",
     marks: Sequence[tuple[float, float]] = (),
     motion: Forecast | None = None,
+    occupancy: np.ndarray | None = None,
 ) -> Path:
     """Write one PNG of a sample.
 
@@ -72,6 +73,7 @@ def draw_sample(
         caption: said in the title, such as the sensors that the model was given.
         marks: x, y in ego [m] of places that are circled from above.
         motion: how ``predictions`` go on, or None.
+        occupancy: [Y, X] in the grid, 0 to 1, how much others are expected there; or None.
 
     Returns:
         The path.
@@ -83,7 +85,7 @@ def draw_sample(
     if predictions is not None:
         keep = predictions.score >= min_score
         predictions, motion = predictions[keep], None if motion is None else motion[keep]
-    return compose(sample, predictions, plan, grid or BEVGrid(), caption, marks, motion).write(path)
+    return compose(sample, predictions, plan, grid or BEVGrid(), caption, marks, motion, occupancy).write(path)
 
 
 def compose(
@@ -94,6 +96,7 @@ def compose(
     caption: str = "",
     marks: Sequence[tuple[float, float]] = (),
     motion: Forecast | None = None,
+    occupancy: np.ndarray | None = None,
 ) -> Sheet:
     """The page of ``draw_sample``."""
     rows, cols = sample.cameras.images.shape[-2:] if sample.cameras is not None else (9, 16)
@@ -111,9 +114,9 @@ def compose(
             axes = sheet.place(_MARGIN + j * (_TILE + _GAP), _TITLE + i * (tile_height + _GAP), _TILE, tile_height)
             draw_camera(axes, sample.cameras, channel, sample.boxes, predictions)
     above = sheet.place(_MARGIN * 2 + cameras_width, _TITLE, view_width, view_height)
-    draw_birdseye(above, sample, predictions, plan, grid, view_height, marks, motion)
-    top = _TITLE + cameras_height + _MARGIN
-    _write_legend(sheet.page, sample, predictions, plan, motion, _MARGIN, top, cameras_width)
+    draw_birdseye(above, sample, predictions, plan, grid, view_height, marks, motion, occupancy)
+    top, heat = _TITLE + cameras_height + _MARGIN, occupancy is not None
+    _write_legend(sheet.page, sample, predictions, plan, motion, heat, _MARGIN, top, cameras_width)
     return sheet
 
 
@@ -224,13 +227,14 @@ def _write_legend(
     predictions: Boxes | None,
     plan: Trajectory | None,
     motion: Forecast | None,
+    heat: bool,
     left: int,
     top: int,
     width: int,
 ) -> None:
     """Three columns: the classes and how many there are, what the marks mean, and the plan in numbers."""
     _legend_classes(page, sample.boxes, predictions, left, top)
-    _legend_marks(page, sample, predictions, plan, motion, left + round(width * 0.42), top)
+    _legend_marks(page, sample, predictions, plan, motion, heat, left + round(width * 0.42), top)
     _legend_plan(page, sample, plan, left + round(width * 0.74), top)
 
 
@@ -264,6 +268,7 @@ def _legend_marks(
     predictions: Boxes | None,
     plan: Trajectory | None,
     motion: Forecast | None,
+    heat: bool,
     left: int,
     top: int,
 ) -> None:
@@ -308,6 +313,10 @@ def _legend_marks(
         page.imshow(bar, extent=(left + 2, left + 42, y + 5, y - 5), aspect="auto", zorder=2)
         low, high = colors.HEIGHT_RANGE
         row(f"LiDAR height {low:g} to {high:g} m, sweeps faint")
+    if heat:
+        bar = colour(np.linspace(0, 1, 64), 1.0)[None]
+        page.imshow(bar, extent=(left + 2, left + 42, y + 5, y - 5), aspect="auto", zorder=2)
+        row("others expected, now to 3 s")
     for there, color, width, text in (
         (plan, colors.PLAN, 2.2, "planned path, 0.5 s between dots"),
         (sample.future, colors.TRUTH + "8c", 5, "driven path"),

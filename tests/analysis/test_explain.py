@@ -158,7 +158,8 @@ def test_targets_are_what_the_heads_say():
     there = answer(model, outputs, batch, Target("bus", place=best.place))
     assert there.value == best.value and "bus at x" in best.text and there.place == best.place
     plan = answer(model, outputs, batch, Target("plan", seconds=1.0))
-    assert plan.value == outputs["planning"][0, 1].norm() and plan.place == tuple(outputs["planning"][0, 1].tolist())
+    point = outputs["planning"].position[0, 1]
+    assert plan.value == point.norm() and plan.place == tuple(point.tolist())
 
     config = small(detection__head="query")
     model, batch = build(config), batch_of(config)

@@ -12,10 +12,10 @@ from fusion3d.build import build_model
 from fusion3d.config import Config, from_dict
 from fusion3d.engine.distributed import processes
 from fusion3d.engine.log import RunLog
-from fusion3d.engine.random_batch import random_batch
+from fusion3d.engine.random_batch import give_anchors, random_batch
 from fusion3d.engine.seed import seed_all
 from fusion3d.engine.train import Trainer
-from fusion3d.types import Batch, Boxes, Sample, Trajectory
+from fusion3d.types import Batch, Boxes, EgoStatus, Sample, Trajectory
 
 CAMERA = {
     "backbone": {"name": "resnet18", "width": 4}, "fpn_channels": 8, "channels": 8, "stride": 8, "depth": [1, 9, 1],
@@ -57,7 +57,9 @@ class RandomData:
         sample = self.frame(key[1], key[1])
         past = [self.frame(key[1], 100 * back + key[1]) for back in range(1, 1 + self.history * (key[1] % 2))]
         history = [
-            dataclasses.replace(frame, timestamp=-500_000 * back, boxes=None, future=None, motion=None, past=None)
+            dataclasses.replace(
+                frame, timestamp=-500_000 * back, boxes=None, future=None, motion=None, past=None, status=None
+            )
             for back, frame in enumerate(past, 1)
         ]
         return dataclasses.replace(sample, history=tuple(history))
@@ -72,6 +74,7 @@ class RandomData:
 def sample_of(batch: Batch, token: str) -> Sample:
     """The first and only sample of a batch."""
     assert batch.lidar is not None and batch.radar is not None and batch.boxes is not None
+    assert batch.motion is not None and batch.status is not None
     future, past = (
         path and Trajectory(path.position[0], path.yaw[0], path.mask[0]) for path in (batch.future, batch.past)
     )
@@ -87,8 +90,9 @@ def sample_of(batch: Batch, token: str) -> Sample:
         radar=batch.radar.points,
         boxes=boxes,
         future=future,
+        motion=batch.motion[0],
         past=past,
-        motion=batch.motion and batch.motion[0],
+        status=EgoStatus(batch.status.velocity[0], batch.status.acceleration[0], batch.status.yaw_rate[0]),
         command=int(batch.command[0]),
     )
 
@@ -101,7 +105,9 @@ def train_small(out: str | Path, config: Config, size: int = 8) -> None:
     with processes("cpu") as where:
         seed_all(config.seed)
         data = RandomData(config, size, 0 if config.temporal is None else config.temporal.keyframes - 1)
-        trainer = Trainer(config, build_model(config), data, out, where)
+        model = build_model(config)
+        give_anchors(model)
+        trainer = Trainer(config, model, data, out, where)
         found = list_checkpoints(out)
         if found:
             trainer.resume(found[-1])

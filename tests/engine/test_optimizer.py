@@ -13,7 +13,7 @@ from fusion3d.build import build_model
 from fusion3d.config import PlanningConfig, TrainConfig
 from fusion3d.encoders.sparse import SparseConv3d
 from fusion3d.engine.optimizer import build_optimizer, in_steps, load_optimizer, one_cycle, set_learning_rate
-from fusion3d.heads.planning import PlanningHead
+from fusion3d.heads.planning import QueryPlanner
 from fusion3d.types import BEVGrid
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -55,7 +55,7 @@ def test_weight_decay_spares_what_is_no_layers_matrix():
             "fuse": WeightedFusion([4, 4], 4, BEVGrid()),
             "concat": ConcatFusion([4, 4], 4, BEVGrid()),
             "sparse": SparseConv3d(4, 4),
-            "plan": PlanningHead(PlanningConfig(channels=8, ego_status="measured"), 4, BEVGrid()),
+            "plan": QueryPlanner(PlanningConfig(channels=8, ego_status="measured"), 4, BEVGrid()),
         }
     )
     groups = build_optimizer(model, tiny_config(weight_decay=0.1).train).param_groups

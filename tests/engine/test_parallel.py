@@ -126,8 +126,18 @@ _DENSE = {"channels": 8, "dense": {"channels": [8], "blocks": [1]}}
         },
         {"temporal": {"operator": "concat"}},  # half of the samples have no past: a process goes through it for nothing
         {"temporal": {"operator": "concat"}, "fusion": {"channels": 8, "stage": "early", "paint": "scores"}},
+        {
+            "planning": {
+                "head": "anchors",
+                "anchors": {"count": 4},
+                "channels": 8,
+                "command_dropout": 0.0,
+                "ego_status": "predicted",
+            },
+            "occupancy": {"channels": 8},
+        },
     ],
-    ids=["hybrid", "query", "six", "keyframes", "early"],
+    ids=["hybrid", "query", "six", "keyframes", "early", "anchors"],
 )
 def test_other_parts_are_one_too_until_rounding_opens_a_relu_or_matches_other_boxes(tmp_path, more):
     train_small(tmp_path / "alone", small_config(**more))

@@ -312,5 +312,5 @@ def test_under_autocast_losses_outputs_and_geometry_are_float32(monkeypatch):
         losses = model.losses(outputs, batch)
     assert seen == {"splat": [torch.float32] * 2, "describe": [torch.float32, False]}
     assert outputs["detection"].heatmap.dtype == torch.bfloat16, "the convolutions are not in float32"
-    assert frustum.dtype == outputs["planning"].dtype == torch.float32
+    assert frustum.dtype == outputs["planning"].position.dtype == torch.float32
     assert {name: value.dtype for name, value in losses.items()} == dict.fromkeys(losses, torch.float32)

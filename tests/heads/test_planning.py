@@ -10,7 +10,8 @@ import torch
 
 from fusion3d.config import Config, PlanningConfig
 from fusion3d.engine.random_batch import random_batch
-from fusion3d.heads.planning import PlanningHead
+from fusion3d.heads.planning import QueryPlanner
+from fusion3d.heads.planning.query import PlannedPath
 from fusion3d.types import Batch, BEVGrid, EgoStatus, Trajectory
 
 GRID = BEVGrid(x=(-16.0, 16.0), y=(-16.0, 16.0), resolution=0.8)
@@ -20,9 +21,9 @@ def make_batch(size: int = 3) -> Batch:
     return random_batch(dataclasses.replace(Config(), grid=GRID), size, 0, 0, 1)
 
 
-def make_head(**settings) -> PlanningHead:
+def make_head(**settings) -> QueryPlanner:
     torch.manual_seed(0)
-    return PlanningHead(PlanningConfig(channels=16, **settings), 4, GRID)
+    return QueryPlanner(PlanningConfig(channels=16, **settings), 4, GRID)
 
 
 def test_loss_counts_only_known_steps():
@@ -33,7 +34,7 @@ def test_loss_counts_only_known_steps():
     position[~mask] = torch.nan
     batch = dataclasses.replace(batch, future=Trajectory(position, torch.zeros(2, 6), mask))
     plan = torch.full((2, 6, 2), 3.0, requires_grad=True)
-    loss = head.losses(plan, batch)["planning"]
+    loss = head.losses(PlannedPath(plan, None), batch)["planning"]
     torch.testing.assert_close(loss, torch.tensor(2 * 2 * (3.0 - 0.25)))  # |error| - beta / 2 in x and in y, weight 2
     loss.backward()
     assert plan.grad is not None and (plan.grad[0, :2] != 0).all() and plan.grad.count_nonzero() == 4
@@ -55,7 +56,7 @@ def test_no_future_is_a_zero_in_the_graph():
 def test_command_matters_and_unknown_is_one_of_its_values():
     head, batch = make_head().eval(), make_batch(4)
     bev = torch.rand(1, 4, *GRID.shape).repeat(4, 1, 1, 1)
-    plan = head(bev, dataclasses.replace(batch, command=torch.tensor([0, 1, -1, -1])))
+    plan = head(bev, dataclasses.replace(batch, command=torch.tensor([0, 1, -1, -1]))).position
     assert (plan[0] - plan[1]).abs().amax() > 1e-4 and (plan[0] - plan[2]).abs().amax() > 1e-4
     torch.testing.assert_close(plan[2], plan[3])
 
@@ -64,9 +65,9 @@ def test_command_dropout_only_while_training():
     head, batch = make_head(command_dropout=1.0), make_batch(2)
     bev = torch.rand(1, 4, *GRID.shape).repeat(2, 1, 1, 1)
     batch = dataclasses.replace(batch, command=torch.tensor([0, -1]))
-    plan = head.train()(bev, batch)
+    plan = head.train()(bev, batch).position
     torch.testing.assert_close(plan[0], plan[1])
-    plan = head.eval()(bev, batch)
+    plan = head.eval()(bev, batch).position
     assert (plan[0] - plan[1]).abs().amax() > 1e-4
 
 
@@ -80,11 +81,11 @@ def test_status_is_read_only_where_configured_and_may_be_unknown(status):
         torch.tensor([0.1, torch.nan, torch.nan]),
     )
     batch = dataclasses.replace(batch, command=torch.tensor([2, 2, 2]), status=measured)
-    plan = head(bev, batch)
+    plan = head(bev, batch).position
     assert plan.isfinite().all()
     torch.testing.assert_close(plan[1], plan[2])
     assert ((plan[0] - plan[1]).abs().amax() > 1e-4) == (status == "measured")
-    without = head(bev, dataclasses.replace(batch, status=None))
+    without = head(bev, dataclasses.replace(batch, status=None)).position
     assert without.isfinite().all()
     torch.testing.assert_close(without[1], plan[1])
 
@@ -104,7 +105,7 @@ def test_plan_turns_with_the_heading_of_an_augmented_vehicle():
     tokens = head.shrink(bev)
     both = torch.cat([tokens, tokens.rot90(-1, (2, 3))])
     head.shrink = torch.nn.Sequential()
-    plan = head(both, batch)
+    plan = head(both, batch).position
     torch.testing.assert_close(plan[1], torch.stack([-plan[0, :, 1], plan[0, :, 0]], dim=1), atol=1e-4, rtol=1e-4)
 
 
@@ -112,23 +113,24 @@ def test_plan_starts_where_a_shift_puts_the_vehicle():
     """World and grid shifted alike: the map is the same seen from the vehicle, and so is the path."""
     torch.manual_seed(0)
     moved_grid = BEVGrid(x=(-12.8, 19.2), y=(-17.6, 14.4), resolution=0.8)
-    head, other = make_head().eval(), PlanningHead(PlanningConfig(channels=16), 4, moved_grid).eval()
+    head, other = make_head().eval(), QueryPlanner(PlanningConfig(channels=16), 4, moved_grid).eval()
     other.load_state_dict(head.state_dict())
     batch, bev, shift = make_batch(2), torch.rand(2, 4, 40, 40), torch.tensor([3.2, -1.6])
     aug_from_ego = torch.eye(4).repeat(2, 1, 1)
     aug_from_ego[:, :2, 3], aug_from_ego[:, 2, 3] = shift, 0.4
     moved = dataclasses.replace(batch, aug_from_ego=aug_from_ego)
     plan, there = head(bev, batch), other(bev, moved)
-    torch.testing.assert_close(there, plan + shift, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(other.decode(there, moved).yaw, head.decode(plan, batch).yaw, atol=1e-4, rtol=1e-4)
-    assert (head(bev, moved) - plan - shift).abs().max() > 1e-4, "on the old grid the vehicle sees something else"
+    torch.testing.assert_close(there.position, plan.position + shift, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other.decode(there, moved)[0].yaw, head.decode(plan, batch)[0].yaw, atol=1e-4, rtol=1e-4)
+    off = head(bev, moved).position - plan.position - shift
+    assert off.abs().max() > 1e-4, "on the old grid the vehicle sees something else"
 
 
 def test_heading_of_the_plan():
     head, batch = make_head(), make_batch(2)
     path = torch.tensor([[1.0, 0.0], [2.0, 1.0], [2.0, 1.0], [2.0, 3.0], [2.01, 3.0], [1.0, 3.0]])
     standing = torch.full((6, 2), 0.001)
-    decoded = head.decode(torch.stack([path, standing]), batch)
+    decoded, _ = head.decode(PlannedPath(torch.stack([path, standing]), None), batch)
     quarter = math.pi / 4
     expected = torch.tensor([0.0, quarter, quarter, 2 * quarter, 2 * quarter, 4 * quarter])
     torch.testing.assert_close(decoded.yaw, torch.stack([expected, torch.zeros(6)]))

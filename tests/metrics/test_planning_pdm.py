@@ -225,6 +225,20 @@ def test_anchors_are_the_kinds_of_paths_that_there_are():
         make_anchors(paths[:0], 3)
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 20))
+def test_there_are_as_many_anchors_as_asked_for_if_there_are_paths(seed, count):
+    """Where k-means leaves a cluster empty, which the paths that are near and far from each other bring about."""
+    rng = np.random.default_rng(seed)
+    paths = np.cumsum(rng.normal(0, 1, (24, 6, 3)) ** 5, axis=1)
+    anchors = make_anchors(paths, count)
+    assert anchors.shape == (count, 6, 3) and np.isfinite(anchors).all()
+    np.testing.assert_array_equal(anchors, make_anchors(paths, count))
+    away = np.linalg.norm(paths[:, None, :, :2] - anchors[None, ..., :2], axis=-1).mean(axis=-1)
+    whole = np.linalg.norm(paths[..., :2] - paths[..., :2].mean(axis=0), axis=-1).mean(axis=-1)
+    assert away.min(axis=1).mean() <= whole.mean() + 1e-9
+
+
 def test_manoeuvres():
     def speeds(*values):
         path = np.zeros((1, 6, 3))

@@ -8,7 +8,8 @@ from PIL import Image
 
 from fusion3d.errors import Fusion3DError
 from fusion3d.types import CAMERAS, BEVGrid
-from fusion3d.view.heat import colour, draw_heat, lay_heat
+from fusion3d.view.birdseye import colour, lay_heat
+from fusion3d.view.heat import draw_heat
 
 GRID = BEVGrid(x=(-40.0, 60.0), y=(-20.0, 30.0), resolution=1.0)
 

@@ -93,7 +93,7 @@ def answer(model: Fusion3D, outputs: Mapping[str, Any], batch: Batch, target: Ta
         there = [name for name in ("detection", "planning", "map") if getattr(model, name) is not None]
         raise ConfigError(f"target {target.name!r} is of the {head} head; this model has {', '.join(there)}")
     if head == "planning":
-        return _of_plan(outputs["planning"], batch, target)
+        return _of_plan(model.planning.path_of(outputs["planning"], batch), batch, target)  # type: ignore[union-attr]
     if head == "map":
         assert model.map is not None
         return _of_ground(outputs["map"], model.map.grid, target)

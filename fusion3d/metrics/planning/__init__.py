@@ -11,6 +11,7 @@ consistency  how far successive plans are apart
 exact       the protocol ``exact``
 pdm         a score in the manner of NAVSIM's
 baselines   stationary, constant velocity, constant turn, nearest anchor
+modes       the paths that a planner chooses among
 slices      skill over constant turn by manoeuvre, speed, light, weather and neighbours, with intervals
 score       all of it in one call
 """

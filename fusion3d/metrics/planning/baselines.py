@@ -58,7 +58,7 @@ def make_anchors(paths: np.ndarray, count: int, rounds: int = 20) -> np.ndarray:
 
     Args:
         paths: [M, T, 3] driven paths with nothing unknown, of the training split.
-        count: K, at most M.
+        count: K; of fewer different paths there are as many anchors.
         rounds: of k-means.
 
     Raises:
@@ -72,15 +72,23 @@ def make_anchors(paths: np.ndarray, count: int, rounds: int = 20) -> np.ndarray:
     while len(chosen) < min(count, len(flat)) and away.max() > 0:
         chosen.append(int(away.argmax()))
         away = np.minimum(away, np.linalg.norm(flat - flat[chosen[-1]], axis=1))
-    centers = flat[chosen]
+    centers, number = flat[chosen], np.arange(len(chosen))
+    owner = _owners(flat, centers)
     for _ in range(rounds):
-        owner = _nearest(flat, centers)
-        there = np.unique(owner)
-        centers[there] = np.stack([flat[owner == k].mean(axis=0) for k in there])
-    owner = _nearest(flat, centers)
-    kept = np.unique(owner)
-    yaw = np.stack([np.arctan2(*[f(paths[owner == k, :, 2]).mean(axis=0) for f in (np.sin, np.cos)]) for k in kept])
-    return np.concatenate([centers[kept].reshape(len(kept), -1, 2), yaw[..., None]], axis=-1)
+        centers = np.stack([flat[owner == k].mean(axis=0) for k in number])
+        owner = _owners(flat, centers)
+    yaw = np.stack([np.arctan2(*[f(paths[owner == k, :, 2]).mean(axis=0) for f in (np.sin, np.cos)]) for k in number])
+    return np.concatenate([centers.reshape(len(centers), -1, 2), yaw[..., None]], axis=-1)
+
+
+def _owners(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """[M] row of the nearest centre; one that is nearest to none gets the point that is farthest from its own."""
+    owner = _nearest(points, centers)
+    for empty in np.setdiff1d(np.arange(len(centers)), owner):
+        shared = np.bincount(owner, minlength=len(centers))[owner] > 1
+        away = np.linalg.norm(points - centers[owner], axis=1)
+        owner[np.where(shared, away, -1).argmax()] = empty
+    return owner
 
 
 def _nearest(points: np.ndarray, centers: np.ndarray) -> np.ndarray:

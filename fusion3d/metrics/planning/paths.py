@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from fusion3d.geometry.driving import SWEEP
+
 SURE_MOTION = 0.5  # [m] displacement over two steps below which it says nothing about the heading
-SWEEP = 5  # poses to a step of 0.5 s: 10 Hz
 
 
 def path_heading(position: np.ndarray) -> np.ndarray:

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fusion3d.geometry.driving import BOUNDS, LEAST_PROGRESS, LONGITUDINAL
 from fusion3d.metrics.planning.contacts import EGO, Contacts
 from fusion3d.metrics.planning.drives import Drives, nominal_time
 from fusion3d.metrics.planning.exact import usable
 from fusion3d.metrics.planning.paths import sweep, wrap
 from fusion3d.metrics.planning.rectangles import corners
 
-LEAST_PROGRESS = 5.0  # [m] where neither the plan nor the human gets farther, progress is 1
-# Bounds of comfort (nuPlan): acceleration, jerk along and in all [m/s^2, m/s^3], turning [rad/s, rad/s^2].
-LONGITUDINAL = (-4.05, 2.40)
-BOUNDS = {"lateral": 4.89, "jerk": 8.37, "longitudinal_jerk": 4.13, "yaw_rate": 0.95, "yaw_acceleration": 1.93}
 PARTS = ("NC", "DAC", "TTC", "EP", "C")
 
 

@@ -1,0 +1,162 @@
+"""Occupancy head: who is where, now and in some seconds, and where one may drive, cell by cell.
+
+What a planner that reads it decides by can be looked at: costs in a map, as in cost-map planners (NMP, Zeng et al.,
+2019; ST-P3, Hu et al., 2022), but of annotated things alone, and without a hand-written price.
+
+Letters: B samples, S times, G groups, A things, C channels, Y X grid cells.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fusion3d.config import OccupancyConfig
+from fusion3d.counts import divisor
+from fusion3d.encoders.blocks import conv_block
+from fusion3d.heads.detection import prior_bias_
+from fusion3d.heads.map import focal
+from fusion3d.heads.planning.targets import drivable
+from fusion3d.types import (
+    DETECTION_CLASSES,
+    OCCUPANCY_TIMES,
+    OCCUPANTS,
+    TIME_STEP,
+    Batch,
+    BEVGrid,
+    Boxes,
+    Motion,
+    Occupancy,
+)
+
+_SHAPE = (len(OCCUPANCY_TIMES), len(OCCUPANTS))
+_STEPS = tuple(round(seconds / TIME_STEP) for seconds in OCCUPANCY_TIMES)
+_OTHERS = {"pedestrian": "vru", "motorcycle": "vru", "bicycle": "vru", "traffic_cone": "static", "barrier": "static"}
+# The group of every label; the last one of -1, which is none of the ten classes.
+_NAMES = (*(_OTHERS.get(name, "vehicle") for name in DETECTION_CLASSES), "static")
+_GROUPS = torch.tensor([OCCUPANTS.index(name) for name in _NAMES])
+
+
+class OccupancyHead(nn.Module):
+    """BEV map to ``Occupancy``, as logits.
+
+    Agents are the boxes of now and, later on, ``Motion``; things of none of the ten classes are static. A time counts
+    where its keyframe is known. The focal loss (Lin et al., 2017, without alpha) is a sum over the cells divided by how
+    many are occupied, as a heatmap's, for most are empty; that of the drivable area is the mean over the cells where a
+    map knows it.
+
+    Args:
+        config: of the head.
+        inputs: channels of the BEV map.
+        grid: of the BEV map.
+        map_grid: that the batch's maps are cut in.
+    """
+
+    def __init__(self, config: OccupancyConfig, inputs: int, grid: BEVGrid, map_grid: BEVGrid) -> None:
+        super().__init__()
+        self.loss_weight, self.grid, self.map_grid = config.loss_weight, grid, map_grid
+        self.body = nn.Sequential(
+            conv_block(inputs, config.channels, norm="group"),
+            conv_block(config.channels, config.channels, norm="group"),
+            nn.Conv2d(config.channels, math.prod(_SHAPE) + 1, 1),
+        )
+        prior_bias_(self.body[-1])
+        with torch.no_grad():  # what no map ever teaches says nothing
+            self.body[-1].weight[-1].zero_()
+
+    def forward(self, bev_BCYX: Tensor) -> Occupancy:
+        """[B, C, Y, X] to logits."""
+        logits = self.body(bev_BCYX)
+        return Occupancy(logits[:, :-1].unflatten(1, _SHAPE), logits[:, -1])
+
+    def losses(self, said: Occupancy, batch: Batch) -> dict[str, Tensor]:
+        """Weighted terms of what is known; zeros, in the graph, where nothing is."""
+        agents_BSGYX, drivable_BYX = said.agents.float(), said.drivable.float()
+        there_BSGYX, known_BS = occupied(batch, self.grid)
+        known_BS111 = known_BS[:, :, None, None, None]
+        error = (focal(agents_BSGYX, there_BSGYX) * known_BS111).sum((0, 3, 4))
+        count = (there_BSGYX & known_BS111).sum((0, 3, 4))
+        centers_BQ2 = self.grid.centers(drivable_BYX.device).flatten(0, 1).expand(len(batch), -1, -1)
+        on_BQ, sure_BQ = drivable(batch, self.map_grid, centers_BQ2)
+        ground = focal(drivable_BYX.flatten(1), on_BQ) * sure_BQ
+        terms = {
+            "occupancy": (error / divisor("occupancy", count)).mean(),
+            "occupancy_ground": ground.sum() / divisor("occupancy_ground", sure_BQ.sum()),
+        }
+        return {name: value * self.loss_weight for name, value in terms.items()}
+
+    @torch.no_grad()
+    def decode(self, said: Occupancy) -> Occupancy:
+        """Probabilities, float32."""
+        return Occupancy(said.agents.float().sigmoid(), said.drivable.float().sigmoid())
+
+
+@torch.no_grad()
+def occupied(batch: Batch, grid: BEVGrid) -> tuple[Tensor, Tensor]:
+    """Where things are: [B, S, G, Y, X] bool as ``paint`` has it, and [B, S] bool, which times are known."""
+    there = torch.zeros(len(batch), *_SHAPE, *grid.shape, dtype=torch.bool, device=batch.command.device)
+    known_BS = torch.zeros(there.shape[:2], dtype=torch.bool, device=there.device)
+    if batch.boxes is None:
+        return there, known_BS
+    boxes, layers, masks = [], [], []
+    for sample, now in enumerate(batch.boxes):
+        moving = [] if batch.motion is None else _later(batch.motion[sample])
+        for number, label, box, mask in [(0, now.label, footprints(now), torch.ones_like(now.label)), *moving]:
+            boxes.append(box)
+            layers.append((sample * len(_STEPS) + number) * len(OCCUPANTS) + _GROUPS.to(label)[label])
+            masks.append(mask.bool())
+    paint(there.view(-1, *grid.shape), torch.cat(layers), torch.cat(boxes), torch.cat(masks), grid)
+    for number, step in enumerate(_STEPS):
+        if step == 0:
+            known_BS[:, number] = batch.annotated
+        elif batch.motion is not None and batch.future is not None and step <= batch.future.mask.shape[1]:
+            known_BS[:, number] = batch.annotated & batch.future.mask[:, step - 1]
+    return there, known_BS
+
+
+def _later(motion: Motion) -> list[tuple[int, Tensor, Tensor, Tensor]]:
+    """For each time ahead its number among OCCUPANCY_TIMES, and labels, rectangles and masks of all things."""
+    path, found = motion.path, []
+    for number, step in enumerate(_STEPS):
+        if 0 < step <= path.mask.shape[1]:
+            at = step - 1
+            box = torch.cat([path.position[:, at], motion.size[:, :2], path.yaw[:, at, None]], dim=1)
+            found.append((number, motion.label, box, path.mask[:, at]))
+    return found
+
+
+def footprints(boxes: Boxes) -> Tensor:
+    """[K, 5] boxes from above: x, y, length, width, yaw."""
+    return torch.cat([boxes.center[:, :2], boxes.size[:, :2], boxes.yaw[:, None]], dim=1)
+
+
+def paint(cells_LYX: Tensor, layer_A: Tensor, box_A5: Tensor, mask_A: Tensor, grid: BEVGrid) -> None:
+    """Set, in place, the cells whose middle lies in a rectangle, and the one that its own middle is in, so that what is
+    smaller than a cell is there too.
+
+    Args:
+        cells_LYX: bool.
+        layer_A: int64, which layer each rectangle is in.
+        box_A5: x, y, length, width, yaw.
+        mask_A: bool; others are left out.
+        grid: of the cells.
+    """
+    if not len(box_A5):
+        return
+    box_A5 = torch.where(mask_A[:, None], box_A5, 0)
+    reach = int((box_A5[:, 2:4].norm(dim=1).amax() / 2 / grid.resolution).ceil())
+    step = torch.arange(-reach, reach + 1, device=box_A5.device)
+    dy, dx = (part.flatten() for part in torch.meshgrid(step, step, indexing="ij"))
+    cell_A2 = ((box_A5[:, :2] - box_A5.new_tensor([grid.x[0], grid.y[0]])) / grid.resolution).floor()
+    ix, iy = cell_A2[:, :1] + dx, cell_A2[:, 1:] + dy
+    x = grid.x[0] + (ix + 0.5) * grid.resolution - box_A5[:, :1]
+    y = grid.y[0] + (iy + 0.5) * grid.resolution - box_A5[:, 1:2]
+    c, s = box_A5[:, 4:].cos(), box_A5[:, 4:].sin()
+    inside = ((x * c + y * s).abs() <= box_A5[:, 2:3] / 2) & ((y * c - x * s).abs() <= box_A5[:, 3:4] / 2)
+    inside |= (dx == 0) & (dy == 0)
+    rows, cols = grid.shape
+    inside &= mask_A[:, None] & (ix >= 0) & (ix < cols) & (iy >= 0) & (iy < rows)
+    cell = (layer_A[:, None] * rows + iy.long()) * cols + ix.long()
+    cells_LYX.view(-1)[cell[inside]] = True

@@ -1,0 +1,208 @@
+"""The planner that chooses in training, checkpoints, evaluation, pictures and beside the rest of the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fusion3d.analysis.explain.targets import Target, answer
+from fusion3d.build import build_model
+from fusion3d.config import Config, from_dict
+from fusion3d.data.annotations import load_ego
+from fusion3d.data.collate import collate
+from fusion3d.engine.anchors import driven_paths, find_anchors
+from fusion3d.engine.checkpoint import load_model
+from fusion3d.engine.compilation import dense_parts
+from fusion3d.engine.describe import describe
+from fusion3d.engine.evaluate import evaluate, format_table
+from fusion3d.engine.random_batch import give_anchors, random_batch
+from fusion3d.engine.split import open_split
+from fusion3d.engine.start import start_from
+from fusion3d.engine.train import train
+from fusion3d.engine.views import predict_views
+from fusion3d.engine.visualize import look, open_clips, visualize
+from fusion3d.errors import ConfigError, DataError
+from fusion3d.late import LateFusion
+from fusion3d.metrics.planning.baselines import make_anchors
+from fusion3d.model import Fusion3D
+from fusion3d.types import PLAN_SCORES
+
+STEPS, COUNT = 2, 4
+
+
+def make_config(root: Path, **planning: Any) -> Config:
+    values = {
+        "data": {
+            "root": str(root), "version": "v1.0-synthetic", "train_split": "synthetic_train", "split": "synthetic_val",
+            "lidar_sweeps": 1, "radar_sweeps": 1, "workers": 0, "sensors": ["lidar", "radar"],
+        },
+        "grid": {"x": [-25.6, 25.6], "y": [-25.6, 25.6], "resolution": 1.6},
+        "camera": None,
+        "lidar": {"channels": 8, "pillar": 0.8},
+        "radar": {"channels": 8},
+        "fusion": {"channels": 8},
+        "trunk": {"channels": 8, "blocks": [1, 1], "out_channels": 8},
+        "detection": {"channels": 8, "max_boxes": 20, "score_threshold": 0.01},
+        "planning": {
+            "head": "anchors", "steps": STEPS, "channels": 8, "ego_status": "predicted",
+            "anchors": {"count": COUNT, "reject": True, "reject_score": 0.01},
+        } | planning,
+        "occupancy": {"channels": 8},
+        "train": {"epochs": 1, "batch_size": 4, "learning_rate": 0.003, "drop_sensor": 0.3},
+    }  # fmt: skip
+    return from_dict(values)
+
+
+@pytest.fixture(scope="module")
+def config(synthetic_root) -> Config:
+    return make_config(synthetic_root)
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train(config, folder, device="cpu")
+    return folder
+
+
+def test_anchors_are_of_the_training_split_and_stay_in_the_checkpoint(config, run):
+    dataset = open_split(config, config.data.train_split, training=True)
+    futures = [load_ego(dataset.tables, int(row), STEPS)[0] for row in dataset.rows]
+    futures = [torch.cat([f.position, f.yaw[:, None]], dim=1).numpy() for f in futures if bool(f.mask.all())]
+    paths = driven_paths(dataset, STEPS)
+    np.testing.assert_allclose(paths, np.stack(futures), atol=1e-5)
+    assert len(paths) == 8, "two scenes of six keyframes"
+    model, _ = load_model(run)
+    assert isinstance(model, Fusion3D)
+    expected = torch.from_numpy(make_anchors(paths, COUNT)).float()
+    torch.testing.assert_close(model.planning.anchors, expected)
+    for file in ("model.safetensors", "ema.safetensors"):
+        weights = load_file(next(run.glob(f"checkpoints/*/{file}")))
+        assert torch.equal(weights["planning.anchors"], expected), file
+    lines = (run / "log.jsonl").read_text()
+    assert {"planning_imitation", "planning_scores", "planning_status", "occupancy"} <= {
+        name.removeprefix("loss/") for name in json.loads(lines.splitlines()[-1])
+    }
+
+
+def test_a_run_that_starts_from_another_keeps_the_anchors_that_were_learned(config, run):
+    model = build_model(config)
+    give_anchors(model)
+    start_from(model, [run])
+    assert torch.equal(model.planning.anchors, load_model(run)[0].planning.anchors)
+
+
+def test_what_there_is_too_little_of(synthetic_root):
+    config = make_config(synthetic_root, anchors={"count": 9})
+    dataset = open_split(config, config.data.train_split, training=True)
+    with pytest.raises(ConfigError, match=r"planning\.anchors\.count: found 9, .* has 8 different paths"):
+        find_anchors(build_model(config), config, dataset)
+    long = make_config(synthetic_root, steps=6)
+    with pytest.raises(DataError, match="no keyframe has 6 known ones after"):
+        find_anchors(build_model(long), long, dataset)
+    query = make_config(synthetic_root, head="query")
+    assert find_anchors(build_model(query), query, dataset) == []
+    for wrong, told in (
+        ({"detection": None}, "planning.anchors.reject is true, and detection is null"),
+        ({"occupancy": None}, "weighs 'occupied', and occupancy is null"),
+    ):
+        weighed = make_config(synthetic_root, anchors={"reject": True, "score_weights": {"occupied": 1.0}})
+        with pytest.raises(ConfigError, match=told):
+            build_model(dataclasses.replace(weighed, **wrong))
+
+
+def test_maps_and_motion_are_read_to_learn_of_them(config):
+    sample = open_split(config, config.data.train_split, training=True)[0]
+    assert sample.motion is not None and sample.map_mask is not None and sample.motion.path.mask.shape[1] == STEPS
+    sample = open_split(config, config.data.split, training=False)[0]
+    assert sample.motion is None and sample.map_mask is None
+
+
+def test_evaluation_tells_of_the_choice(config, run, tmp_path):
+    metrics = evaluate(run, None, tmp_path, ["lidar", "lidar+radar"], "cpu", tasks=["planning"])
+    assert {"model", "imitation", "ctrv", "human"} <= set(metrics["planning"])
+    modes = metrics["planning_scores"]["modes"]
+    assert modes["K"] == COUNT and modes["N"] == 4 and np.isfinite([*modes.values()]).all()
+    assert modes["minADE_1"] > 0 and 0 <= modes["collision_ECE"] <= 1
+    text = format_table(metrics)
+    assert "imitation" in text and "paths to choose from" in text and "minADE_1" in text
+    assert json.loads((tmp_path / "metrics.json").read_text())["planning_scores"]["modes"]["K"] == COUNT
+
+
+def test_views_are_merged_and_modes_are_of_the_first(config, run):
+    model, _ = load_model(run)
+    batch = collate([open_split(config, config.data.split, training=False)[i] for i in (1, 2)])
+    views = [np.eye(4), np.diag([1.0, -1.0, 1.0, 1.0])]
+    with torch.inference_mode():
+        plain, merged = predict_views(model, batch, views[:1]), predict_views(model, batch, views)
+    assert plain.modes is not None and merged.modes is not None and merged.occupancy is not None
+    torch.testing.assert_close(merged.modes.path.position, plain.modes.path.position)
+    assert merged.plan is not None and merged.plan.position.shape == (2, STEPS, 2)
+    assert plain.modes.score.shape == (2, COUNT, len(PLAN_SCORES)) and plain.modes.score.isfinite().all()
+
+
+def test_the_occupancy_is_drawn(config, run, tmp_path):
+    (seen,) = look(open_clips(config), [2], run, device="cpu")
+    heat = seen.occupancy
+    assert heat is not None and heat.shape == config.grid.shape and 0 <= heat.min() <= heat.max() <= 1
+    (path,) = visualize(config, [2], tmp_path, run, device="cpu")
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_a_plan_looks_at_can_be_asked(config, run):
+    model, _ = load_model(run)
+    batch = collate([open_split(config, config.data.split, training=False)[1]])
+    outputs = model(batch)
+    said = answer(model, outputs, batch, Target("plan", seconds=1.0))
+    plan = model.decode(outputs, batch).plan
+    assert plan is not None and said.value.requires_grad
+    weights = dataclasses.replace(config.planning.anchors, reject=False)  # type: ignore[union-attr]
+    model.planning.config = dataclasses.replace(config.planning, anchors=weights)  # type: ignore[union-attr, type-var]
+    plan = model.decode(outputs, batch).plan
+    assert said.place == pytest.approx(tuple(plan.position[0, 1].tolist()))  # type: ignore[union-attr]
+
+
+def test_the_walk_and_the_dense_parts_have_it(config):
+    rows = {row.name: row for row in describe(config, random_batch(config, 1, 100, 10), 0)}
+    assert rows["occupancy"].flops > 0 and rows["planning"].flops > 0
+    assert any(text.startswith("path 2x1x4x2x3") for text in rows["planning"].output)
+    model = build_model(config)
+    parts = list(dense_parts(model))
+    for part in (model.planning.ego.shrink, model.planning.reader.features, model.occupancy.body):
+        assert any(part is one for one in parts)
+
+
+def test_models_side_by_side_merge_plans_and_occupancies(config):
+    late = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, stage="late"))
+    torch.manual_seed(0)
+    model, batch = build_model(late), random_batch(late, 2, 200, 20, 5)
+    assert isinstance(model, LateFusion)
+    give_anchors(model)
+    assert batch.lidar is not None
+    present = torch.tensor([True, False])
+    seen = dataclasses.replace(batch, lidar=dataclasses.replace(batch.lidar, present=present))
+    outputs = model(seen)
+    said = model.decode(outputs, seen)
+    of_each = {name: one.decode(outputs[name], seen) for name, one in model.models.items()}
+    assert said.modes is None and said.occupancy is not None and said.plan is not None
+    torch.testing.assert_close(said.occupancy.agents[1], of_each["radar"].occupancy.agents[1])
+    both = (of_each["lidar"].occupancy.drivable[0] + of_each["radar"].occupancy.drivable[0]) / 2
+    torch.testing.assert_close(said.occupancy.drivable[0], both)
+    losses = model.losses(outputs, batch)
+    assert batch.status is not None
+    rate = torch.zeros(2)
+    other = dataclasses.replace(
+        batch.status, velocity=batch.status.velocity + torch.tensor([[0.0], [9.0]]), yaw_rate=rate
+    )
+    again = model.losses(outputs, dataclasses.replace(batch, status=other))
+    known = model.losses(outputs, dataclasses.replace(batch, status=dataclasses.replace(batch.status, yaw_rate=rate)))
+    assert again["lidar.planning_status"] == known["lidar.planning_status"], "the second sample has no LiDAR"
+    assert again["radar.planning_status"] != known["radar.planning_status"]
+    assert all(value.isfinite() for value in losses.values())
