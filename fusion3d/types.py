@@ -388,16 +388,6 @@ class Batch:
         return to_device(self, device)
 
 
-# What each field of a Batch is to a model. A "target" is what it is taught and scored by: nothing of it may reach an
-# answer, and neither may a "name". All others are inputs. ``analysis/audit`` changes every field as its role says.
-ROLES = {
-    "tokens": "name", "scenes": "name", "timestamp": "place", "global_from_ego": "place", "aug_from_ego": "frame",
-    "cameras": "sensor", "lidar": "sensor", "radar": "sensor", "past": "ego", "status": "ego", "command": "command",
-    "history": "history", "boxes": "target", "future": "target", "motion": "target", "annotated": "target",
-    "map_mask": "target", "map_known": "target",
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Predictions:
     """What the model says about a batch, decoded: boxes in ego and how they go on, the planned path and the maps."""

@@ -14,7 +14,7 @@ import torch
 
 from fusion3d.analysis.audit import run as audit_run
 from fusion3d.analysis.audit.changes import all_changes
-from fusion3d.analysis.audit.fields import fields_of, same, sensors_alone
+from fusion3d.analysis.audit.fields import ROLES, fields_of, same, sensors_alone
 from fusion3d.analysis.audit.future import check_future
 from fusion3d.analysis.audit.main import FILE, audit, audit_planner, format_audit, main
 from fusion3d.analysis.audit.run import choose_samples
@@ -25,7 +25,7 @@ from fusion3d.data.corruptions import Corruptor
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.engine.drives import drives_of
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
-from fusion3d.types import ROLES, Batch, BEVGrid, Predictions, Trajectory
+from fusion3d.types import Batch, BEVGrid, Predictions, Trajectory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_models import batch_of, on_synthetic, saved, small
@@ -119,7 +119,7 @@ def row(found: dict, name: str) -> dict:
 
 def test_every_field_of_a_batch_has_a_role():
     assert list(ROLES) and set(ROLES) == {field.name for field in dataclasses.fields(Batch)}, (
-        "a new field of Batch: say in types.ROLES whether a model may look at it"
+        "a new field of Batch: say in analysis/audit/fields.ROLES whether a model may look at it"
     )
     assert set(ROLES.values()) == {"name", "place", "frame", "sensor", "ego", "command", "history", "target"}
 

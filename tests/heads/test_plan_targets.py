@@ -257,17 +257,9 @@ def test_a_path_into_a_found_box_is_out_if_there_is_another():
     assert still.tolist() == [[True, False]] * 2, "what nobody knows the speed of stands"
 
     found = (box(12.0, (5.0, 0), 0.9),) * 2
-    at, steps = found[0], path.shape[2]
-    stays = Forecast(
-        at.center[:, None, None, :2].expand(-1, 1, steps, -1),
-        at.yaw[:, None, None].expand(-1, 1, steps),
-        torch.ones(1, 1),
-    )
-    goes = dataclasses.replace(
-        stays,
-        position=torch.stack([stays.position + 100.0, stays.position], 1)[:, :, 0],
-        yaw=stays.yaw.expand(-1, 2, -1),
-        score=torch.tensor([[0.6, 0.4]]),
-    )
+    here = found[0].center[:, None, None, :2].expand(-1, 1, path.shape[2], -1)
+    heads = found[0].yaw[:, None, None].expand(-1, 1, path.shape[2])
+    stays = Forecast(here, heads, torch.ones(1, 1))
+    goes = Forecast(torch.cat([here + 100, here], 1), heads.expand(-1, 2, -1), torch.tensor([[0.6, 0.4]]))
     assert crashes(path, found, frame, 0.3, (stays,) * 2)[:, 0].all(), "another forecast"
     assert not crashes(path, found, frame, 0.3, (goes,) * 2).any(), "the likeliest way counts"

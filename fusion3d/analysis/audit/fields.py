@@ -9,9 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion3d.types import ROLES, Batch, History, Sample
+from fusion3d.types import Batch, History, Sample
 
 KINDS = {"cameras": "camera"}  # fields whose kind of sensor has another name
+
+# What each field of a Batch is to a model. A "target" is what it is taught and scored by: nothing of it may reach an
+# answer, and neither may a "name". All others are inputs.
+ROLES = {
+    "tokens": "name", "scenes": "name", "timestamp": "place", "global_from_ego": "place", "aug_from_ego": "frame",
+    "cameras": "sensor", "lidar": "sensor", "radar": "sensor", "past": "ego", "status": "ego", "command": "command",
+    "history": "history", "boxes": "target", "future": "target", "motion": "target", "annotated": "target",
+    "map_mask": "target", "map_known": "target",
+}  # fmt: skip
 
 
 def fields_of(*roles: str) -> list[str]:
