@@ -15,7 +15,6 @@ All but the first may be absent.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -28,9 +27,10 @@ from fusion3d.config import Config, differences, from_dict
 from fusion3d.engine.evaluate import RUN
 from fusion3d.engine.log import read_log
 from fusion3d.engine.matches import MATCHES, read_matches
+from fusion3d.engine.results import read_results
 from fusion3d.engine.submission import from_records
 from fusion3d.engine.visualize import look, open_clips
-from fusion3d.errors import DataError
+from fusion3d.files import read_json
 from fusion3d.metrics.faults import Fault, find_faults
 from fusion3d.metrics.matching import Matches
 from fusion3d.view.pictures import MIN_SCORE, draw_sample
@@ -39,6 +39,7 @@ from fusion3d.view.sections import Findings, WorstSample
 
 EXPLAINED, WORST = "explain", "worst"  # folders of pictures
 _LISTED = 8  # wrong boxes of a sample
+_REMEDY = "give the folder that evaluate wrote with --out, or write it anew"
 
 
 def report(run: str | Path, path: str | Path | None = None, worst: int = 4, pictures: bool = True) -> Path:
@@ -59,7 +60,7 @@ def report(run: str | Path, path: str | Path | None = None, worst: int = 4, pict
     """
     run = Path(run)
     folder = run if (run / "metrics.json").is_file() and (run / RUN).is_file() else run / "evaluation"
-    metrics, about = read_json(folder / "metrics.json"), read_json(folder / RUN)
+    metrics, about = (read_json(folder / name, _REMEDY) for name in ("metrics.json", RUN))
     config = from_dict(about["config"], source=str(folder / RUN))
     log = run / "log.jsonl"
     return write_report(
@@ -99,7 +100,7 @@ def collect(folder: Path, config: Config, worst: int = 4, pictures: bool = True)
         )
         samples = [_tell(token, faults, matches, drawn.get(token)) for token, faults in told.items()]
     optional = {name: folder / name for name in (CALIBRATION, SIMILARITY, "robustness.json")}
-    known = {name: read_json(path) if path.is_file() else None for name, path in optional.items()}
+    known = {name: read_json(path, _REMEDY) if path.is_file() else None for name, path in optional.items()}
     return Findings(
         reliability=reliability,
         calibration=known[CALIBRATION],
@@ -134,7 +135,7 @@ def _tell(token: str, faults: Sequence[Fault], matches: Matches, picture: Path |
 
 def _draw_all(faults: Mapping[str, Sequence[Fault]], results: Path, config: Config, folder: Path) -> dict[str, Path]:
     """Pictures of samples with the boxes of a result file, by token; the listed faults are circled."""
-    found = read_json(results)["results"]
+    found = read_results(results).records(faults)
     dataset = open_clips(config)
     pictures = {}
     for token, of_sample in faults.items():
@@ -146,25 +147,6 @@ def _draw_all(faults: Mapping[str, Sequence[Fault]], results: Path, config: Conf
             sample, boxes, None, path, config.map_grid, MIN_SCORE, "wrong boxes circled", marks
         )
     return pictures
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
-
-    Raises:
-        DataError: it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"no {path.name} in {path.parent}: expected the folder that evaluate wrote with --out"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; write it anew") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__}; expected a mapping: write it anew")
-    return content
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from fusion3d.engine.matches import MATCHES, write_matches
 from fusion3d.engine.official import Official, greatest_difference
 from fusion3d.engine.submission import RESULTS_FILE, write_submission
 from fusion3d.errors import ConfigError
+from fusion3d.files import read_json
 from fusion3d.metrics.bootstrap import RESAMPLES, Draws, Sampled, draw_scenes, sample_numbers
 from fusion3d.metrics.columns import Truth
 from fusion3d.metrics.detection import MEANS, nested, score_matches
@@ -116,10 +116,7 @@ def read_protocol(path: str | Path) -> DetectionProtocol:
     Raises:
         ConfigError: the file cannot be read, or a setting does not fit.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the detection protocol {path}: {error}") from error
+    content = read_json(path, "expected a detection protocol, such as the devkit's", error=ConfigError)
     try:
         return DetectionProtocol.of(content)
     except ConfigError as error:

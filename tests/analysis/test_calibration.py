@@ -128,7 +128,7 @@ def test_what_is_fitted_on_is_not_reported_unless_said(config, checkpoint, tmp_p
 
 
 def test_broken_temperatures_are_named(checkpoint):
-    with pytest.raises(CheckpointError, match=r"no .*temperatures\.json; run calibrate with this checkpoint first"):
+    with pytest.raises(CheckpointError, match=r"no .*temperatures\.json; for evaluation\.calibrated run calibrate with this"):
         load_temperatures(checkpoint, ["lidar"])
     good = dict.fromkeys(DETECTION_CLASSES, 1.5)
     cases = {

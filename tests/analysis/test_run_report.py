@@ -94,7 +94,7 @@ def test_more_files_are_more_sections_and_no_pictures_are_drawn_unasked(evaluati
 
 
 def test_what_is_missing_or_broken_is_named(evaluation, tmp_path):
-    with pytest.raises(DataError, match=r"no metrics\.json in .*: expected the folder that evaluate wrote"):
+    with pytest.raises(DataError, match=r"no .*metrics\.json; give the folder that evaluate wrote"):
         report(tmp_path)
     for name in ("metrics.json", "run.json"):
         (tmp_path / name).write_text((evaluation / name).read_text())
@@ -102,7 +102,7 @@ def test_what_is_missing_or_broken_is_named(evaluation, tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*similarity\.json"):
         report(tmp_path)
     (tmp_path / "similarity.json").write_text("[]")
-    with pytest.raises(DataError, match=r"similarity\.json holds a list; expected a mapping"):
+    with pytest.raises(DataError, match=r"similarity\.json holds a list, expected an object"):
         report(tmp_path)
     (tmp_path / "similarity.json").unlink()
     page = report(tmp_path).read_text()  # without results: the scores alone

@@ -9,7 +9,6 @@ any time.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from fusion3d.analysis.comparison.summary import Metrics, estimate, nds
 from fusion3d.config import Config
 from fusion3d.engine.benchmark_ops.table import environment
 from fusion3d.errors import ConfigError, Fusion3DError
-from fusion3d.files import write_json
+from fusion3d.files import read_json, write_json
 
 ROWS = (*OPERATORS, *STAGES, *WITH_OPERATOR)  # those that fuse
 COSTS = "costs.json"
@@ -143,7 +142,7 @@ def compare(comparison: Comparison, jobs: int) -> None:
 def measured(out: Path) -> dict[str, Any]:
     """The "rows" of ``costs.measure`` and what they were measured on, "about"; empty where nothing was."""
     path = out / COSTS
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, "remove it to measure anew") if path.is_file() else {}
 
 
 def _say(line: str) -> None:

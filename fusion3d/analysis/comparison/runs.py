@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from fusion3d.engine.checkpoint import check_same_config, list_checkpoints
 from fusion3d.engine.start import weights_file
 from fusion3d.engine.train import num_subsets
 from fusion3d.errors import CheckpointError, ConfigError
-from fusion3d.files import write_json
+from fusion3d.files import read_json, write_json
 
 RECORD, METRICS = "record.json", Path("evaluation", "metrics.json")
 # Whose trunk and heads the model of all sensors begins with: the first one's. Only the radar's know a velocity that is
@@ -186,7 +185,4 @@ def finished(runs: Iterable[Run]) -> dict[int, Mapping[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; remove it to do this again") from error
+    return read_json(path, "remove it to do this again", error=CheckpointError)
