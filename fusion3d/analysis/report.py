@@ -106,10 +106,16 @@ def collect(folder: Path, config: Config, worst: int = 4, pictures: bool = True)
         calibration=known[CALIBRATION],
         similarity=known[SIMILARITY],
         robustness=known["robustness.json"],
-        curves=sorted(folder.glob("robustness-*.svg")),
+        curves=_curves(folder, known["robustness.json"] or {}),
         explained=[(path.stem, path) for path in sorted((folder / EXPLAINED).glob("*.png"))],
         worst=samples,
     )
+
+
+def _curves(folder: Path, robustness: Mapping[str, Any]) -> list[Path]:
+    """The plots of the suite that was run last; those of an earlier one may lie beside them."""
+    kinds = {name.partition(".")[2] for name in robustness.get("curves") or ()}
+    return sorted(path for path in folder.glob("robustness-*.svg") if path.stem.partition("-")[2] in kinds)
 
 
 def worst_tokens(faults: Sequence[Fault], count: int) -> dict[str, list[Fault]]:

@@ -84,12 +84,19 @@ def test_intervals_and_strata_are_where_evaluate_writes_them(synthetic_root, tmp
 
 def test_more_files_are_more_sections_and_no_pictures_are_drawn_unasked(evaluation):
     before = set(evaluation.rglob("*"))
-    (evaluation / "robustness.json").write_text('{"mRA": {"all": {"NDS": 0.5, "mAP": 0.25}}}')
+    (evaluation / "robustness.json").write_text(
+        '{"mRA": {"all": {"NDS": 0.5, "mAP": 0.25}}, "curves": {"camera.late": {}}}'
+    )
+    plots = [evaluation / f"robustness-{kind}.svg" for kind in ("late", "keep")]  # the second of an earlier suite
+    for plot in plots:
+        plot.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     try:
         page = report(evaluation, evaluation / "page.html", worst=2, pictures=False).read_text()
     finally:
-        (evaluation / "robustness.json").unlink()
-    assert ">Robustness</h2>" in page and "0.250" in page and "data:image" not in page
+        for path in (evaluation / "robustness.json", *plots):
+            path.unlink()
+    assert ">Robustness</h2>" in page and "0.250" in page and "data:image/png" not in page
+    assert "robustness late" in page and "robustness keep" not in page
     assert set(evaluation.rglob("*")) == before | {evaluation / "page.html"}
 
 

@@ -88,7 +88,7 @@ def test_a_token_twice_a_cut_file_and_none(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(DataError, match="cannot read"):
         read_plans(path)
-    with pytest.raises(DataError, match="no .*none\.json"):
+    with pytest.raises(DataError, match=r"no .*none\.json"):
         read_plans(tmp_path / "none.json")
 
 

@@ -19,7 +19,7 @@ from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine import evaluate as evaluate_module
 from fusion3d.engine.columns import found_columns
-from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
+from fusion3d.engine.evaluate import add_checkpoint_options, add_prediction_options, chosen_config
 from fusion3d.engine.evaluate import main as evaluate_main
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.leaderboard import check_history, reach
@@ -385,7 +385,9 @@ def test_short_options_set_the_configuration(monkeypatch):
     monkeypatch.setattr(evaluate_module, "load_config_of", lambda checkpoint: Config())
     parser = argparse.ArgumentParser()
     add_checkpoint_options(parser)
+    add_prediction_options(parser)
     common = ["--checkpoint", "x", "--out", "y"]
     assert chosen_config(parser.parse_args(common), []).evaluation == Config().evaluation
     found = chosen_config(parser.parse_args([*common, "--strict", "--stream", "--tta", "flip"]), []).evaluation
     assert (found.strict, found.stream, found.tta) == (True, True, "flip")
+    assert chosen_config(*parser.parse_known_args([*common, "--evaluation.tta", "rotate"])).evaluation.tta == "rotate"
