@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -16,7 +15,7 @@ import tyro
 
 from fusion3d.config import Config, differences, load_config
 from fusion3d.errors import DataError
-from fusion3d.files import write_json
+from fusion3d.files import read_json, write_json
 from fusion3d.view.sections import Findings
 
 _GIB = 1024**2  # in the KiB that getrusage counts
@@ -125,9 +124,9 @@ class Stages:
         self.count = 0
         if path.is_file():
             try:
-                self.seconds = {str(k): float(v) for k, v in json.loads(path.read_text()).items()}
-            except (OSError, ValueError, AttributeError, TypeError) as error:
-                raise DataError(f"{path} cannot be read ({error}); remove it") from error
+                self.seconds = {name: float(of) for name, of in read_json(path, "remove it").items()}
+            except (ValueError, TypeError) as error:
+                raise DataError(f"cannot read {path}: {error}; remove it") from error
 
     def run(self, name: str, what: str, step: Callable[[], Any], redo: bool = True) -> Any:
         """Do a step. Unless ``redo``, it goes on with earlier work, and its time is added to the earlier time."""

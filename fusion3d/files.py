@@ -1,4 +1,4 @@
-"""Writing to disk: whole or not at all. The only place that knows how."""
+"""Files: written whole or not at all, and JSON that anybody may have written read. The only place that knows how."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import os
 import shutil
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fusion3d.errors import Fusion3DError
+from fusion3d.errors import DataError, Fusion3DError
+
+MAX_JSON = 1 << 28  # bytes of a file that is read whole
 
 
 @contextmanager
@@ -87,6 +90,40 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     return write_whole(path, f"{text}\n".encode())
 
 
+def read_json(
+    path: str | Path,
+    remedy: str,
+    *,
+    error: type[Fusion3DError] = DataError,
+    max_bytes: int = MAX_JSON,
+    unique: bool = False,
+) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Args:
+        path: file, in UTF-8.
+        remedy: what to do where it is missing or damaged; the end of the message.
+        error: what is raised then.
+        max_bytes: a larger file is not read.
+        unique: an object with a key twice is an error too.
+
+    Raises:
+        Fusion3DError: of the kind ``error``: there is no such file, it cannot be read, is too large, is no JSON, is
+            nested too deeply or holds something else.
+    """
+    try:
+        if (size := Path(path).stat().st_size) > max_bytes:
+            raise ValueError(f"it has {size} bytes, expected at most {max_bytes}")
+        content = json.loads(Path(path).read_bytes(), object_pairs_hook=_unique if unique else None)
+    except FileNotFoundError:
+        raise error(f"no {path}; {remedy}") from None
+    except (OSError, ValueError, RecursionError) as reason:
+        raise error(f"cannot read {path}: {reason}; {remedy}") from reason
+    if not isinstance(content, dict):
+        raise error(f"{path} holds a {type(content).__name__}, expected an object; {remedy}")
+    return content
+
+
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder to fill: it becomes ``path`` (replacing it) if the block ends well, else vanishes.
@@ -136,6 +173,13 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{Counter(name for name, _ in pairs).most_common(1)[0][0]!r} is there twice")
+    return found
 
 
 def _finite(value: Any) -> Any:

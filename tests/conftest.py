@@ -10,6 +10,8 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch comes: workers that each take all cores wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The first parallel loop of numba would otherwise set OpenMP's number of threads, which is torch's too, to all cores.
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 
 REAL_DATA = Path(os.environ.get("FUSION3D_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

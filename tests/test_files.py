@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion3d.errors import Fusion3DError
-from fusion3d.files import whole_folder, write_cache, write_whole
+from fusion3d.errors import CheckpointError, DataError, Fusion3DError
+from fusion3d.files import read_json, whole_folder, write_cache, write_json, write_whole
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
@@ -57,3 +57,37 @@ def test_replacing_a_folder_never_leaves_less_than_a_whole_one(tmp_path: Path, m
         (folder / "a").write_text("new")
     assert {p.name: p.read_text() for p in path.iterdir()} == {"a": "new"}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_object_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None, "\u00fc"], "b": {"c": True}}
+    assert read_json(write_json(tmp_path / "a.json", value), "write it anew", unique=True) == value
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "Expecting value"),
+        (b'{"a": 1', "Expecting"),
+        (b'{"a": "\xff"}', "decode byte 0xff"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"a": ' + 5000 * b"9" + b"}", "digits"),
+        (b"[1]", "holds a list, expected an object"),
+        (b"null", "holds a NoneType, expected an object"),
+        (b'{"a": {"b": 1, "b": 2}}', "'b' is there twice"),
+        (b'{"a": "' + 300 * b"x" + b'"}', "it has 309 bytes, expected at most 250"),
+        (None, "no "),
+    ],
+)
+def test_what_is_no_object_is_named_with_what_to_do(tmp_path: Path, content: bytes | None, found: str) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    most = 250 if found.startswith("it has") else 1 << 20
+    for kind in (DataError, CheckpointError):
+        with pytest.raises(kind, match=found) as caught:
+            read_json(path, "write it anew", error=kind, max_bytes=most, unique=True)
+        text = str(caught.value)
+        assert str(path) in text and text.endswith("; write it anew") and "\n" not in text
+    with pytest.raises(DataError, match="cannot read"):
+        read_json(tmp_path, "write it anew")

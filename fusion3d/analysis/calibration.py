@@ -19,9 +19,10 @@ from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.columns import found_columns
-from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
+from fusion3d.engine.evaluate import add_checkpoint_options, add_prediction_options, chosen_config
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import choose_subsets
+from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.temperatures import save_temperatures
@@ -67,7 +68,8 @@ def calibrate(
         and ``after``, as ``describe_scores`` gives them.
 
     Raises:
-        ConfigError: no detection head; the splits have samples in common and may not.
+        ConfigError: no detection head; more history than ``evaluation.strict`` allows; the splits have samples in
+            common and may not.
         DataError: no annotations, or the data set cannot be read.
         CheckpointError: the checkpoint cannot be used.
     """
@@ -75,6 +77,7 @@ def calibrate(
     if config.detection is None:
         raise ConfigError("detection is null: there are no boxes whose scores could be calibrated")
     chosen = choose_subsets(config, subsets)
+    check_history(config)
     tables = Tables.open(config.data.root, config.data.version)
     if not tables.annotated:
         raise DataError(
@@ -182,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     add_checkpoint_options(parser)
+    add_prediction_options(parser)
     parser.add_argument("--fit", required=True, metavar="SPLIT", help="split that temperatures are fitted on")
     parser.add_argument(
         "--subsets", nargs="+", help="e.g. lidar camera+radar (default: all that the checkpoint can take)"

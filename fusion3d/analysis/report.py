@@ -15,7 +15,6 @@ All but the first may be absent.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -29,9 +28,10 @@ from fusion3d.config import Config, differences, from_dict
 from fusion3d.engine.evaluate import RUN
 from fusion3d.engine.log import read_log
 from fusion3d.engine.matches import MATCHES, read_matches
+from fusion3d.engine.results import read_results
 from fusion3d.engine.submission import from_records
 from fusion3d.engine.visualize import look, open_clips
-from fusion3d.errors import DataError
+from fusion3d.files import read_json
 from fusion3d.metrics.faults import Fault, find_faults
 from fusion3d.metrics.matching import Matches
 from fusion3d.view.pictures import MIN_SCORE, draw_sample
@@ -40,6 +40,7 @@ from fusion3d.view.sections import Findings, WorstSample
 
 EXPLAINED, WORST = "explain", "worst"  # folders of pictures
 _LISTED = 8  # wrong boxes of a sample
+_REMEDY = "give the folder that evaluate wrote with --out, or write it anew"
 
 
 def report(run: str | Path, path: str | Path | None = None, worst: int = 4, pictures: bool = True) -> Path:
@@ -60,7 +61,7 @@ def report(run: str | Path, path: str | Path | None = None, worst: int = 4, pict
     """
     run = Path(run)
     folder = run if (run / "metrics.json").is_file() and (run / RUN).is_file() else run / "evaluation"
-    metrics, about = read_json(folder / "metrics.json"), read_json(folder / RUN)
+    metrics, about = (read_json(folder / name, _REMEDY) for name in ("metrics.json", RUN))
     config = from_dict(about["config"], source=str(folder / RUN))
     log = run / "log.jsonl"
     return write_report(
@@ -100,17 +101,23 @@ def collect(folder: Path, config: Config, worst: int = 4, pictures: bool = True)
         )
         samples = [_tell(token, faults, matches, drawn.get(token)) for token, faults in told.items()]
     optional = {name: folder / name for name in (CALIBRATION, SIMILARITY, "robustness.json", AUDIT)}
-    known = {name: read_json(path) if path.is_file() else None for name, path in optional.items()}
+    known = {name: read_json(path, _REMEDY) if path.is_file() else None for name, path in optional.items()}
     return Findings(
         reliability=reliability,
         calibration=known[CALIBRATION],
         similarity=known[SIMILARITY],
         robustness=known["robustness.json"],
-        curves=sorted(folder.glob("robustness-*.svg")),
+        curves=_curves(folder, known["robustness.json"] or {}),
         explained=[(path.stem, path) for path in sorted((folder / EXPLAINED).glob("*.png"))],
         worst=samples,
         audit=known[AUDIT],
     )
+
+
+def _curves(folder: Path, robustness: Mapping[str, Any]) -> list[Path]:
+    """The plots of the suite that was run last; those of an earlier one may lie beside them."""
+    kinds = {name.partition(".")[2] for name in robustness.get("curves") or ()}
+    return sorted(path for path in folder.glob("robustness-*.svg") if path.stem.partition("-")[2] in kinds)
 
 
 def worst_tokens(faults: Sequence[Fault], count: int) -> dict[str, list[Fault]]:
@@ -136,7 +143,7 @@ def _tell(token: str, faults: Sequence[Fault], matches: Matches, picture: Path |
 
 def _draw_all(faults: Mapping[str, Sequence[Fault]], results: Path, config: Config, folder: Path) -> dict[str, Path]:
     """Pictures of samples with the boxes of a result file, by token; the listed faults are circled."""
-    found = read_json(results)["results"]
+    found = read_results(results).records(faults)
     dataset = open_clips(config)
     pictures = {}
     for token, of_sample in faults.items():
@@ -148,25 +155,6 @@ def _draw_all(faults: Mapping[str, Sequence[Fault]], results: Path, config: Conf
             sample, boxes, None, path, config.map_grid, MIN_SCORE, "wrong boxes circled", marks
         )
     return pictures
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
-
-    Raises:
-        DataError: it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"no {path.name} in {path.parent}: expected the folder that evaluate wrote with --out"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; write it anew") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__}; expected a mapping: write it anew")
-    return content
 
 
 def main(argv: list[str] | None = None) -> int:

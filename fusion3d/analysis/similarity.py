@@ -7,6 +7,7 @@ there are fewer independent examples than cells.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import numpy as np
 import torch
 
 from fusion3d.analysis.features import bev_modules, has, watch
-from fusion3d.config import Config
+from fusion3d.config import Config, override
 from fusion3d.data.loader import make_loader
 from fusion3d.engine.checkpoint import load_config_of, load_model
-from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
+from fusion3d.engine.evaluate import add_checkpoint_options
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.split import open_split
 from fusion3d.errors import ConfigError
@@ -55,6 +56,8 @@ def compare_maps(
         DataError: the data set cannot be read.
     """
     config = load_config_of(checkpoint) if config is None else config
+    clips = dataclasses.replace(config.evaluation, stream=False)  # maps are compared sample by sample, with their past
+    config = dataclasses.replace(config, evaluation=clips)
     set_deterministic(config.deterministic)
     model, _ = load_model(checkpoint, ema, config)
     names = list(bev_modules(model))
@@ -99,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_checkpoint_options(parser)
     options, overrides = parser.parse_known_args(argv)
-    config = chosen_config(options, overrides)
+    config = override(load_config_of(options.checkpoint), overrides)
     result = compare_maps(options.checkpoint, config, options.out, options.device, not options.no_ema)
     for pair in result["pairs"]:
         print(f"{' - '.join(pair['maps']):<28}{pair['cka']:>8.3f}   unbiased {pair['unbiased']:.3f}")

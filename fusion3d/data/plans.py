@@ -10,8 +10,6 @@ yaw of the vehicle's forward axis from the frame's x to its y. The ``plans.json`
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fusion3d.errors import DataError
+from fusion3d.files import read_json
 from fusion3d.types import TIME_STEP
 
 FRAMES = ("ego", "lidar")
@@ -43,14 +42,10 @@ def read_plans(path: str | Path) -> PlanFile:
             different length, or a number that is not finite, farther than a kilometre or a yaw of more than a turn.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} has over {MAX_BYTES} bytes: is it a file of plans? Split it")
-        content = json.loads(path.read_bytes(), object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read the plans {path}: {error}; expected JSON") from error
-    if not isinstance(content, dict) or not isinstance(content.get("plans"), dict) or not content["plans"]:
-        raise DataError(f'{path}: expected {{"frame": ..., "times": [...], "plans": {{"sample token": [...], ...}}}}')
+    form = 'expected {"frame": ..., "times": [...], "plans": {"sample token": [...], ...}}'
+    content = read_json(path, form, max_bytes=MAX_BYTES, unique=True)
+    if not isinstance(content.get("plans"), dict) or not content["plans"]:
+        raise DataError(f"{path}: {form}")
     if content.get("frame") not in FRAMES:
         raise DataError(f'{path}: "frame" is {content.get("frame")!r}; expected one of {", ".join(FRAMES)}')
     plans = {token: _array(path, token, rows) for token, rows in content["plans"].items()}
@@ -59,14 +54,6 @@ def read_plans(path: str | Path) -> PlanFile:
         if len(plan) != chosen[1]:
             raise DataError(f"{path}: the plan of {token} has {len(plan)} points, and there are {chosen[1]} times")
     return PlanFile(content["frame"], {token: plan[chosen[0]] for token, plan in plans.items()})
-
-
-def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise DataError(f"{path}: {twice!r} is there twice; leave one of them")
-    return found
 
 
 def _array(path: Path, token: str, rows: Any) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 
 from fusion3d.data.nuscenes import Tables
 from fusion3d.errors import DataError
+from fusion3d.files import read_json
 
 _OFFICIAL = {
     "train": (
@@ -63,14 +63,10 @@ def own_splits(tables: Tables) -> dict[str, list[str]]:
     path = tables.root / tables.version / "splits.json"
     if not path.is_file():
         return {}
-    try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the splits {path}: {error}") from error
-    if not isinstance(splits, dict) or not all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in splits.values()
-    ):
-        raise DataError(f'{path}: expected {{"split": ["scene name", ...], ...}}')
+    form = 'expected {"split": ["scene name", ...], ...}'
+    splits = read_json(path, form)
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in splits.values()):
+        raise DataError(f"{path}: {form}")
     return splits
 
 

@@ -16,17 +16,21 @@ from typing import Any
 import torch
 
 from fusion3d.config import Config, load_config
-from fusion3d.engine.benchmark_ops import inputs, table
+from fusion3d.engine.benchmark_ops import inputs
 from fusion3d.engine.describe import Stage, describe
+from fusion3d.engine.environment import environment, headline
 from fusion3d.engine.published import PUBLISHED, Published
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.files import write_json, write_whole
-from fusion3d.types import Batch, PointCloud
+from fusion3d.late import JOINT
+from fusion3d.types import SENSORS, Batch, PointCloud
 
 _ORDER = (
-    "camera.encoder", "camera.view", "camera.classes", "lidar", "radar", "align", "represent", "fuse", "temporal",
-    "trunk", "detection", "motion", "occupancy", "planning", "map", "sensors", "decode", "losses", "backward", "whole",
+    "camera.encoder", "camera.view", "camera.classes", "lidar", "radar", "align", "represent", "fuse.virtual",
+    "fuse.painting", "fuse.cloud", "fuse.mix", "fuse", "temporal", "trunk", "detection", "motion", "occupancy",
+    "planning", "map", "sensors", "decode", "losses", "backward", "whole",
 )  # fmt: skip
+_MODELS = (*SENSORS, JOINT)  # side by side, before what is of all of them
 CONVENTIONS = (
     "Operations are multiply-adds (MACs), with those of our own kernels; one is two FLOPs, though papers often call it "
     "one. Norms, activations and sorting are not counted. Inference is of one sample: {points} LiDAR points, {returns} "
@@ -139,8 +143,18 @@ def _by_part(recipes: Sequence[Recipe], cell: Callable[[Recipe, Stage], str], mo
     for recipe in recipes:
         found.append({stage.name: cell(recipe, stage) for stage in getattr(recipe, mode)})
     names = {name for of_model in found for name, text in of_model.items() if text}
-    rows = sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else -1, name))
+    rows = sorted(names, key=_place)
     return _grid([["part", *(r.name for r in recipes)], *([n, *(f.get(n, "") for f in found)] for n in rows)])
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    """Where a part stands in a table: in the order of the walk, model by model."""
+    model, part = name.split(".", 2)[1:] if name.startswith("models.") else ("", name)
+    return (
+        _MODELS.index(model) if model else len(_MODELS),
+        _ORDER.index(part) if part in _ORDER else -1,
+        name,
+    )
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:
@@ -159,8 +173,8 @@ def main(argv: Sequence[str]) -> int:
     configs = {Path(path).stem: load_config(path) for path in args.configs}
     inputs.use_data(args.root)
     recipes = [measure(name, config, args.points, args.returns, args.device, say) for name, config in configs.items()]
-    about = table.environment(args.device, inputs.described())
-    page = f"# Recipes\n\n{table.headline(about, None)}\n\n{markdown(recipes, args.points, args.returns)}\n"
+    about = environment(args.device, inputs.described())
+    page = f"# Recipes\n\n{headline(about)}\n\n{markdown(recipes, args.points, args.returns)}\n"
     print(page)
     if args.json:
         content: dict[str, Any] = {"environment": about, "points": args.points, "returns": args.returns}

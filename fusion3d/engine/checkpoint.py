@@ -8,7 +8,6 @@ resolved.
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from fusion3d.config import Config, differences, from_dict, to_dict
 from fusion3d.errors import CheckpointError, Fusion3DError
-from fusion3d.files import whole_folder, write_json
+from fusion3d.files import read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
     from fusion3d.late import Model
@@ -232,11 +231,8 @@ def _settings_that_differ(config: Config, folder: Path) -> str:
     return f"Settings that differ: {'; '.join(told) or 'none'}"
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; the checkpoint is incomplete or damaged") from error
+def _read_json(path: Path) -> dict[str, Any]:
+    return read_json(path, "the checkpoint is incomplete or damaged: take another", error=CheckpointError)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion3d.engine.results import Results
 from fusion3d.errors import Fusion3DError
 from fusion3d.geometry import yaw_from_quaternion
 from fusion3d.metrics.columns import BoxColumns
@@ -48,6 +49,28 @@ def found_columns(results: Mapping[str, Sequence[Mapping[str, Any]]], tokens: Se
                         "size, rotation, velocity, detection_name, detection_score and attribute_name"
                     ) from error
         raise
+
+
+def result_columns(results: Results, tokens: Sequence[str]) -> BoxColumns:
+    """The boxes of a file of detections, in their order: ``found_columns`` without a record in between.
+
+    It takes some 200 bytes for each box while it works, where records take some 1200.
+
+    Args:
+        results: of these samples, as ``read_results`` sees to.
+        tokens: of the samples that are scored.
+    """
+    place = {token: row for row, token in enumerate(tokens)}
+    return BoxColumns.of(
+        sample=np.array([place[token] for token in results.tokens], dtype=np.int64)[results.sample],
+        center=results.translation,
+        size=results.size[:, [1, 0, 2]],
+        yaw=yaw_from_quaternion(results.rotation),
+        velocity=results.velocity,
+        label=results.label,
+        attribute=results.attribute,
+        score=results.score,
+    )
 
 
 def _columns(results: Mapping[str, Sequence[Mapping[str, Any]]], place: Mapping[str, int]) -> BoxColumns:

@@ -15,6 +15,7 @@ from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine.checkpoint import find_checkpoint, load_config_of, load_model
 from fusion3d.engine.drives import drives_of, map_of
+from fusion3d.engine.environment import environment
 from fusion3d.engine.evaluate_plans import trained_baselines
 from fusion3d.engine.forecasts import format_motion
 from fusion3d.engine.ground_truth import detection_truth
@@ -25,7 +26,7 @@ from fusion3d.engine.score_results import score_results
 from fusion3d.engine.scoring import BoxScorer, Scoring, notes, read_protocol
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
-from fusion3d.engine.temperatures import load_temperatures, soften
+from fusion3d.engine.temperatures import Temperatures, load_temperatures, soften
 from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
@@ -68,7 +69,7 @@ def evaluate(
     Args:
         checkpoint: checkpoint or run folder.
         config: the checkpoint's own with other data, thresholds or sensors; None takes it as it is.
-        out_dir: gets ``metrics.json``, ``run.json`` (what was evaluated and how) and, for each subset,
+        out_dir: gets ``metrics.json``, ``run.json`` (what was evaluated, how and on what) and, for each subset,
             ``results_nusc.json``, ``matches.npz`` and, of tracks, ``tracking_nusc.json``.
         subsets: names such as "camera+radar"; None is every one that the checkpoint can take.
         device: torch device name; None takes the GPU where there is one.
@@ -112,36 +113,17 @@ def evaluate(
 
     predicted = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
-    if "detection" in tasks or "tracking" in tasks:
-        scorer = None
-        if "detection" in tasks:
-            scorer = BoxScorer(detection_truth(tables, output.poses), config.data, scoring or Scoring())
-        tracking = TrackScorer(tables, list(output.poses), config.evaluation.tracker) if "tracking" in tasks else None
-        for name, of_subset in output.subsets.items():
-            row, folder = metrics["subsets"][name], Path(out_dir, name)
-            records = _records(of_subset, output.poses, temperatures.get(name))
-            if scorer is not None:
-                row |= scorer.score(records, of_subset.used, folder)
-            if tracking is not None:
-                row["tracking"] = tracking.track(records, of_subset.used, folder / TRACKS_FILE)
-                metrics["tracking_protocol"] = TRACKING_PROTOCOL
-        if scorer is not None and len(chosen) > 1 and has_every_subset(chosen):
-            metrics["shapley"] = sensor_worth(metrics["subsets"])
+    truth = detection_truth(tables, output.poses) if "detection" in tasks else None
+    boxes = None if truth is None else BoxScorer(truth, config.data, scoring or Scoring())
+    tracks = TrackScorer(tables, list(output.poses), config.evaluation.tracker) if "tracking" in tasks else None
+    if boxes is not None or tracks is not None:
+        _note_boxes(metrics, output, temperatures, boxes, tracks, Path(out_dir))
     if "motion" in tasks:
-        score_motion(output, metrics)
+        _note_motion(metrics, output)
     if "planning" in tasks:
-        scores = score_plans(output, tables, config)
-        table = scores["protocols"][NAME]["planners"]
-        for name in chosen:
-            metrics["subsets"][name]["planning"] = table[name]
-        metrics["planning"] = {
-            "model": table[list(chosen)[-1]],
-            **{k: v for k, v in table.items() if k not in chosen},
-        }
-        metrics["planning_scores"] = scores
-        metrics["planning_protocol"] = " ".join(f"{what}: {text}." for what, text in ABOUT.items())
+        _note_plans(metrics, score_plans(output, tables, config))
     if "map" in tasks:
-        score_maps(output, metrics)
+        _note_map(metrics, output)
     end = time.perf_counter()
     metrics["seconds"] = {
         "reading": output.reading_seconds,
@@ -152,8 +134,53 @@ def evaluate(
     }
     write_json(Path(out_dir, "metrics.json"), metrics)
     about = {"checkpoint": str(find_checkpoint(checkpoint)), "ema": ema, "config": to_dict(config)}
-    write_json(Path(out_dir, RUN), about)
+    where = environment(next(model.parameters()).device, config.data.version)
+    write_json(Path(out_dir, RUN), about | {"environment": where})
     return metrics
+
+
+def _note_boxes(
+    metrics: dict[str, Any],
+    output: SplitOutput,
+    temperatures: Temperatures,
+    boxes: BoxScorer | None,
+    tracks: TrackScorer | None,
+    out_dir: Path,
+) -> None:
+    """Score every subset's boxes, their tracks, or both, and what each sensor is worth in them."""
+    rows = metrics["subsets"]
+    for name, of_subset in output.subsets.items():
+        records = _records(of_subset, output.poses, temperatures.get(name))
+        if boxes is not None:
+            rows[name] |= boxes.score(records, of_subset.used, out_dir / name)
+        if tracks is not None:
+            rows[name]["tracking"] = tracks.track(records, of_subset.used, out_dir / name / TRACKS_FILE)
+            metrics["tracking_protocol"] = TRACKING_PROTOCOL
+    if boxes is not None and len(rows) > 1 and has_every_subset(rows):
+        metrics["shapley"] = sensor_worth(rows)
+
+
+def _note_plans(metrics: dict[str, Any], scores: dict[str, Any]) -> None:
+    rows, table = metrics["subsets"], scores["protocols"][NAME]["planners"]
+    for name in rows:
+        rows[name]["planning"] = table[name]
+    others = {name: numbers for name, numbers in table.items() if name not in rows}
+    metrics["planning"] = {"model": table[list(rows)[-1]], **others}
+    metrics["planning_scores"] = scores
+    metrics["planning_protocol"] = " ".join(f"{what}: {text}." for what, text in ABOUT.items())
+
+
+def _note_motion(metrics: dict[str, Any], output: SplitOutput) -> None:
+    for name, of_subset in output.subsets.items():
+        metrics["subsets"][name]["motion"] = score_forecasts([*of_subset.agents.values()])
+    metrics["motion_protocol"] = MOTION_PROTOCOL
+
+
+def _note_map(metrics: dict[str, Any], output: SplitOutput) -> None:
+    for name, of_subset in output.subsets.items():
+        metrics["subsets"][name]["map"] = score_map(of_subset.map)
+    metrics["map"] = {name: score_map(overlap) for name, overlap in output.map_truth.baselines().items()}
+    metrics["map_protocol"] = MAP_PROTOCOL
 
 
 def choose_tasks(config: Config, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -176,21 +203,6 @@ def _records(
     records = of_subset.records(poses)
     of_subset.boxes.clear()
     return records if temperature is None else soften(records, temperature)
-
-
-def score_motion(output: SplitOutput, metrics: dict[str, Any]) -> None:
-    """Put the numbers of every subset's forecasts into ``metrics``, and what they mean."""
-    for name, of_subset in output.subsets.items():
-        metrics["subsets"][name]["motion"] = score_forecasts([*of_subset.agents.values()])
-    metrics["motion_protocol"] = MOTION_PROTOCOL
-
-
-def score_maps(output: SplitOutput, metrics: dict[str, Any]) -> None:
-    """Put the numbers of every subset's map and of the baselines into ``metrics``, and what they mean."""
-    for name, of_subset in output.subsets.items():
-        metrics["subsets"][name]["map"] = score_map(of_subset.map)
-    metrics["map"] = {name: score_map(overlap) for name, overlap in output.map_truth.baselines().items()}
-    metrics["map_protocol"] = MAP_PROTOCOL
 
 
 def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str, Any]:
@@ -292,6 +304,7 @@ def main(argv: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--results", help="score this result file, anybody's, instead of a checkpoint")
     add_checkpoint_options(parser, source)
+    add_prediction_options(parser)
     parser.add_argument(
         "--subsets", nargs="+", help="e.g. lidar camera+radar (default: all that the checkpoint can take)"
     )
@@ -329,24 +342,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, source: Any = None) -> None:
-    """The options that evaluation and prediction share; ``source`` is the group in which a checkpoint is a choice."""
+    """The options of whatever runs a checkpoint; ``source`` is the group in which the checkpoint is a choice."""
     if source is None:
         source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="checkpoint or run folder")
     parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--device", help="torch device, e.g. cpu or cuda:0 (default: the GPU where there is one)")
     parser.add_argument("--no-ema", action="store_true", help="use the last weights instead of their average")
-    parser.add_argument("--tta", help="short for --evaluation.tta: flip, rotate or flip_rotate")
-    parser.add_argument("--stream", action="store_true", help="short for --evaluation.stream")
-    parser.add_argument("--strict", action="store_true", help="short for --evaluation.strict")
     parser.epilog = (
         "The configuration is the checkpoint's; every setting can be overridden, e.g. --data.root PATH "
         "--data.version v1.0-mini --data.split mini_val (all are in fusion3d/config/)."
     )
 
 
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """The options, beside those of a checkpoint, of whatever lets it predict."""
+    parser.add_argument("--tta", help="short for --evaluation.tta: flip, rotate or flip_rotate")
+    parser.add_argument("--stream", action="store_true", help="short for --evaluation.stream")
+    parser.add_argument("--strict", action="store_true", help="short for --evaluation.strict")
+
+
 def chosen_config(options: argparse.Namespace, overrides: Sequence[str]) -> Config:
-    """The checkpoint's configuration with what the command line says."""
+    """The checkpoint's configuration with what the command line says, prediction's options among it."""
     short = [] if options.tta is None else ["--evaluation.tta", options.tta]
     short += [f"--evaluation.{flag}" for flag in ("stream", "strict") if getattr(options, flag)]
     return override(load_config_of(options.checkpoint), [*overrides, *short])

@@ -10,7 +10,7 @@ import numpy as np
 from fusion3d.config import Config
 from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_config_of, load_model
-from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
+from fusion3d.engine.evaluate import add_checkpoint_options, add_prediction_options, chosen_config
 from fusion3d.engine.forecasts import FORECASTS_FILE, to_json
 from fusion3d.engine.inference import sensor_subsets
 from fusion3d.engine.leaderboard import check_history
@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("predict", description="Boxes and plans for a data set without annotations.")
     parser.allow_abbrev = False
     add_checkpoint_options(parser)
+    add_prediction_options(parser)
     parser.add_argument("--tracks", action="store_true", help="write tracks too: tracking_nusc.json")
     options, overrides = parser.parse_known_args(argv)
     config = chosen_config(options, overrides)

@@ -178,13 +178,15 @@ def _random_map(config: Config, size: int, generator: torch.Generator) -> Tensor
     """[B, 6, Y, X] in the map's grid: a road straight ahead of random width, and a band across it for each class."""
     x, y = config.map_grid.centers().unbind(-1)
     half = 4 + 6 * torch.rand(size, 1, 1, 1, generator=generator)
-    at = (torch.rand(size, len(MAP_CLASSES) - 1, 1, 1, generator=generator) - 0.5) * config.map_grid.x[1]
+    low, high = config.map_grid.x
+    at = (torch.rand(size, len(MAP_CLASSES) - 1, 1, 1, generator=generator) - 0.5) * (high - low) / 2
+    at += (low + high) / 2
     return torch.cat([(y.abs() < half), ((x - at).abs() < 1.5) & (y.abs() < 2 * half)], dim=1)
 
 
 def _random_points(config: Config, boxes: Boxes, count: int, generator: torch.Generator) -> Tensor:
     """[P, 5] LiDAR: three quarters on the ground, denser near the vehicle, the rest inside of boxes."""
-    radius = config.grid.x[1] * torch.rand(count, generator=generator) ** 2
+    radius = max(map(abs, (*config.grid.x, *config.grid.y))) * torch.rand(count, generator=generator) ** 2
     angle = torch.rand(count, generator=generator) * 2 * math.pi
     xyz = torch.stack([radius * angle.cos(), radius * angle.sin(), torch.zeros(count)], dim=1)
     on_box = count // 4 if len(boxes) else 0
@@ -201,7 +203,9 @@ def _random_returns(config: Config, count: int, generator: torch.Generator) -> T
     def codes(number: int) -> Tensor:
         return torch.randint(0, number, (count,), generator=generator).float()
 
-    xy = (torch.rand(2, count, generator=generator) * 2 - 1) * config.grid.x[1]
+    ranges = config.grid.x, config.grid.y
+    half, middle = torch.tensor([[(high - low) / 2, (low + high) / 2] for low, high in ranges]).T[..., None]
+    xy = (torch.rand(2, count, generator=generator) * 2 - 1) * half + middle
     columns = {
         "x": xy[0],
         "y": xy[1],

@@ -9,10 +9,11 @@ from typing import Any
 from fusion3d.config import Config
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
+from fusion3d.engine.columns import result_columns
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.results import Limits, read_results
 from fusion3d.engine.scoring import BoxScorer, Scoring
-from fusion3d.engine.submission import RESULTS_FILE
+from fusion3d.engine.submission import RESULTS_FILE, write_submission
 from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.files import write_json
@@ -29,10 +30,14 @@ def score_results(
 ) -> dict[str, Any]:
     """Score a result file on ``data.split`` and write ``metrics.json`` into ``out_dir``.
 
+    The file's boxes go from its text into columns: no record of one is kept, unless they are tracked here or the devkit
+    scores them too.
+
     Args:
         path: JSON as in ``read_results``.
         config: ``data`` and ``evaluation.tracker`` are read.
-        out_dir: folder; gets the tracks too where detections are tracked.
+        out_dir: folder; gets ``matches.npz`` of detections, the tracks too where these are tracked, and what the
+            devkit scored.
         limits: of the file's size.
         tasks: "detection" or "tracking"; None is what the file holds. Detections can be tracked here.
         scoring: how boxes are scored; None is as the benchmark does.
@@ -45,7 +50,8 @@ def score_results(
         DataError: the file or the data set cannot be read, has samples that the other lacks, or no annotations.
     """
     data = config.data
-    for name in (TRACKS_FILE, RESULTS_FILE):
+    scoring = scoring or Scoring()
+    for name in ("metrics.json", TRACKS_FILE, *([RESULTS_FILE] if scoring.official else [])):
         if Path(out_dir, name).resolve() == Path(path).resolve():
             raise ConfigError(f"{path} would be written over: choose another --out than its own folder")
     tables = Tables.open(data.root, data.version)
@@ -68,7 +74,9 @@ def score_results(
             row["tracking"] = scorer.track(results.records(), results.sensors, Path(out_dir, TRACKS_FILE))
         metrics["tracking_protocol"] = TRACKING_PROTOCOL
     if "detection" in tasks:
-        scorer = BoxScorer(detection_truth(tables, tokens), data, scoring or Scoring())
-        row |= scorer.score(results.records(), results.sensors, Path(out_dir))
+        scorer, copy = BoxScorer(detection_truth(tables, tokens), data, scoring), None
+        if scoring.official:  # the devkit stops at what can be scored all the same, such as a flag that is not there
+            copy = write_submission(Path(out_dir, RESULTS_FILE), results.records(), results.sensors)
+        row |= scorer.score_columns(result_columns(results, tokens), Path(out_dir), copy, results.tokens)
     write_json(Path(out_dir, "metrics.json"), metrics)
     return metrics

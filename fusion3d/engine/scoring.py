@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from fusion3d.engine.matches import MATCHES, write_matches
 from fusion3d.engine.official import Official, greatest_difference
 from fusion3d.engine.submission import RESULTS_FILE, write_submission
 from fusion3d.errors import ConfigError
+from fusion3d.files import read_json
 from fusion3d.metrics.bootstrap import RESAMPLES, Draws, Sampled, draw_scenes, sample_numbers
-from fusion3d.metrics.columns import Truth
+from fusion3d.metrics.columns import BoxColumns, Truth
 from fusion3d.metrics.detection import MEANS, nested, score_matches
 from fusion3d.metrics.matching import Matches, match_detections
 from fusion3d.metrics.protocol import CVPR_2019, DetectionProtocol
@@ -66,6 +66,19 @@ class BoxScorer:
         """
         found = found_columns(records, self.truth.samples.tokens)
         file = write_submission(folder / RESULTS_FILE, records, sensors)
+        return self.score_columns(found, folder, file, list(records))
+
+    def score_columns(
+        self, found: BoxColumns, folder: Path, submission: Path | None, order: Sequence[str]
+    ) -> dict[str, Any]:
+        """``score`` for boxes that somebody has written down already.
+
+        Args:
+            found: boxes; their order decides between equal scores.
+            folder: gets ``matches.npz``.
+            submission: the same boxes as a file, for the devkit where it is wanted.
+            order: of the samples in that file.
+        """
         matches = match_detections(self.truth, found, self.scoring.protocol)
         write_matches(folder / MATCHES, matches)
         scores = score_matches(matches)
@@ -74,7 +87,8 @@ class BoxScorer:
         if self.truth.nearest:
             scores["range_from_nearest_pose"] = self.truth.nearest
         if self.official is not None:
-            difference, name = greatest_difference(scores, self.official.score(file, list(records)))
+            assert submission is not None
+            difference, name = greatest_difference(scores, self.official.score(submission, order))
             scores["official"] = {"difference": difference, "of": name}
         return scores
 
@@ -116,10 +130,7 @@ def read_protocol(path: str | Path) -> DetectionProtocol:
     Raises:
         ConfigError: the file cannot be read, or a setting does not fit.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the detection protocol {path}: {error}") from error
+    content = read_json(path, "expected a detection protocol, such as the devkit's", error=ConfigError)
     try:
         return DetectionProtocol.of(content)
     except ConfigError as error:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from fusion3d.config import Config
 from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.inference import SplitOutput, run_split
-from fusion3d.engine.split import open_split, streams
+from fusion3d.engine.split import check_corruptions, open_split, streams
 from fusion3d.engine.views import views_of
 from fusion3d.metrics.map import MapOverlap, MapTruth
 
@@ -38,6 +38,9 @@ def run_shared(
 
     Returns:
         What one process would have found; None by a process that is not the first.
+
+    Raises:
+        ConfigError: ``data.corruptions`` are of sensors that no subset has.
     """
     with one_voice(device) as where:
         return run_among(where, model, config, subsets, keep_forecasts)
@@ -54,6 +57,8 @@ def run_among(
     where: Processes, model: Any, config: Config, subsets: dict[str, tuple[str, ...]], keep_forecasts: bool = False
 ) -> SplitOutput | None:
     """``run_shared`` for processes that have found each other: they do so once."""
+    seen = set().union(*subsets.values())
+    check_corruptions(config, seen, f"the choice of sensors ({', '.join(subsets)}; of the model and data.sensors)")
     dataset, stream = open_split(config, config.data.split, training=False), streams(config)
     batch_size, workers = config.train.batch_size, config.data.workers
     share = Share(dataset, stretches(dataset, batch_size, stream), where)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fusion3d.config import Config
+from fusion3d.data.corruptions import parse
+from fusion3d.data.corruptions.kinds import CHANNELS, check_reach
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.errors import ConfigError
 
@@ -20,6 +24,36 @@ def streams(config: Config) -> bool:
     return config.evaluation.stream
 
 
+def check_corruptions(config: Config, sensors: Collection[str], whose: str) -> None:
+    """See that every one of ``data.corruptions`` befalls something.
+
+    Args:
+        config: ``data`` is read.
+        sensors: kinds of sensor that can be corrupted.
+        whose: these are, for the message.
+
+    Raises:
+        ConfigError: one is of a sensor that is not among them, or of a channel that is not read.
+    """
+    channels = {"camera": config.data.cameras, "lidar": CHANNELS["lidar"], "radar": config.data.radars}
+    there = [channel for sensor in sensors for channel in channels.get(sensor, ())]
+    check_reach([parse(text) for text in config.data.corruptions], there, "data.corruptions", whose)
+
+
+def check_branches(config: Config) -> None:
+    """See that every branch of a model that begins anew is trained.
+
+    Raises:
+        ConfigError: one is of a sensor that is not read.
+    """
+    for sensor in config.branches:
+        if sensor not in config.data.sensors and not config.train.start:
+            raise ConfigError(
+                f"{sensor} is not null, and data.sensors ({', '.join(config.data.sensors)}) leaves it out: its branch "
+                f"would learn nothing; set {sensor} to null, or read it"
+            )
+
+
 def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
     """A split of the configured data set.
 
@@ -29,8 +63,10 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         training: with augmentation, and without boxes that have too few points.
 
     Raises:
+        ConfigError: ``data.corruptions`` befall nothing that is read.
         DataError: the tables, the objects to paste or the split cannot be read.
     """
+    check_corruptions(config, config.data.sensors, "data.sensors (with data.cameras, data.radars)")
     augment = config.augment if training else None
     clips = config.temporal if training or not streams(config) else None
     # What paths are worth, and who will be where, is learned of maps and of how things go on.

@@ -5,7 +5,6 @@ They are by subset of the sensors and class, for a model is as sure with one sen
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from fusion3d.engine.checkpoint import find_checkpoint
 from fusion3d.errors import CheckpointError
-from fusion3d.files import write_json
+from fusion3d.files import read_json, write_json
 from fusion3d.metrics.calibration import apply_temperature
 from fusion3d.types import DETECTION_CLASSES
 
@@ -42,12 +41,7 @@ def load_temperatures(checkpoint: str | Path, subsets: Sequence[str]) -> Tempera
     """
     path = find_checkpoint(checkpoint) / FILE
     again = "run calibrate with this checkpoint"
-    try:
-        found = json.loads(path.read_text())["temperatures"]
-    except FileNotFoundError:
-        raise CheckpointError(f"evaluation.calibrated: there is no {path}; {again} first") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error!r}; {again} anew") from error
+    found = read_json(path, f"for evaluation.calibrated {again}", error=CheckpointError).get("temperatures")
     known: Temperatures = {}
     for subset in subsets:
         try:

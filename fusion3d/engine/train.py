@@ -40,7 +40,7 @@ from fusion3d.engine.log import Clock, RunLog
 from fusion3d.engine.optimizer import build_optimizer, in_steps, load_optimizer, one_cycle, set_learning_rate
 from fusion3d.engine.parallel import Objective, accumulating, drop_untouched, fill, share_out, whole
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
-from fusion3d.engine.split import open_split
+from fusion3d.engine.split import check_branches, open_split
 from fusion3d.engine.start import start_from
 from fusion3d.errors import CheckpointError, ConfigError, TrainingError
 from fusion3d.types import Batch
@@ -268,6 +268,7 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
         device: torch device name; None takes the GPU where there is one.
 
     Raises:
+        ConfigError: a branch is of a sensor that is not read.
         TrainingError: a loss is not finite, or there is nothing to train on.
         CheckpointError: what is there cannot be resumed, or a checkpoint cannot be written.
         DataError: the data set cannot be read.
@@ -276,6 +277,7 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
     with processes(device) as where:
         set_deterministic(config.deterministic)
         seed_all(config.seed)
+        check_branches(config)
         dataset = open_split(config, config.data.train_split, training=True)
         found = where.gather(list_checkpoints(run_dir))[0]
         if found and not resume:

@@ -122,13 +122,17 @@ def test_what_is_fitted_on_is_not_reported_unless_said(config, checkpoint, tmp_p
         calibrate(checkpoint, config, "val", tmp_path)
     same = calibrate(checkpoint, config, "val", tmp_path, ["lidar"], same_split=True, keep=False)
     assert same["same_samples"] == 6 and not (checkpoint / FILE).exists()
+    long = dataclasses.replace(config.data, lidar_sweeps=12)
+    strict = dataclasses.replace(config, data=long, evaluation=EvaluationConfig(strict=True))
+    with pytest.raises(ConfigError, match=r"evaluation\.strict: past frames read: lidar 11"):
+        calibrate(checkpoint, strict, "train", tmp_path)
     none = dataclasses.replace(config, detection=None)
     with pytest.raises(ConfigError, match="detection is null"):
         calibrate(checkpoint, none, "train", tmp_path)
 
 
 def test_broken_temperatures_are_named(checkpoint):
-    with pytest.raises(CheckpointError, match=r"no .*temperatures\.json; run calibrate with this checkpoint first"):
+    with pytest.raises(CheckpointError, match=r"no .*temperatures\.json; .*run calibrate with this"):
         load_temperatures(checkpoint, ["lidar"])
     good = dict.fromkeys(DETECTION_CLASSES, 1.5)
     cases = {

@@ -84,17 +84,24 @@ def test_intervals_and_strata_are_where_evaluate_writes_them(synthetic_root, tmp
 
 def test_more_files_are_more_sections_and_no_pictures_are_drawn_unasked(evaluation):
     before = set(evaluation.rglob("*"))
-    (evaluation / "robustness.json").write_text('{"mRA": {"all": {"NDS": 0.5, "mAP": 0.25}}}')
+    (evaluation / "robustness.json").write_text(
+        '{"mRA": {"all": {"NDS": 0.5, "mAP": 0.25}}, "curves": {"camera.late": {}}}'
+    )
+    plots = [evaluation / f"robustness-{kind}.svg" for kind in ("late", "keep")]  # the second of an earlier suite
+    for plot in plots:
+        plot.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     try:
         page = report(evaluation, evaluation / "page.html", worst=2, pictures=False).read_text()
     finally:
-        (evaluation / "robustness.json").unlink()
-    assert ">Robustness</h2>" in page and "0.250" in page and "data:image" not in page
+        for path in (evaluation / "robustness.json", *plots):
+            path.unlink()
+    assert ">Robustness</h2>" in page and "0.250" in page and "data:image/png" not in page
+    assert "robustness late" in page and "robustness keep" not in page
     assert set(evaluation.rglob("*")) == before | {evaluation / "page.html"}
 
 
 def test_what_is_missing_or_broken_is_named(evaluation, tmp_path):
-    with pytest.raises(DataError, match=r"no metrics\.json in .*: expected the folder that evaluate wrote"):
+    with pytest.raises(DataError, match=r"no .*metrics\.json; give the folder that evaluate wrote"):
         report(tmp_path)
     for name in ("metrics.json", "run.json"):
         (tmp_path / name).write_text((evaluation / name).read_text())
@@ -102,7 +109,7 @@ def test_what_is_missing_or_broken_is_named(evaluation, tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*similarity\.json"):
         report(tmp_path)
     (tmp_path / "similarity.json").write_text("[]")
-    with pytest.raises(DataError, match=r"similarity\.json holds a list; expected a mapping"):
+    with pytest.raises(DataError, match=r"similarity\.json holds a list, expected an object"):
         report(tmp_path)
     (tmp_path / "similarity.json").unlink()
     page = report(tmp_path).read_text()  # without results: the scores alone

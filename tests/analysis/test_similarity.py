@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fusion3d.analysis.features import bev_modules, watch
-from fusion3d.analysis.similarity import add_batch, main
+from fusion3d.analysis.similarity import add_batch, compare_maps, main
 from fusion3d.data.subset import select_sensors
 from fusion3d.errors import ConfigError
 from fusion3d.metrics.cka import Alignment
@@ -69,6 +69,14 @@ def test_other_stages_have_pairs_too(stage):
     assert all(0 <= found.biased() <= 1 for found in known.values())
 
 
+def test_a_model_that_remembers_is_given_the_past_of_every_sample(synthetic_root, tmp_path):
+    config = on_synthetic(synthetic_root, camera=None, temporal={"keyframes": 2}, trunk__blocks=[1])
+    checkpoint = saved(config, tmp_path / "checkpoints" / "step-00000001")
+    streamed = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, stream=True))
+    clips, stream = (compare_maps(checkpoint, of, tmp_path)["pairs"] for of in (config, streamed))
+    assert clips == stream
+
+
 def test_the_verb_writes_what_it_says(synthetic_root, tmp_path, capsys):
     checkpoint = saved(on_synthetic(synthetic_root, camera=None), tmp_path / "checkpoints" / "step-00000001")
     assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
@@ -79,6 +87,9 @@ def test_the_verb_writes_what_it_says(synthetic_root, tmp_path, capsys):
     assert all(pair["cells"] == 6 * 256 and 0 <= pair["cka"] <= 1 for pair in told["pairs"])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:4] == ["lidar", "-", "radar", f"{told['pairs'][0]['cka']:.3f}"] for line in lines)
+    with pytest.raises(SystemExit):  # nothing is predicted: options that would change nothing are none
+        main(["--checkpoint", str(checkpoint), "--out", str(tmp_path), "--tta", "flip"])
+    assert "Unrecognized options: --tta" in capsys.readouterr().err
     early = on_synthetic(synthetic_root, camera=None, fusion__stage="early", fusion__virtual_points=2)
     with pytest.raises(ConfigError, match=r"1 map from above \(points\), and CKA compares two"):
         main(["--checkpoint", str(saved(early, tmp_path / "early")), "--out", str(tmp_path)])

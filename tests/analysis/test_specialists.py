@@ -16,6 +16,7 @@ from fusion3d.analysis.comparison.runs import METRICS, check
 from fusion3d.analysis.specialists import main, page
 from fusion3d.config import Config, load_config
 from fusion3d.engine.checkpoint import Position, checkpoint_folder, save_checkpoint
+from fusion3d.engine.environment import environment
 from fusion3d.engine.inference import sensor_subsets
 from fusion3d.errors import CheckpointError, ConfigError, Fusion3DError
 from fusion3d.files import write_json
@@ -155,6 +156,8 @@ def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch,
             save_checkpoint(checkpoint_folder(one.folder, 1), one.config, {}, Position())
             names = one.scored or tuple(sensor_subsets(one.config))
             write_json(one.folder / METRICS, metrics(dict.fromkeys(names, 0.5 + 0.05 * (one.scored is None))))
+            about = environment("cpu", "some data") | {"gpu": f"GPU {one.seed}", "cuda": "13.0"}
+            write_json((one.folder / METRICS).with_name("run.json"), {"environment": about})
 
     monkeypatch.setattr(main, "run_all", invent)
     with pytest.raises(Fusion3DError, match="run compare_subsets without --report first"):
@@ -166,6 +169,12 @@ def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch,
     assert "110.0% of the specialists' mean" in text and "3 of its subsets of sensors in a step" in text
     assert compare(small_config, tmp_path, "--seeds", "0", "1", "1") == 0
     assert done[4:] == ["one seed 1", "lidar seed 1", "radar seed 1", "lidar+radar seed 1"], "what is there is kept"
+    about = (tmp_path / "subsets.md").read_text().splitlines()[2]
+    assert [part.split(",")[0] for part in about.split(" | ")] == ["GPU 0", "GPU 1"], "what the runs were made on"
+    for path in (tmp_path / "runs").rglob("run.json"):
+        path.write_text("{}")
+    assert compare(small_config, tmp_path, "--report") == 0
+    assert (tmp_path / "subsets.md").read_text().splitlines()[2] == f"v1.0-synthetic; {small_config}", "not said"
     with pytest.raises(CheckpointError, match=r"train\.subsets: 3 there, 2 here"):
         compare(small_config, tmp_path, "--report", "--train.subsets", "2")
 

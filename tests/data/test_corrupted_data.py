@@ -22,6 +22,7 @@ from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.data.lidar import read_lidar
 from fusion3d.data.loader import make_loader
 from fusion3d.data.nuscenes import Tables
+from fusion3d.engine.share import run_shared
 from fusion3d.engine.split import open_split
 from fusion3d.errors import ConfigError
 from fusion3d.types import CAMERAS, RADARS, SENSORS, BEVGrid, Sample
@@ -335,6 +336,29 @@ def test_every_kind_says_what_it_is():
     for name, kind in KINDS.items():
         assert kind.text and kind.sensors and set(kind.sensors) <= set(SENSORS)
         assert (kind.unit == SEVERITY) == (kind.amounts == (1, 2, 3)) or name == "keep"
+
+
+def test_a_corruption_of_what_is_not_read_is_an_error(tiny_root):
+    def config(*corruptions: str, augment=None, **changes) -> Config:
+        of_data = DataConfig(str(tiny_root), VERSION, "mine", "mine", corruptions=corruptions, **changes)
+        return Config(of_data, augment, lidar=None)
+
+    cases = {
+        "'lidar.fog:2'": config("camera.fog:2", "lidar.fog:2", sensors=("camera", "radar")),
+        "'CAM_BACK.dark:1'": config("CAM_BACK.dark:1", cameras=("CAM_FRONT",)),
+        "'radar.keep:2'": config("radar.keep:2", radars=()),
+    }
+    for named, wrong in cases.items():
+        with pytest.raises(ConfigError, match=rf"data\.corruptions: {named} befalls nothing: data\.sensors") as caught:
+            open_split(wrong, "mine", training=False)
+        assert "\n" not in str(caught.value)
+    unseen = config("lidar.fog:2")  # which is read, and of which the model takes nothing
+    assert len(open_split(unseen, "mine", training=False)) == 10
+    with pytest.raises(ConfigError, match=r"data\.corruptions: 'lidar.fog:2' .*\(camera, radar; of the model and data"):
+        run_shared(None, unseen, {"camera": ("camera",), "radar": ("radar",)})
+    drawn = AugmentConfig(corrupt=0.5, corruptions=("camera.fog", "lidar.fog:1"))
+    with pytest.raises(ConfigError, match=r"augment\.corruptions: 'lidar.fog:1' befalls nothing: data\.sensors"):
+        open_split(config(augment=drawn, sensors=("camera",)), "mine", training=True)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

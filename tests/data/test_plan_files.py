@@ -83,12 +83,12 @@ def test_a_token_twice_a_cut_file_and_none(tmp_path):
     with pytest.raises(DataError, match="'a' is there twice"):
         read_plans(path)
     path.write_text(text[:50])
-    with pytest.raises(DataError, match="cannot read the plans"):
+    with pytest.raises(DataError, match="cannot read"):
         read_plans(path)
     path.write_text("[" * 100_000)
-    with pytest.raises(DataError, match="cannot read the plans"):
+    with pytest.raises(DataError, match="cannot read"):
         read_plans(path)
-    with pytest.raises(DataError, match="cannot read the plans"):
+    with pytest.raises(DataError, match=r"no .*none\.json"):
         read_plans(tmp_path / "none.json")
 
 

@@ -16,7 +16,7 @@ from fusion3d.engine.train import Trainer
 from fusion3d.errors import TrainingError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny import BalancedData, TinyModel, python, run_ranks, tiny_config, train_tiny
+from tiny import BalancedData, TinyModel, fork_ranks, tiny_config, train_tiny
 
 
 def make_trainer(folder: Path, data=None, **settings) -> Trainer:
@@ -46,15 +46,10 @@ def test_an_epoch_is_as_long_as_the_classes_are_many_and_is_resumed_exactly(tmp_
 def test_two_processes_are_one_with_the_union_of_their_batches(tmp_path):
     quiet = {"epochs": 2, "drop_sensor": 0.0, "drop_camera": 0.0, "drop_radar": 0.0, "clip_norm": 1e9}
     quiet |= {"order": "class_balanced"}
-    code = (
-        "from tiny import *; from fusion3d.engine.seed import seed_all; seed_all(0); "
-        f"model = TinyModel(norm=False, dropout=0); "
-        f"train_tiny({str(tmp_path / 'two')!r}, model, 12, BalancedData, batch_size=3, **{quiet})"
-    )
-    ranks = run_ranks(python(code))
+    what = 0, {"norm": False, "dropout": 0}, 12, BalancedData
+    ranks = fork_ranks(train_tiny, tmp_path / "two", *what, quiet | {"batch_size": 3})
     assert [status for status, _ in ranks] == [0, 0], ranks
-    seed_all(0)
-    train_tiny(tmp_path / "one", TinyModel(norm=False, dropout=0), 12, BalancedData, batch_size=6, **quiet)
+    train_tiny(tmp_path / "one", *what, quiet | {"batch_size": 6})
     two, one = (read_log(tmp_path / name / "log.jsonl") for name in ("two", "one"))
     assert len(one) == len(two) == 2 * -(-21 // 6)
     assert [line["grad_norm"] for line in two[:3]] == pytest.approx([line["grad_norm"] for line in one[:3]], rel=1e-4)

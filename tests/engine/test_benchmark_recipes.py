@@ -12,11 +12,14 @@ import pytest
 from fusion3d import cli
 from fusion3d.engine import benchmark_recipes, published
 from fusion3d.engine.benchmark_recipes import Recipe, markdown, measure
-from fusion3d.engine.describe import Stage
+from fusion3d.engine.describe import Stage, stages
 from fusion3d.engine.published import PUBLISHED, Published
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_model import TINY
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
+from small_models import build, small
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -49,6 +52,23 @@ def test_every_figure_is_where_it_belongs():
     steps = cells(page, "A training step by part [ms]")
     assert list(steps)[2:] == ["trunk", "sensors", "backward", "whole"] and steps["backward"] == ["60", "60"]
     assert "1,000 LiDAR points, 20 random radar returns" in page
+
+
+@pytest.mark.parametrize("stage", ["middle", "hierarchical", "early", "late", "hybrid"])
+def test_parts_are_in_the_order_of_the_walk(stage):
+    """Whatever the stage: model by model where there are several, and within one as they are called."""
+    there = list(stages(build(small(fusion__stage=stage, camera__image_loss=0.1, temporal={"keyframes": 2}))))
+    assert all(benchmark_recipes._place(name)[1] >= 0 for name in there), "a part has no place"
+    of_model = {name.split(".")[1] if stage in ("late", "hybrid") else "" for name in there}
+    found = sorted([*there, "whole", "losses"], key=benchmark_recipes._place)
+    assert found[-2:] == ["losses", "whole"]
+    models = [name.split(".")[1] for name in found[:-2]] if len(of_model) > 1 else []
+    assert sorted(set(models), key=models.index) == [m for m in ("camera", "lidar", "radar", "joint") if m in of_model]
+    for model in of_model:
+        parts = [name.rpartition(f"models.{model}.")[2] for name in found if f".{model}." in name or not model]
+        for before, after in (("camera.encoder", "trunk"), ("trunk", "detection"), ("detection", "map")):
+            if before in parts:
+                assert parts.index(before) < parts.index(after)
 
 
 def test_nothing_is_compared_where_nothing_is_published():

@@ -16,8 +16,8 @@ from fusion3d.engine.random_batch import random_batch
 from fusion3d.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small import job, small_config, train_small
-from tiny import run_ranks
+from small import small_config, train_small
+from tiny import fork_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -86,5 +86,5 @@ def test_compiled_by_inductor_it_trains_goes_on_and_goes_with_others(tmp_path, m
     train_small(tmp_path / "fast", small_config(train, **more))
     again = load_file(last / "ema.safetensors")
     assert all(torch.equal(again[name], value) for name, value in fast.items())
-    ranks = run_ranks(job(tmp_path / "two", train | {"batch_size": 1}, **more))
+    ranks = fork_ranks(train_small, tmp_path / "two", small_config(train | {"batch_size": 1}, **more))
     assert [status for status, _ in ranks] == [0, 0], ranks[0][1] + ranks[1][1]

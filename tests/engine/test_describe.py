@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from fusion3d import ops
-from fusion3d.config import TemporalConfig
+from fusion3d.config import MapConfig, TemporalConfig
 from fusion3d.engine.describe import describe, format_shapes, main
 from fusion3d.engine.flops import count_flops
 from fusion3d.engine.probes import Memory
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.ops.library import PROBLEM
-from fusion3d.types import TIME_STEP
+from fusion3d.types import TIME_STEP, BEVGrid
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_model import TINY
@@ -112,6 +112,20 @@ def test_memory_is_one_step_of_a_stream_and_in_training_a_clip():
         for name in ("trunk", "detection", "planning"):
             assert stream[name].flops == clip[name].flops == once[name].flops
         assert stream["temporal"].flops < clip["temporal"].flops < 3 * stream["temporal"].flops  # less past at first
+
+
+def test_a_random_batch_fills_a_grid_that_is_not_about_the_vehicle():
+    config = dataclasses.replace(TINY, grid=BEVGrid(x=(-4.8, 14.4), y=(-6.4, 12.8), resolution=0.8), map=MapConfig())
+    batch = random_batch(config, 8, 2000, 2000)
+    reach = torch.tensor([config.grid.x, config.grid.y])
+    for points in (batch.radar.points, batch.lidar.points):
+        inside = ((points[:, :2] >= reach[:, 0]) & (points[:, :2] <= reach[:, 1])).all(dim=1)
+        assert inside.float().mean() > 0.4
+        span = (points[inside, :2].amax(0) - points[inside, :2].amin(0)) / (reach[:, 1] - reach[:, 0])
+        assert (span > 0.9).all(), "a part of the grid is never reached"
+    returns = batch.radar.points[:, :2]
+    assert ((returns >= reach[:, 0]) & (returns <= reach[:, 1])).all(), "all over the grid"
+    assert batch.map_mask[:, 1:].any(dim=(2, 3)).all(), "a band lies beside the grid"
 
 
 def test_the_past_of_a_random_batch_is_before_it():

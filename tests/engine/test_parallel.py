@@ -24,15 +24,16 @@ from fusion3d.engine.share import Share, join_outputs, stretches
 from fusion3d.types import Boxes
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small import RandomData, job, small_config, train_small
-from tiny import run_ranks
+from ranks import check_all, train_with_own_counts
+from small import RandomData, small_config, train_small
+from tiny import fork_ranks
 
 # Shifting all keys of an attention alike changes no answer: the true gradient is 0, and AdamW makes steps of rounding.
 SHIFTS = ("norm_keys.bias", "attention.in_proj_bias")
 
 
 def train_ranks(out: Path, train: dict, **more) -> None:
-    ranks = run_ranks(job(out, {"sync_batchnorm": True, "batch_size": 1} | train, **more))
+    ranks = fork_ranks(train_small, out, small_config({"sync_batchnorm": True, "batch_size": 1} | train, **more))
     assert [status for status, _ in ranks] == [0, 0], ranks[0][1] + ranks[1][1]
 
 
@@ -62,7 +63,7 @@ def alone(tmp_path_factory) -> Path:
 
 
 def test_layers_and_counts_of_two_processes():
-    ranks = run_ranks([sys.executable, str(Path(__file__).with_name("ranks.py"))])
+    ranks = fork_ranks(check_all)
     assert [status for status, _ in ranks] == [0, 0], ranks[0][1] + ranks[1][1]
 
 
@@ -74,12 +75,8 @@ def test_two_processes_are_one_with_the_joint_batch(alone, tmp_path):
 @pytest.mark.slow
 def test_without_joint_counts_they_are_not(alone, tmp_path):
     """The test above can fail: the mean of each process's means is another loss."""
-    code = (
-        "import fusion3d.engine.parallel as p; p.mean_counts = lambda c, w: {n: v.clamp(min=1) for n, v in c.items()}"
-    )
-    train = {"sync_batchnorm": True, "batch_size": 1}
-    code += f"; from small import *; train_small({str(tmp_path)!r}, small_config({train}))"
-    assert [status for status, _ in run_ranks([sys.executable, "-c", code])] == [0, 0]
+    config = small_config({"sync_batchnorm": True, "batch_size": 1})
+    assert [status for status, _ in fork_ranks(train_with_own_counts, tmp_path, config)] == [0, 0]
     with pytest.raises(AssertionError):
         same_run(alone, tmp_path, 1e-3)
 

@@ -11,7 +11,6 @@ from fusion3d.build import build_model
 from fusion3d.config import Config, from_dict
 from fusion3d.data import make_loader
 from fusion3d.data.paste.make import make_objects
-from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
 from fusion3d.engine.inference import run_split, sensor_subsets
 from fusion3d.engine.split import open_split
 from fusion3d.engine.train import build_optimizer
@@ -66,16 +65,3 @@ def test_two_steps_and_the_answers(config):
     assert set(said.boxes) == set(said.plans) == set(split.tokens)
     for boxes, plan in zip(said.boxes.values(), said.plans.values(), strict=True):
         assert boxes.center.isfinite().all() and (boxes.score <= 1).all() and plan.position.shape == (6, 2)
-
-
-def test_the_option_of_the_command_line(monkeypatch):
-    import argparse
-
-    from fusion3d.engine import evaluate
-
-    monkeypatch.setattr(evaluate, "load_config_of", lambda checkpoint: Config())
-    parser = argparse.ArgumentParser()
-    add_checkpoint_options(parser)
-    for argv, tta in (([], "none"), (["--tta", "rotate"], "rotate"), (["--evaluation.tta", "flip"], "flip")):
-        options, overrides = parser.parse_known_args(["--checkpoint", "x", "--out", "y", *argv])
-        assert chosen_config(options, overrides).evaluation.tta == tta

@@ -18,12 +18,12 @@ from fusion3d.config import Config, DataConfig, TemporalConfig, override
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine import evaluate as evaluate_module
-from fusion3d.engine.columns import found_columns
-from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
+from fusion3d.engine.columns import found_columns, result_columns
+from fusion3d.engine.evaluate import add_checkpoint_options, add_prediction_options, chosen_config
 from fusion3d.engine.evaluate import main as evaluate_main
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.leaderboard import check_history, reach
-from fusion3d.engine.results import Limits, Problems, examine_results, read_results
+from fusion3d.engine.results import Limits, Problems, Results, examine_results, read_results
 from fusion3d.engine.results.examine import _check_numbers as check_numbers
 from fusion3d.engine.results.rules import FATAL, RULES, SCORABLE
 from fusion3d.engine.submission import to_records, write_submission
@@ -216,6 +216,23 @@ def test_looking_at_boxes_takes_less_memory_than_they_do(tmp_path):
     assert peak < 150 * len(results), "what a box is said to take"
 
 
+def test_columns_are_those_of_the_records_and_take_less_memory(tmp_path):
+    """Whatever the order of the samples; also where there is no box."""
+    boxes = [box("b", size=[1.0, 2.0 + i, 3.0], rotation=[0.8, 0, 0, 0.1 * i], attribute_name="") for i in range(500)]
+    content = {"b": boxes, "c": [], "a": [box("a", detection_name="pedestrian", attribute_name="pedestrian.moving")]}
+    for some in (content, {"c": [], "a": []}):
+        results = read_results(written(tmp_path, {"meta": META, "results": some}))
+        tokens = sorted(some)
+        tracemalloc.start()
+        columns = result_columns(results, tokens)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 250 * len(results) + 10_000
+        found = found_columns(results.records(), tokens)
+        np.testing.assert_equal(dataclasses.asdict(columns), dataclasses.asdict(found))
+        assert all(getattr(columns, f.name).dtype == getattr(found, f.name).dtype for f in dataclasses.fields(found))
+
+
 def test_everything_at_once_is_counted_with_the_first_places(tmp_path):
     content = detections()
     content["results"]["c"] = [
@@ -316,14 +333,16 @@ def test_the_verb_says_all_and_exits_with_1(truth_file, synthetic_root, tmp_path
     assert capsys.readouterr().err.endswith("none.json: no such file\n")
 
 
-def test_somebody_elses_file_is_scored_by_the_same_metrics(truth_file, synthetic_root, tmp_path, capsys):
+def test_somebody_elses_file_is_scored_by_the_same_metrics(truth_file, synthetic_root, tmp_path, monkeypatch, capsys):
     path, records = truth_file
+    monkeypatch.delattr(Results, "records")  # which are many times larger than the boxes
     data = ["--data.root", str(synthetic_root), "--data.version", VERSION, "--data.split", "synthetic_train"]
     assert evaluate_main(["--results", str(path), "--out", str(tmp_path), *data]) == 0
     tables = Tables.open(synthetic_root, VERSION)
     truth = detection_truth(tables, records)
     expected = score_detections(truth, found_columns(records, truth.samples.tokens))
     found = json.loads((tmp_path / "metrics.json").read_text())
+    assert {file.name for file in tmp_path.iterdir()} == {"metrics.json", "matches.npz"}, "no copy of the file"
     row = found["subsets"]["theirs"]
     assert 0.1 < row["mAP"] < 0.9
     assert {k: row[k] for k in ("NDS", "mAP", "mATE", "AP")} == {k: expected[k] for k in ("NDS", "mAP", "mATE", "AP")}
@@ -385,7 +404,9 @@ def test_short_options_set_the_configuration(monkeypatch):
     monkeypatch.setattr(evaluate_module, "load_config_of", lambda checkpoint: Config())
     parser = argparse.ArgumentParser()
     add_checkpoint_options(parser)
+    add_prediction_options(parser)
     common = ["--checkpoint", "x", "--out", "y"]
     assert chosen_config(parser.parse_args(common), []).evaluation == Config().evaluation
     found = chosen_config(parser.parse_args([*common, "--strict", "--stream", "--tta", "flip"]), []).evaluation
     assert (found.strict, found.stream, found.tta) == (True, True, "flip")
+    assert chosen_config(*parser.parse_known_args([*common, "--evaluation.tta", "rotate"])).evaluation.tta == "rotate"

@@ -67,12 +67,12 @@ def test_the_order_of_samples_in_the_file_decides_between_equal_scores(config, s
     assert abs(scores[0]["NDS"] - scores[1]["NDS"]) > 1e-6, "so that the test can fail"
 
 
-@pytest.mark.parametrize("name", ["results_nusc.json", "tracking_nusc.json"])
+@pytest.mark.parametrize("name", ["results_nusc.json", "tracking_nusc.json", "metrics.json"])
 def test_the_file_itself_is_not_written_over(config, tmp_path, name):
     path = tmp_path / name
     path.write_text(json.dumps({"meta": {"use_external": True}, "results": {}}))
     with pytest.raises(ConfigError, match=rf"{name} would be written over"):
-        score_results(path, config, tmp_path / ".." / tmp_path.name)
+        score_results(path, config, tmp_path / ".." / tmp_path.name, scoring=Scoring(official=True))
     assert "use_external" in path.read_text()
 
 

@@ -28,8 +28,8 @@ from fusion3d.model import Fusion3D
 from fusion3d.types import SENSORS, Batch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small import CAMERA, RandomData, job, small_config, train_small
-from tiny import run_ranks
+from small import CAMERA, RandomData, small_config, train_small
+from tiny import fork_ranks
 
 CPU = torch.device("cpu")
 HEADS = {"heatmap", "class", *BOX_CHANNELS, "planning", "map", "motion", "motion_yaw", "motion_mode"}
@@ -239,9 +239,9 @@ def test_what_no_asked_subset_needs_is_not_encoded():
     ids=["plain", "parts", "hybrid", "whole", "motion"],
 )
 def test_two_processes_are_one_under_several_subsets(tmp_path, settings, more):
-    train = {"subsets": 3, "drop_sensor": 0.5, "epochs": 1} | settings
+    train, joint = {"subsets": 3, "drop_sensor": 0.5, "epochs": 1} | settings, {"sync_batchnorm": True, "batch_size": 1}
     train_small(tmp_path / "alone", small_config(train, **more))
-    ranks = run_ranks(job(tmp_path / "two", {"sync_batchnorm": True, "batch_size": 1} | train, **more))
+    ranks = fork_ranks(train_small, tmp_path / "two", small_config(joint | train, **more))
     assert [status for status, _ in ranks] == [0, 0], ranks[0][1] + ranks[1][1]
     alone, two = (read_log(tmp_path / run / "log.jsonl")[:4] for run in ("alone", "two"))
     for a, b in itertools.zip_longest(alone, two):

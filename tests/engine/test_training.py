@@ -26,7 +26,7 @@ from fusion3d.types import Predictions
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import RandomData, small_config
-from tiny import TinyData, TinyModel, python, run_ranks, tiny_config, train_tiny, with_train
+from tiny import TinyData, TinyModel, fork_ranks, tiny_config, train_tiny, with_train
 
 
 def make_trainer(config, folder, model=None, data=None) -> Trainer:
@@ -230,12 +230,9 @@ def test_time_left():
 
 def test_two_processes_end_with_the_same_weights(tmp_path):
     """Branches are skipped at random on each rank, gradients accumulate over two batches: DDP must keep them equal."""
-    code = (
-        "import os; from tiny import *; from fusion3d.engine.seed import seed_all; "
-        "seed_all(int(os.environ['RANK'])); "  # DDP itself must make the weights equal
-        f"train_tiny({str(tmp_path)!r}, TinyModel(), 9, epochs=2, accumulate=2, drop_sensor=0.5)"
-    )
-    (first_status, first_told), (second_status, second_told) = run_ranks(python(code))
+    settings = {"epochs": 2, "accumulate": 2, "drop_sensor": 0.5}
+    ranks = fork_ranks(train_tiny, tmp_path, None, {}, 9, TinyData, settings)  # DDP itself must make weights equal
+    (first_status, first_told), (second_status, second_told) = ranks
     assert first_status == second_status == 0, first_told + second_told
     assert "step 4/4" in first_told and "step" not in second_told
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
@@ -249,14 +246,10 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
 def test_two_processes_are_one_with_the_union_of_their_batches(tmp_path):
     """Weights alone would not show a wrong scale of the gradients, which AdamW takes out: their norm does."""
     quiet = {"epochs": 2, "drop_sensor": 0.0, "drop_camera": 0.0, "drop_radar": 0.0, "clip_norm": 1e9}
-    code = (
-        "from tiny import *; from fusion3d.engine.seed import seed_all; seed_all(0); "
-        f"train_tiny({str(tmp_path / 'two')!r}, TinyModel(norm=False, dropout=0), 8, batch_size=2, **{quiet})"
-    )
-    ranks = run_ranks(python(code))
+    what = 0, {"norm": False, "dropout": 0}, 8, TinyData
+    ranks = fork_ranks(train_tiny, tmp_path / "two", *what, quiet | {"batch_size": 2})
     assert [status for status, _ in ranks] == [0, 0], ranks
-    seed_all(0)
-    train_tiny(tmp_path / "one", TinyModel(norm=False, dropout=0), 8, batch_size=4, **quiet)
+    train_tiny(tmp_path / "one", *what, quiet | {"batch_size": 4})
     two, one = (read_log(tmp_path / name / "log.jsonl") for name in ("two", "one"))
     assert len(one) == 4
     assert [line["grad_norm"] for line in two] == pytest.approx([line["grad_norm"] for line in one], rel=1e-4)

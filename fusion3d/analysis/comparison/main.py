@@ -9,7 +9,6 @@ any time.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +26,16 @@ from fusion3d.analysis.comparison.runs import (
     Budget,
     Run,
     check,
+    environments,
     finished,
     make_run,
     unfinished,
 )
 from fusion3d.analysis.comparison.summary import Metrics, estimate, nds
 from fusion3d.config import Config
-from fusion3d.engine.benchmark_ops.table import environment
+from fusion3d.engine.environment import environment, headline
 from fusion3d.errors import ConfigError, Fusion3DError
-from fusion3d.files import write_json
+from fusion3d.files import read_json, write_json
 
 ROWS = (*OPERATORS, *STAGES, *WITH_OPERATOR)  # those that fuse
 COSTS = "costs.json"
@@ -104,8 +104,11 @@ class Comparison:
         Raises:
             CheckpointError: it is of other settings, data or beginnings.
         """
-        seeds = (ALONE_SEED,) if row.alone else self.seeds
-        return finished(self.run(row, seed) for seed in seeds)
+        return finished(self.of_row(row))
+
+    def of_row(self, row: Row) -> list[Run]:
+        """A row's runs, of every seed."""
+        return [self.run(row, seed) for seed in ((ALONE_SEED,) if row.alone else self.seeds)]
 
 
 def compare(comparison: Comparison, jobs: int) -> None:
@@ -143,7 +146,7 @@ def compare(comparison: Comparison, jobs: int) -> None:
 def measured(out: Path) -> dict[str, Any]:
     """The "rows" of ``costs.measure`` and what they were measured on, "about"; empty where nothing was."""
     path = out / COSTS
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, "remove it to measure anew") if path.is_file() else {}
 
 
 def _say(line: str) -> None:
@@ -167,14 +170,16 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
     if not joint:
         raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
     cost = measured(comparison.out)
-    about = cost.get("about") or environment("cpu", comparison.base.data.version)
     protocol = (
         f"Same data, seeds ({', '.join(map(str, comparison.seeds))}) and budget for every row: "
         f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the model of all "
         "sensors together, or late fusion with those of the sensors' own models, wherever names and shapes fit "
         "(`train.start`); what fuses is new in all of them (`train.fresh`)."
     )
-    header = make_header(comparison.base, name, about, protocol)
+    if "about" in cost:
+        protocol += f" ms: on {headline(cost['about'])}."
+    made_on = environments(run for row in (*alone(comparison.base.branches), *ROWS) for run in comparison.of_row(row))
+    header = make_header(comparison.base, name, made_on, protocol)
     return write_page(path, singles, joint, cost.get("rows", {}), header)
 
 

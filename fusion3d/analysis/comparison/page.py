@@ -22,7 +22,7 @@ from fusion3d.analysis.comparison.summary import (
     whole,
 )
 from fusion3d.config import Config, differences
-from fusion3d.engine.benchmark_ops.table import headline
+from fusion3d.engine.environment import headline
 from fusion3d.files import write_json, write_whole
 from fusion3d.view.intervals import Spread, draw_intervals
 
@@ -41,18 +41,19 @@ def short(subset: str) -> str:
     return "+".join(LETTERS[name] for name in subset.split("+"))
 
 
-def make_header(base: Config, name: str, about: dict[str, Any], protocol: str) -> dict[str, Any]:
+def make_header(base: Config, name: str, made_on: Sequence[Mapping[str, Any]], protocol: str) -> dict[str, Any]:
     """How numbers were made.
 
     Args:
         base: what all rows share.
         name: of that configuration.
-        about: what they were made on, of ``environment``.
+        made_on: of ``environments``.
         protocol: what was done, in words.
     """
     settings = {key: value for key, value in differences(base).items() if key != "data.root"}
-    line = f"{headline(about, None)}; {name}"
-    return {"about": line, "protocol": protocol, "settings": settings, "environment": about}
+    lines = [headline(about) for about in made_on] or [base.data.version]
+    about = f"{' | '.join(lines)}; {name}"
+    return {"about": about, "protocol": protocol, "settings": settings, "environments": list(made_on)}
 
 
 def head_lines(title: str, header: Mapping[str, Any], plot: Path, shown: str) -> list[str]:

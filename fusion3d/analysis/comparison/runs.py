@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from fusion3d.analysis.comparison.rows import TOGETHER, Row
 from fusion3d.build import build_model
 from fusion3d.config import Config, differences, from_dict, to_dict
 from fusion3d.engine.checkpoint import check_same_config, list_checkpoints
+from fusion3d.engine.environment import headline
+from fusion3d.engine.evaluate import RUN
 from fusion3d.engine.start import weights_file
 from fusion3d.engine.train import num_subsets
 from fusion3d.errors import CheckpointError, ConfigError
-from fusion3d.files import write_json
+from fusion3d.files import read_json, write_json
 
 RECORD, METRICS = "record.json", Path("evaluation", "metrics.json")
 # Whose trunk and heads the model of all sensors begins with: the first one's. Only the radar's know a velocity that is
@@ -73,6 +74,15 @@ class Run:
             CheckpointError: the file cannot be read.
         """
         return _read(self.folder / METRICS)
+
+    def environment(self) -> dict[str, Any] | None:
+        """What it was evaluated on, and trained; None where an older version did not note it.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        path = (self.folder / METRICS).with_name(RUN)
+        return _read(path).get("environment") if path.is_file() else None
 
 
 def make_run(base: Config, row: Row, seed: int, budget: Budget, out: Path) -> Run:
@@ -185,8 +195,15 @@ def finished(runs: Iterable[Run]) -> dict[int, Mapping[str, Any]]:
     return {run.seed: run.metrics() for run in found}
 
 
+def environments(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """What the finished runs were made on: one for each ``headline``; empty where no run says it.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    found = [about for run in runs if run.finished and (about := run.environment()) is not None]
+    return [*{headline(about): about for about in found}.values()]
+
+
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; remove it to do this again") from error
+    return read_json(path, "remove it to do this again", error=CheckpointError)

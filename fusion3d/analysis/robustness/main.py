@@ -9,7 +9,7 @@ from fusion3d.analysis.robustness.conditions import GROUPS, choose
 from fusion3d.analysis.robustness.page import NAME, write_page
 from fusion3d.analysis.robustness.suite import Suite, run_suite
 from fusion3d.analysis.robustness.summary import summarise
-from fusion3d.engine.evaluate import add_checkpoint_options, chosen_config
+from fusion3d.engine.evaluate import add_checkpoint_options, add_prediction_options, chosen_config
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     add_checkpoint_options(parser)
+    add_prediction_options(parser)
     parser.add_argument(
         "--conditions",
         nargs="+",

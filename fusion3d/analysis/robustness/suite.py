@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import one_voice, run_among
 from fusion3d.engine.start import weights_file
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
-from fusion3d.files import write_json
+from fusion3d.files import read_json, write_json
 from fusion3d.metrics.detection import score_detections
 
 RESULTS = "conditions"  # folder of the results
@@ -162,11 +161,11 @@ def _run(
 def _kept(suite: Suite, condition: Condition, same: dict[str, str]) -> dict[str, Any] | None:
     """The result that is there, if it is of the same settings, weights and data."""
     try:
-        result = json.loads(suite.path(condition).read_text())
+        result = read_json(suite.path(condition), "")
         there = from_dict(result["config"])
         scored = result["numbers"].keys()
         equal = all(result[key] == value for key, value in same.items()) and result["condition"] == condition.name
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, Fusion3DError):
+    except (KeyError, TypeError, AttributeError, Fusion3DError):
         return None  # none, half of one, or of another version: it is made anew
     if not equal or settings_that_differ(there, suite.config_of(condition)):
         return None

@@ -14,10 +14,9 @@ from fusion3d.analysis.comparison.command import make_parser, read_options
 from fusion3d.analysis.comparison.jobs import run_all
 from fusion3d.analysis.comparison.page import make_header
 from fusion3d.analysis.comparison.rows import Row
-from fusion3d.analysis.comparison.runs import Run, check, finished, trained, unfinished
+from fusion3d.analysis.comparison.runs import Run, check, environments, finished, trained, unfinished
 from fusion3d.analysis.specialists.page import write_page
 from fusion3d.config import Config
-from fusion3d.engine.benchmark_ops.table import environment
 from fusion3d.engine.inference import sensor_subsets
 from fusion3d.engine.train import num_subsets
 from fusion3d.errors import ConfigError, Fusion3DError
@@ -64,10 +63,18 @@ class Comparison:
         Raises:
             ConfigError: the settings of a model do not fit each other.
         """
-        of_seed = [[self.one(seed), *(self.specialist(name, seed) for name in self.subsets)] for seed in self.seeds]
-        for run in of_seed[0]:
+        runs = self.every()
+        for run in runs[: len(self.subsets) + 1]:
             check(run)
-        return [run for runs in of_seed for run in runs]
+        return runs
+
+    def every(self) -> list[Run]:
+        """``runs``, without looking at their settings."""
+        return [
+            run
+            for seed in self.seeds
+            for run in (self.one(seed), *(self.specialist(name, seed) for name in self.subsets))
+        ]
 
 
 def report(comparison: Comparison, path: Path, name: str) -> str:
@@ -99,7 +106,7 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
         f"each sample under {seen}, a kind lost with probability {train.drop_sensor:g}. A specialist has the branches "
         "of its own sensors alone and always sees them all."
     )
-    return write_page(path, one, specialists, make_header(base, name, environment("cpu", base.data.version), protocol))
+    return write_page(path, one, specialists, make_header(base, name, environments(comparison.every()), protocol))
 
 
 def main(argv: list[str]) -> int:

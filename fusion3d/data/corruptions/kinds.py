@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,7 +110,7 @@ def choices(texts: Sequence[str], sensors: Sequence[str], setting: str) -> list[
         setting: named by an error.
 
     Raises:
-        ConfigError: as in ``parse``, or there is nothing to draw.
+        ConfigError: as in ``parse``, one is of a sensor that is not read, or there is nothing to draw.
     """
     found: list[Corruption] = []
     graded = [f"{s}.{name}" for name, kind in KINDS.items() if kind.unit == SEVERITY for s in kind.sensors]
@@ -120,9 +120,28 @@ def choices(texts: Sequence[str], sensors: Sequence[str], setting: str) -> list[
         else:
             sensor, kind = _names(text, text, setting)
             found += [Corruption(sensor, kind, amount) for amount in KINDS[kind].amounts]
+    channels = [channel for sensor in sensors for channel in CHANNELS[sensor]]
+    check_reach(found, channels, setting, "data.sensors")
     if not found:
         raise ConfigError(f"{setting}: none for the sensors {', '.join(sensors)} that are read")
     return found
+
+
+def check_reach(corruptions: Iterable[Corruption], channels: Collection[str], setting: str, reader: str) -> None:
+    """See that every corruption befalls one of the channels that are read.
+
+    Args:
+        corruptions: of ``setting``.
+        channels: that are read.
+        setting: where the corruptions stand.
+        reader: the setting that says what is read.
+
+    Raises:
+        ConfigError: one befalls none; both settings are named.
+    """
+    for one in corruptions:
+        if not any(map(one.covers, channels)):
+            raise ConfigError(f"{setting}: {str(one)!r} befalls nothing: {reader} leaves out its sensor; do so here")
 
 
 def draw_one(candidates: Sequence[Corruption], rng: np.random.Generator) -> Corruption:

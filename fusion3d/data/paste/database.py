@@ -8,7 +8,6 @@ RADAR_FIELDS, and for each camera that saw it ``image.CHANNEL``, the bytes of a 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fusion3d.errors import DataError
+from fusion3d.files import read_json
 from fusion3d.types import ATTRIBUTES, CAMERAS, DETECTION_CLASSES, LIDAR_FIELDS, RADAR_FIELDS, RADARS, Boxes
 
 FORMAT = 1
-INDEX = "index.json"
+INDEX, MAX_INDEX = "index.json", 1 << 30  # bytes, of some millions of objects
 # Columns of the index, and how many numbers each has for an object; 0: one number, not in a list; None: a text.
 COLUMNS: dict[str, int | None] = {
     "file": None, "class": None, "instance": None, "attribute": None, "visibility": 0, "num_points": 2, "center": 3,
@@ -67,14 +67,9 @@ class Objects:
         """
         root = Path(root).expanduser().resolve()
         path = root / INDEX
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(
-                f"no objects to paste in {root}: it has no {INDEX}; make (or finish) it: make_objects"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {path}: {error}; remove {root} and run make_objects again") from error
+        if not path.is_file():
+            raise DataError(f"no objects to paste in {root}: it has no {INDEX}; make (or finish) it: make_objects")
+        content = read_json(path, remedy := f"remove {root} and run make_objects again", max_bytes=MAX_INDEX)
         try:
             made, columns = content["made"], content["objects"]
             if made["format"] != FORMAT:
@@ -83,7 +78,7 @@ class Objects:
             return Objects(root, int(made["lidar_sweeps"]), int(made["radar_sweeps"]), boxes, files)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{path}: {reason}; remove {root} and run make_objects again") from error
+            raise DataError(f"{path}: {reason}; {remedy}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers that are spawned open the index themselves."""

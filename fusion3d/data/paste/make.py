@@ -8,7 +8,6 @@ by one rename. What is made depends on the data and the settings alone, not on w
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,11 +27,11 @@ from fusion3d.data.images import open_image
 from fusion3d.data.lidar import load_lidar
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.paste.cut import lidar_inside, project, radar_inside, wholly_seen
-from fusion3d.data.paste.database import COLUMNS, FORMAT, INDEX, describe, encode
+from fusion3d.data.paste.database import COLUMNS, FORMAT, INDEX, MAX_INDEX, Objects, describe, encode
 from fusion3d.data.radar import load_radars
 from fusion3d.data.splits import samples_of
 from fusion3d.errors import ConfigError, DataError
-from fusion3d.files import write_json, write_whole
+from fusion3d.files import read_json, write_json, write_whole
 from fusion3d.types import CAMERAS, DETECTION_CLASSES, LIDAR_FIELDS, RADAR_FIELDS, Boxes, Cameras
 
 _PART, _MADE = ".part", "made.json"
@@ -103,8 +102,7 @@ def main(argv: list[str]) -> int:
     import tyro
 
     out = tyro.cli(make_objects, args=argv, prog="make_objects.py", config=(tyro.conf.PositionalRequiredArgs,))
-    count = len(json.loads((out / INDEX).read_text(encoding="utf-8"))["objects"]["file"])
-    print(f"{count} objects: {out}")
+    print(f"{len(Objects.open(out))} objects: {out}")
     return 0
 
 
@@ -145,11 +143,8 @@ def _begin(out: Path, made: dict[str, Any]) -> bool:
     """Is the database finished already? ConfigError where it, or what there is of it, was made otherwise."""
     for path, key in ((out / INDEX, "made"), (out / _PART / _MADE, None)):
         if path.is_file():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                there = content[key] if key else content
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DataError(f"cannot read {path}: {error}; remove {out} and run make_objects again") from error
+            content = read_json(path, f"remove {out} and run make_objects again", max_bytes=MAX_INDEX)
+            there = content.get(key, {}) if key else content
             if there != made:
                 differ = [name for name in made if there.get(name) != made[name]]
                 raise ConfigError(
@@ -259,10 +254,9 @@ def _finish(out: Path, made: dict[str, Any], scenes: list[int]) -> None:
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for scene in scenes:
         path = _fragment(out, scene)
-        try:
-            part = json.loads(path.read_text(encoding="utf-8"))
-            for name in COLUMNS:
-                columns[name] += part[name]
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"cannot read {path}: {error}; remove it and run make_objects again") from error
+        part = read_json(path, remedy := "remove it and run make_objects again")
+        if not part.keys() >= set(COLUMNS):
+            raise DataError(f"{path} lacks {', '.join(sorted(set(COLUMNS) - part.keys()))}; {remedy}")
+        for name in COLUMNS:
+            columns[name] += part[name]
     write_json(out / INDEX, {"made": made, "objects": columns}, indent=None)

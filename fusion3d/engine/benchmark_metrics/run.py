@@ -20,6 +20,7 @@ from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.benchmark_metrics.crowd import FULL_SAMPLES, CrowdTables, devkit_boxes, make_crowd
 from fusion3d.engine.benchmark_metrics.tables import FULL_SCENES, VERSION, write_tables
 from fusion3d.engine.benchmark_ops import table
+from fusion3d.engine.environment import environment, headline
 from fusion3d.engine.official import devkit, greatest_difference
 from fusion3d.errors import Fusion3DError
 from fusion3d.files import write_json, write_whole
@@ -160,7 +161,7 @@ def markdown(races: Sequence[Race], about: dict[str, Any]) -> str:
         times = f"{table.seconds(race.ours)} | {table.seconds(race.devkit)} | {race.ratio:.3g}x"
         lines.append(f"| {race.work} | {race.size} | {times} | {target} |")
     return (
-        f"# Metrics\n\n{table.headline(about, None)}\n\n"
+        f"# Metrics\n\n{headline(about)}\n\n"
         "Against nuscenes-devkit in the same process. Scoring: detections and truth lie in memory in each one's own "
         f"form; every number is compared first (within {AGREED:g}), ours is the shortest of {REPEATS} runs, the "
         "devkit runs once. Loading: tables of generated content and real size, each run once with the files in the "
@@ -188,7 +189,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"[{time.monotonic() - begin:5.0f} s] {what}", flush=True)
 
     races = [*time_scoring(samples, args.boxes, say), *time_loading(scenes, say)]
-    about = table.environment("cpu", "generated data")
+    about = environment("cpu", "generated data")
     page = markdown(races, about)
     print(page)
     if args.json:

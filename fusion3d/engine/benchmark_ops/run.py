@@ -15,6 +15,7 @@ import torch
 from fusion3d.engine.benchmark_ops import inputs, table, timing
 from fusion3d.engine.benchmark_ops.case import Case
 from fusion3d.engine.benchmark_ops.table import Row
+from fusion3d.engine.environment import environment, headline
 from fusion3d.errors import Fusion3DError
 from fusion3d.files import write_json, write_whole
 from fusion3d.ops import library
@@ -150,13 +151,13 @@ def main(argv: Sequence[str]) -> int:
         print(f"note: no compiled kernels for {args.device}: what is timed as ours are the pure-torch twins")
     inputs.use_data(args.root)
     rows, rate = run(args)
-    about = table.environment(args.device, inputs.described())
-    print("\n" + table.headline(about, rate) + "\n" + table.text(rows))
+    about = environment(args.device, inputs.described())
+    print("\n" + headline(about, rate) + "\n" + table.text(rows))
     if args.json:
         content = {"environment": about, "copy_rate": rate, "rows": [row.as_dict() for row in rows]}
         write_json(args.json, content)
     if args.markdown:
-        page = ["# Operations", table.headline(about, rate), table.EXPLANATION, table.markdown(rows)]
+        page = ["# Operations", headline(about, rate), table.EXPLANATION, table.markdown(rows)]
         write_whole(args.markdown, ("\n\n".join(page) + "\n").encode())
     return int(any(row.wrong for row in rows))
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from fusion3d.engine.benchmark_ops.timing import Timing
-from fusion3d.ops import library
 
 HEADS = ("op", "shape", "ours", "peer", "time", "ratio", "target", "bound", "of bound", "device")
 _COLUMNS = 120
@@ -83,50 +76,6 @@ def seconds(value: float) -> str:
 def duration(timing: Timing | None) -> str:
     """Shortest reading, and how far the readings spread."""
     return "" if timing is None else f"{seconds(timing.least)} +{timing.spread:.0%}"
-
-
-def environment(device: str, root: str) -> dict[str, Any]:
-    """What the figures depend on: versions, processor, threads, and the source they were measured on."""
-    gpu = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else None
-    return {
-        "device": device,
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "cuda": torch.version.cuda if gpu else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "kernels": sorted(library.DEVICES),
-        "commit": _commit(),
-        "cloud": root,
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _commit() -> str | None:
-    """Of the source folder, with a + where it has been changed since; None where it is no repository."""
-    folder = Path(__file__).parent
-    try:
-        asked = [["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "-uno"]]
-        head, changed = (subprocess.run(a, cwd=folder, capture_output=True, text=True, check=True) for a in asked)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def headline(about: dict[str, Any], rate: float | None) -> str:
-    """One line on where the figures come from."""
-    where = f"{about['gpu']}, CUDA {about['cuda']}" if about["gpu"] else f"{about['cpu']}, {about['threads']} threads"
-    copied = f"; copy {rate / 1e9:.3g} GB/s read and written" if rate else ""
-    return f"{where}; torch {about['torch']}; commit {about['commit'] or 'unknown'}; {about['cloud']}{copied}"
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -64,12 +64,14 @@ class Results:
         """The sensors that the file says it used."""
         return tuple(sensor for sensor in SENSORS if self.meta.get(f"use_{sensor}"))
 
-    def records(self) -> dict[str, list[dict[str, Any]]]:
-        """The boxes as records again, by sample token: what was read, in plain Python values."""
-        found: dict[str, list[dict[str, Any]]] = {token: [] for token in self.tokens}
+    def records(self, tokens: Iterable[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+        """The boxes of these samples (None: of all) as records again, by token: what was read, in plain values."""
+        wanted = set(self.tokens if tokens is None else tokens)
+        found: dict[str, list[dict[str, Any]]] = {token: [] for token in self.tokens if token in wanted}
         names = CLASSES[self.task]
         columns = (self.sample, self.translation, self.size, self.rotation, self.velocity, self.score, self.label)
-        rows = zip(*(column.tolist() for column in (*columns, self.attribute, self.track)), strict=True)
+        here = np.array([token in wanted for token in self.tokens], dtype=bool)[self.sample]
+        rows = zip(*(column[here].tolist() for column in (*columns, self.attribute, self.track)), strict=True)
         for sample, translation, size, rotation, velocity, score, label, attribute, track in rows:
             token = self.tokens[sample]
             record = {
