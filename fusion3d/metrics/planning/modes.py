@@ -50,7 +50,7 @@ def score_modes(
     apart = np.stack([np.linalg.norm(ends - ends[:, k, None], axis=-1) for k in range(modes)], axis=1)
     found["spread"] = _mean((imitation[:, :, None] * imitation[:, None] * apart).sum(axis=(1, 2)))
     likeliest, nearest = order[:, 0], away.mean(axis=2).argmin(axis=1)
-    found["imitation_ECE"] = reliability(imitation[rows, likeliest], likeliest == nearest)["ECE"]
+    found["imitation_ECE"] = reliability(imitation[rows, likeliest], np.equal(likeliest, nearest))["ECE"]
     hit = np.zeros(0, dtype=bool)
     if len(whole):
         hit = meet({"chosen": path[rows, chosen]}, drives[whole])["chosen"].any.any(axis=1)
