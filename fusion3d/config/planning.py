@@ -14,8 +14,9 @@ class AnchorConfig:
 
     count: Count = 32
     """Anchors, and so paths that are chosen among; 32 for some dozens of scenes, 256 for all of nuScenes."""
-    spread: Positive = 0.5
-    """Mean distance from the driven path at which an anchor counts 1/e as likely as one that is the path [m]."""
+    spread: Positive = 1.5
+    """Mean distance from the driven path at which an anchor counts 1/e as likely as one that is the path [m]. Much less
+    than what anchors are apart, and few drives teach little."""
     imitation_weight: Amount = 0.5
     """Weight of telling which anchor the human drives."""
     position_weight: Amount = 1.0

@@ -57,14 +57,13 @@ class OccupancyHead(nn.Module):
     def __init__(self, config: OccupancyConfig, inputs: int, grid: BEVGrid, map_grid: BEVGrid) -> None:
         super().__init__()
         self.loss_weight, self.grid, self.map_grid = config.loss_weight, grid, map_grid
-        last = nn.Conv2d(config.channels, math.prod(_SHAPE) + 1, 1)
-        prior_bias_(last)
-        with torch.no_grad():  # what no map ever teaches says nothing
-            last.weight[-1].zero_()
+        said = nn.Conv2d(config.channels, math.prod(_SHAPE) + 1, 1)
+        prior_bias_(said)
+        nn.init.zeros_(said.weight[-1:])  # what no map ever teaches says nothing
         self.body = nn.Sequential(
             conv_block(inputs, config.channels, norm="group"),
             conv_block(config.channels, config.channels, norm="group"),
-            last,
+            said,
         )
 
     def forward(self, bev_BCYX: Tensor) -> Occupancy:

@@ -53,7 +53,7 @@ def score_modes(
     found["imitation_ECE"] = reliability(imitation[rows, likeliest], np.equal(likeliest, nearest))["ECE"]
     hit = np.zeros(0, dtype=bool)
     if len(whole):
-        hit = meet({"chosen": path[rows, chosen]}, drives[whole])["chosen"].any.any(axis=1)
+        hit = np.asarray(meet({"chosen": path[rows, chosen]}, drives[whole])["chosen"].any.any(axis=1))
     found["collision_ECE"] = reliability(collision[rows, chosen], hit)["ECE"]
     return found
 
