@@ -275,7 +275,7 @@ def test_it_overfits_two_samples():
     model, full = make_model(config), make_batch()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     history = []
-    for _ in range(150):
+    for _ in range(80):
         optimizer.zero_grad()
         loss = torch.stack(list(model.losses(model(full), full).values())).sum()
         loss.backward()
@@ -332,6 +332,8 @@ def test_every_shipped_configuration_trains_for_two_steps(path):
         grid=dataclasses.replace(config.grid, x=(-side / 2, side / 2), y=(-side / 2, side / 2)),
     )
     model, batch = make_model(config), random_batch(config, 2, 300, 30, 6)
+    channels = ["CAM_FRONT", "CAM_BACK_LEFT"] if "camera" in config.branches else []  # two of six, which cost most
+    batch = select_sensors(batch, [*channels, *(name for name in config.branches if name != "camera")])
     assert len(batch.history) == (0 if config.temporal is None else config.temporal.keyframes - 1)
     assert tuple(name for name in SENSORS if getattr(model, name) is not None) == config.branches
     assert set(config.branches) <= set(config.data.sensors)
@@ -339,7 +341,7 @@ def test_every_shipped_configuration_trains_for_two_steps(path):
     generator = torch.Generator().manual_seed(0)
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(2):
-        seen = drop_sensors(select_sensors(batch, config.branches), config.train, generator)
+        seen = drop_sensors(batch, config.train, generator)
         optimizer.zero_grad()
         assert sum(seen.present[name] for name in config.branches).all(), "a sample without any sensor"  # type: ignore[union-attr]
         losses = model.losses(model(seen), batch)

@@ -41,7 +41,7 @@ def load_temperatures(checkpoint: str | Path, subsets: Sequence[str]) -> Tempera
     """
     path = find_checkpoint(checkpoint) / FILE
     again = "run calibrate with this checkpoint"
-    found = read_json(path, f"for evaluation.calibrated {again}", error=CheckpointError).get("temperatures")
+    found = read_json(path, f"for evaluation.calibrated {again}", error=CheckpointError).get("temperatures", {})
     known: Temperatures = {}
     for subset in subsets:
         try:

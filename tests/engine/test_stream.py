@@ -77,9 +77,8 @@ def test_a_state_remembers_all_of_the_scene_and_nothing_of_others(synthetic_root
     assert not same(stream, predict(dataclasses.replace(config, evaluation=EvaluationConfig())), 1e-3), "short clips"
 
 
-@pytest.mark.parametrize("tta", ["none", "flip"])
-def test_processes_share_scenes_and_each_view_has_its_own_memory(synthetic_root, tta):
-    config = config_of(synthetic_root, "recurrent", tta)
+def test_processes_share_scenes_and_each_view_has_its_own_memory(synthetic_root):
+    config = config_of(synthetic_root, "recurrent", "flip")
     alone, parts = predict(config), [predict(config, (rank, 2)) for rank in range(2)]
     tokens = open_split(config, "all", training=False).tokens
     assert [len(part.poses) for part in parts] == [12, 6], "whole scenes"

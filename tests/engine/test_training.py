@@ -20,8 +20,9 @@ from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.inference import run_split
 from fusion3d.engine.log import Clock, RunLog, read_log
 from fusion3d.engine.seed import derive_seed, seed_all
-from fusion3d.engine.train import Trainer
-from fusion3d.errors import CheckpointError, Fusion3DError, TrainingError
+from fusion3d.engine.split import check_branches
+from fusion3d.engine.train import Trainer, train
+from fusion3d.errors import CheckpointError, ConfigError, Fusion3DError, TrainingError
 from fusion3d.types import Predictions
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -152,6 +153,17 @@ def test_resuming_with_other_data_or_processes_is_refused(tmp_path):
         one.resume(folder)
 
 
+def test_a_branch_that_would_learn_nothing_is_an_error(tmp_path):
+    sensors = {"image_size": [64, 64], "workers": 0, "sensors": ["camera", "lidar"]}
+    with pytest.raises(
+        ConfigError, match=r"radar is not null, and data\.sensors \(camera, lidar\) leaves it out"
+    ) as said:
+        train(small_config(data=sensors), tmp_path, device="cpu")
+    assert "\n" not in str(said.value) and not list(tmp_path.iterdir())
+    check_branches(small_config(data=sensors, radar=None))
+    check_branches(small_config({"start": ["elsewhere"]}, data=sensors))  # where it has learned already
+
+
 def test_every_sample_keeps_a_sensor_that_the_model_has(tmp_path):
     """LiDAR is read, for supervision, but the model has no branch for it: losing the radar would leave nothing."""
     seen_by_model, supervised_by = [], []
@@ -273,10 +285,10 @@ def test_bfloat16_of_the_real_model_stays_near_float32(tmp_path):
     """What must be exact is in float32 whatever the autocast type: geometry, depth, losses, sums over points."""
     lines = []
     for precision in ("float32", "bfloat16"):
-        config = small_config({"precision": precision, "learning_rate": 3e-4, "drop_sensor": 0.0})
+        config = small_config({"precision": precision, "learning_rate": 3e-4, "drop_sensor": 0.0, "epochs": 2})
         seed_all(config.seed)
         trainer = make_trainer(config, tmp_path / precision, build_model(config), RandomData(config))
-        assert trainer.total_steps == 20
+        assert trainer.total_steps == 8
         run(trainer)
         assert all(
             p.isfinite().all() and p.dtype == torch.float32 for p in trainer.model.state_dict().values() if p.ndim

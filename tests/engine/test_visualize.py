@@ -22,6 +22,7 @@ from fusion3d.engine.visualize import IMAGE_SIZE, choose, look, main, open_clips
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.geometry import apply
 from fusion3d.types import CAMERAS, RADARS
+from fusion3d.view import pictures
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,14 @@ def config(synthetic_root) -> Config:
             "root": str(synthetic_root), "version": "v1.0-synthetic", "split": "val", "image_size": [64, 128],
             "lidar_sweeps": 2, "radar_sweeps": 2, "workers": 0,
         },
-        "grid": {"x": [-51.2, 51.2], "y": [-51.2, 51.2], "resolution": 1.6},
+        "grid": {"x": [-51.2, 51.2], "y": [-51.2, 51.2], "resolution": 3.2},
         "camera": {
             "backbone": {"name": "resnet18", "width": 8},
             "fpn_channels": 16,
             "channels": 8,
             "depth": [1.0, 51.0, 5.0],
         },
-        "lidar": {"channels": 16, "pillar": 0.8},
+        "lidar": {"channels": 16, "pillar": 1.6},
         "radar": {"channels": 8},
         "fusion": {"channels": 16},
         "trunk": {"channels": 16, "blocks": [1, 1, 1], "out_channels": 16},
@@ -67,12 +68,34 @@ def arguments(config: Config) -> list[str]:
     return ["--data.root", data.root, "--data.version", data.version, "--data.split", data.split]
 
 
-def test_the_ground_truth_of_a_whole_scene(config, dataset, tmp_path, capsys):
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """What is drawn instead of being drawn: drawing takes long, and is tested elsewhere."""
+    samples = []
+
+    def draw(sample, boxes, plan, path, **options):
+        samples.append((sample.token, boxes is not None))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+        return path
+
+    monkeypatch.setattr(pictures, "draw_sample", draw)
+    return samples
+
+
+def test_the_ground_truth_of_a_whole_scene(config, dataset, tmp_path, capsys, drawn):
     name = dataset.tables.scene(int(dataset.rows[0]))
     assert main([*arguments(config), "--scene", name, "--out", str(tmp_path / "out")]) == 0
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert written == [f"{name}-{i:04d}.png" for i in range(6)]
-    assert capsys.readouterr().out.count("written: ") == 6
+    assert capsys.readouterr().out.count("written: ") == 6 and drawn == [(t, False) for t in dataset.tokens]
+
+
+def test_pictures_are_in_the_order_that_is_asked_for(config, checkpoint, dataset, tmp_path, drawn):
+    assert [p.name for p in visualize(config, [1, 0], tmp_path / "two", checkpoint)] == [
+        f"{dataset[i].scene}-{i:04d}.png" for i in (1, 0)
+    ]
+    assert drawn == [(dataset.tokens[i], True) for i in (1, 0)]
 
 
 def test_what_a_checkpoint_says_is_what_evaluation_scores(config, checkpoint, dataset):
@@ -116,9 +139,6 @@ def test_the_command_draws_a_checkpoint(config, checkpoint, dataset, tmp_path):
     with Image.open(path) as one, Image.open(alone) as other:
         assert one.height == other.height and np.asarray(one).std() > 5
     assert path.read_bytes() != alone.read_bytes()
-    assert [p.name for p in visualize(config, [1, 0], tmp_path / "two", checkpoint)] == [
-        f"{dataset[i].scene}-{i:04d}.png" for i in (1, 0)
-    ]
 
 
 def test_boxes_sit_on_what_the_cameras_see(dataset):

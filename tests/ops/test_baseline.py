@@ -18,6 +18,7 @@ FAMILIES = (
     "bev_pool", "box_overlap", "ms_deform_attn", "nms", "points_in_boxes", "segments", "sparse", "voxels", "windows",
 )  # fmt: skip
 CHOSEN = "equals_twin or equal_twin or equals_a_loop_over_windows or sixteen_bits or nan_of_the_baseline"
+LARGE = "30000-150 or 1500-83 or 1000-1000 or 8-16 or 4-32"  # more of what smaller cases show too
 
 
 def values_of_16_bits(dtype, columns):
@@ -56,7 +57,8 @@ def test_nan_of_the_baseline():
 @compiled
 def test_every_family_equals_its_twin_without_avx2():
     files = [str(HERE / f"test_{family}.py") for family in FAMILIES]
-    command = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "-m", "not gpu", "-k", CHOSEN]
+    command = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "-m", "not gpu"]
+    command += ["-k", f"({CHOSEN}) and not ({LARGE})"]
     done = subprocess.run(
         [*command, *files, __file__],
         env={**os.environ, "FUSION3D_BASELINE": "1"},

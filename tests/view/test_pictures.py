@@ -47,9 +47,16 @@ def test_a_picture_is_a_whole_png_and_quick(sample, predicted, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["one.png"]  # no temporary file stays
 
 
-@pytest.mark.parametrize("channels", [None, ("CAM_FRONT",), ("CAM_BACK", "CAM_FRONT_LEFT")])
-@pytest.mark.parametrize("sensors", [True, False])
-@pytest.mark.parametrize("truth", [True, False])
+@pytest.mark.parametrize(
+    ("channels", "sensors", "truth"),
+    [
+        (None, True, True),
+        (None, False, False),
+        (("CAM_FRONT",), True, False),
+        (("CAM_BACK", "CAM_FRONT_LEFT"), True, False),
+        (("CAM_BACK", "CAM_FRONT_LEFT"), False, True),
+    ],
+)
 def test_anything_may_be_absent(sample_with, tmp_path, channels, sensors, truth):
     path = draw_sample(sample_with(channels, sensors, truth), None, None, tmp_path / "a.png")
     assert path.stat().st_size > 20_000
@@ -64,15 +71,18 @@ def test_a_sensor_that_saw_nothing_and_no_prediction_are_drawn(sample, tmp_path)
 
 
 def test_cameras_stand_where_they_look(sample_with):
-    """Each camera's tile holds its own image: give one a colour of its own and look for it."""
+    """Each camera's tile holds its own image, alone or among others: give each a colour of its own and look for it."""
     order = ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]
-    for k, channel in enumerate(order):
-        sample = sample_with((channel,), sensors=False, truth=False)
-        green = torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 198, 352)[None]
-        sample = dataclasses.replace(sample, cameras=dataclasses.replace(sample.cameras, images=green))
+    shades = dict(zip(order, ("#00ff00", "#ff0000", "#0000ff", "#00ffff", "#ff00ff", "#ffff00"), strict=True))
+    for channels in (tuple(reversed(order)), ("CAM_BACK_LEFT",)):
+        sample = sample_with(channels, sensors=False, truth=False)
+        rgb = torch.tensor([colors.rgb(shades[channel]) for channel in channels]).float()
+        images = rgb[:, :, None, None].expand(-1, -1, 198, 352)
+        sample = dataclasses.replace(sample, cameras=dataclasses.replace(sample.cameras, images=images))
         image, frames = rendered(sample)
-        shares = [near(crop(image, frame), "#00ff00").mean() for frame in frames[1:7]]
-        assert shares[k] > 0.9 and sum(shares) - shares[k] == 0
+        for k, tile in enumerate(frames[1:7]):
+            shares = [near(crop(image, tile), shade).mean() for shade in shades.values()]
+            assert (shares[k] > 0.9) == (order[k] in channels) and sum(shares) - shares[k] == 0
 
 
 def test_truth_and_prediction_look_different(sample, predicted):

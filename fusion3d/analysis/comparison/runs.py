@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fusion3d.analysis.comparison.rows import TOGETHER, Row
 from fusion3d.build import build_model
 from fusion3d.config import Config, differences, from_dict, to_dict
 from fusion3d.engine.checkpoint import check_same_config, list_checkpoints
 from fusion3d.engine.environment import headline
-from fusion3d.engine.evaluate import RUN
 from fusion3d.engine.start import weights_file
 from fusion3d.engine.train import num_subsets
 from fusion3d.errors import CheckpointError, ConfigError
@@ -81,6 +82,8 @@ class Run:
         Raises:
             CheckpointError: the file cannot be read.
         """
+        from fusion3d.engine.evaluate import RUN  # which is much to import for whoever only begins a process
+
         path = (self.folder / METRICS).with_name(RUN)
         return _read(path).get("environment") if path.is_file() else None
 
@@ -118,7 +121,8 @@ def check(run: Run) -> None:
     if run.config.detection is None:
         raise ConfigError("detection: found null; models are compared by their NDS, of boxes")
     try:
-        build_model(from_dict(to_dict(run.config)), pretrained=False)
+        with torch.device("meta"):  # shapes alone
+            build_model(from_dict(to_dict(run.config)), pretrained=False)
     except ConfigError as error:
         raise ConfigError(f"row {run.row.name}: {error}") from error
 

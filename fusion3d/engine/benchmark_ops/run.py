@@ -179,5 +179,5 @@ def _parser() -> argparse.ArgumentParser:
 def _set_threads(count: int) -> None:
     import numba
 
+    numba.set_num_threads(min(count, numba.get_num_threads()))  # which may set OpenMP's number, torch's too, to all
     torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.get_num_threads()))
