@@ -31,7 +31,6 @@ class JointBatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         assert input.ndim >= 2
 
-    @torch.compiler.disable
     def forward(self, x_BCN: Tensor) -> Tensor:
         """[B, C, ...] to the same shape and type."""
         if not self.training:

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from fusion3d.encoders.camera import CameraEncoder
+from fusion3d.engine.batchnorm import JointBatchNorm
 from fusion3d.model import Fusion3D
 
 
 def compile_parts(model: nn.Module, **options: Any) -> list[nn.Module]:
     """Compile the dense parts of a model, in place: names and tensors of its state stay as they are.
 
-    What is packed (points, pillars), looks things up or matches is left alone: its shapes change with every batch.
+    What is packed (points, pillars), looks things up or matches is left alone: its shapes change with every batch. So
+    is a layer that speaks with other processes.
 
     Args:
         model: any; the ``Fusion3D`` in it are looked for.
@@ -26,6 +28,10 @@ def compile_parts(model: nn.Module, **options: Any) -> list[nn.Module]:
         The parts.
     """
     parts = list(dense_parts(model))
+    for layer in model.modules():
+        if isinstance(layer, JointBatchNorm):
+            # No decorator of the class: that would import much, for whoever trains without compiling too.
+            layer.forward = torch.compiler.disable(layer.forward)  # type: ignore[method-assign, assignment]
     for part in parts:
         part.forward = torch.compile(_in_frame_of_its_own(part.forward), **options)
     return parts

@@ -86,5 +86,7 @@ def test_compiled_by_inductor_it_trains_goes_on_and_goes_with_others(tmp_path, m
     train_small(tmp_path / "fast", small_config(train, **more))
     again = load_file(last / "ema.safetensors")
     assert all(torch.equal(again[name], value) for name, value in fast.items())
-    ranks = fork_ranks(train_small, tmp_path / "two", small_config(train | {"batch_size": 1}, **more))
+    ranks = fork_ranks(
+        train_small, tmp_path / "two", small_config(train | {"batch_size": 1, "sync_batchnorm": True}, **more)
+    )
     assert [status for status, _ in ranks] == [0, 0], ranks[0][1] + ranks[1][1]
