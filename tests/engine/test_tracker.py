@@ -270,7 +270,7 @@ def test_a_file_of_tracks_has_the_devkits_numbers(detections, synthetic_root, tm
 def test_tasks_are_those_that_the_model_has():
     assert choose_tasks(Config(), None) == ("detection", "planning")
     assert choose_tasks(Config(), ["tracking", "planning"]) == ("planning", "tracking")
-    assert set(TASKS) == {"detection", "planning", "map", "tracking"}
+    assert set(TASKS) == {"detection", "planning", "motion", "map", "tracking"}
     with pytest.raises(ConfigError, match="no task 'map' for this model; possible: detection, planning, tracking"):
         choose_tasks(Config(), ["map"])
     with pytest.raises(ConfigError, match="no task 'tracking'"):

@@ -105,7 +105,7 @@ def test_what_a_checkpoint_says_is_what_evaluation_scores(config, checkpoint, da
     model, _ = load_model(checkpoint)
     everything = {"camera+lidar+radar": ("camera", "lidar", "radar")}
     of_split = run_split(model, dataset, everything, 1, 0, torch.device("cpu")).subsets["camera+lidar+radar"]
-    ((sample, boxes, plan, _),) = look(dataset, [2], checkpoint, device="cpu")
+    ((sample, boxes, plan, *_),) = look(dataset, [2], checkpoint, device="cpu")
     assert sample.token == dataset.tokens[2]
     assert sample.cameras is not None and sample.cameras.images.shape[-2:] == IMAGE_SIZE
     assert boxes is not None and len(boxes) == len(of_split.boxes[sample.token]) > 0
@@ -124,7 +124,7 @@ def test_a_model_that_remembers_is_looked_at_with_its_past_and_its_views(config,
     save_checkpoint(folder, config, model.state_dict(), Position(1))
     split = open_split(config, "val", training=False)
     said = run_split(model, split, {"lidar": ("lidar",)}, 1, 0, torch.device("cpu"), views_of(config))
-    ((sample, boxes, plan, _),) = look(open_clips(config), [2], folder, device="cpu")
+    ((sample, boxes, plan, *_),) = look(open_clips(config), [2], folder, device="cpu")
     expected = said.subsets["lidar"]
     assert boxes is not None and plan is not None and len(boxes) == len(expected.boxes[sample.token]) > 0
     torch.testing.assert_close(boxes.center, expected.boxes[sample.token].center, atol=1e-4, rtol=1e-4)
