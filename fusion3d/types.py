@@ -51,7 +51,7 @@ KEY_SWEEP = 0.02  # [s] points younger than this belong to the key sweep (LiDAR 
 EGO_SIZE = (4.084, 1.730, 1.562)
 EGO_CENTER = 1.39
 TIME_STEP = 0.5  # seconds between keyframes, and between planned positions
-# What a planner thinks of a path (probabilities, and progress), and what a predicted ``Occupancy`` says of the first two.
+# What a planner thinks of a path, as probabilities, and what a predicted ``Occupancy`` says of the first two.
 PLAN_SCORES = ("collision", "off_road", "comfort", "progress", "occupied", "undrivable")
 OCCUPANTS = ("vehicle", "vru", "static")  # vru: people and cycles; static: all that does not move by itself
 OCCUPANCY_TIMES = (0.0, 1.0, 2.0, 3.0)  # [s] from now

@@ -47,6 +47,7 @@ _MARGIN, _GAP, _TITLE = 28, 8, 62  # [px]
 _TILE = 520  # width of a camera [px]
 _LEGEND = 250  # smallest height of the legend [px]
 _BIRDSEYE = 860  # smallest side of the bird's-eye view [px]
+_ARROW = {"arrowstyle": "-|>", "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
 
 
 def draw_sample(
@@ -283,10 +284,7 @@ def _legend_marks(
         y += 29
 
     def arrow(color: str) -> None:
-        page.annotate(
-            "", (left + 42, y), (left + 2, y),
-            arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.3, "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip
+        page.annotate("", (left + 42, y), (left + 2, y), arrowprops=_ARROW | {"color": color})
 
     def swatch(face: str, edge: str, line: float) -> None:
         page.add_patch(Rectangle((left + 2, y - 8), 40, 16, facecolor=face, edgecolor=edge, linewidth=line))
