@@ -207,7 +207,7 @@ def _write(
     caption: str,
 ) -> Path:
     if view == "scene":
-        return scene.save(scene.build_scene(*seen[:3], min_score=min_score), path)
+        return scene.save(scene.build_scene(*seen[:3], min_score, seen.occupancy, config.map_grid), path)
     drawn = {"grid": config.map_grid, "min_score": min_score, "caption": caption, "occupancy": seen.occupancy}
     return pictures.draw_sample(*seen[:3], path, **drawn)
 
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     for index, seen in zip(indices, look(dataset, indices, *model), strict=True):
         if window:
             title = f"{seen[0].scene}  {seen[0].token}"
-            scene.show(scene.build_scene(*seen[:3], min_score=options.min_score), title)
+            scene.show(scene.build_scene(*seen[:3], options.min_score, seen.occupancy, config.map_grid), title)
         else:
             path = Path(options.save) if options.save is not None else out / _file_name(seen[0], index, options.view)
             path = _write(seen, path, options.view, config, options.min_score, caption)
