@@ -24,7 +24,7 @@ from fusion3d.view import pictures, scene
 
 IMAGE_SIZE = (450, 800)  # of what is drawn [px]: half a nuScenes image, whatever the network reads
 _MAP_THRESHOLD = 0.5  # of the map's probabilities that are drawn
-_OCCUPIED = 0.1  # least probability of an occupancy that is drawn
+_OCCUPIED = 0.25  # least probability of an occupancy that is drawn
 _FADE = (1.0, 0.8, 0.6, 0.4)  # of an occupancy at OCCUPANCY_TIMES
 
 
