@@ -24,7 +24,7 @@ from fusion3d.view import pictures, scene
 
 IMAGE_SIZE = (450, 800)  # of what is drawn [px]: half a nuScenes image, whatever the network reads
 _MAP_THRESHOLD = 0.5  # of the map's probabilities that are drawn
-_OCCUPIED = 0.1  # least probability of an occupancy that is drawn
+_OCCUPIED = 0.25  # least probability of an occupancy that is drawn
 _FADE = (1.0, 0.8, 0.6, 0.4)  # of an occupancy at OCCUPANCY_TIMES
 
 
@@ -209,13 +209,13 @@ def _write(
     caption: str,
 ) -> Path:
     if view == "scene":
-        return scene.save(_build(seen, min_score), path)
+        return scene.save(_build(seen, config, min_score), path)
     drawn = {"grid": config.map_grid, "min_score": min_score, "caption": caption}
     return pictures.draw_sample(*seen[:3], path, **drawn, occupancy=seen.occupancy, motion=seen.motion)
 
 
-def _build(seen: Seen, min_score: float) -> scene.Scene:
-    return scene.build_scene(seen.sample, seen.boxes, seen.plan, min_score, seen.motion)
+def _build(seen: Seen, config: Config, min_score: float) -> scene.Scene:
+    return scene.build_scene(*seen[:3], min_score, seen.motion, seen.occupancy, config.map_grid)
 
 
 def _caption(config: Config, checkpoint: str | Path | None) -> str:
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     for index, seen in zip(indices, look(dataset, indices, *model), strict=True):
         if window:
             title = f"{seen[0].scene}  {seen[0].token}"
-            scene.show(_build(seen, options.min_score), title)
+            scene.show(_build(seen, config, options.min_score), title)
         else:
             path = Path(options.save) if options.save is not None else out / _file_name(seen[0], index, options.view)
             path = _write(seen, path, options.view, config, options.min_score, caption)

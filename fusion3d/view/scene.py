@@ -29,6 +29,7 @@ from fusion3d.types import (
     KEY_SWEEP,
     LIDAR_FIELDS,
     RADAR_FIELDS,
+    BEVGrid,
     Boxes,
     Cameras,
     Forecast,
@@ -36,7 +37,7 @@ from fusion3d.types import (
     Trajectory,
 )
 from fusion3d.view import colors
-from fusion3d.view.birdseye import SLOW, likely_paths
+from fusion3d.view.birdseye import SLOW, colour, likely_paths
 from fusion3d.view.projection import BOX_EDGES
 
 EYE, TARGET = (-19.0, 7.0, 15.0), (9.0, -1.0, 0.0)  # [m] in ego: from behind, above and a little to the left
@@ -84,6 +85,8 @@ def build_scene(
     plan: Trajectory | None = None,
     min_score: float = 0.2,
     motion: Forecast | None = None,
+    occupancy: np.ndarray | None = None,
+    grid: BEVGrid | None = None,
 ) -> Scene:
     """Everything in a sample, and what the model says about it, as coloured points, lines and surfaces.
 
@@ -93,9 +96,13 @@ def build_scene(
         plan: [T] planned path in ego.
         min_score: see ``predictions``.
         motion: how ``predictions`` go on, in ego; what is less likely is darker.
+        occupancy: [Y, X] in the grid, 0 to 1, how much others are expected there; or None.
+        grid: of the occupancy.
     """
     builder = _Builder()
     _add_rings(builder)
+    if occupancy is not None and grid is not None:
+        _add_heat(builder, occupancy, grid)
     _add_ego(builder)
     if sample.lidar is not None:
         shade = colors.height_rgb(sample.lidar[:, 2].cpu().numpy())
@@ -133,6 +140,18 @@ def _add_rings(builder: _Builder) -> None:
     for radius in range(10, 60, 10):
         ring = circle * radius
         builder.add("segments", np.stack([ring[:-1], ring[1:]], axis=1), colors.RING)
+
+
+def _add_heat(builder: _Builder, heat_YX: np.ndarray, grid: BEVGrid) -> None:
+    """A tile on the ground for every cell with any heat, darker where there is less."""
+    warm = heat_YX > 0
+    middle = grid.centers().numpy()[warm]
+    half = grid.resolution / 2 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    corners = np.pad(middle[:, None] + half, ((0, 0), (0, 0), (0, 1)), constant_values=0.01)
+    shade = colour(heat_YX[warm], 1.0)
+    shade = _dim(shade[:, :3], shade[:, 3])
+    for chosen in ([0, 1, 2], [0, 2, 3]):
+        builder.add("triangles", corners[:, chosen], shade)
 
 
 def _box_edges(corners: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ def near(image: np.ndarray, color: str, tolerance: float = 0.06) -> np.ndarray:
     return (np.abs(image[..., :3] - np.array(colors.rgb(color))) < tolerance).all(-1)
 
 
-def rendered(sample, predictions=None, plan=None) -> tuple[np.ndarray, dict]:
+def rendered(sample, predictions=None, plan=None, **more) -> tuple[np.ndarray, dict]:
     """The page as an image, and the pixel frame of every axes: (left, top, right, bottom), in drawing order."""
-    figure = compose(sample, predictions, plan, GRID).figure
+    figure = compose(sample, predictions, plan, GRID, **more).figure
     figure.canvas.draw()
     image = np.asarray(figure.canvas.buffer_rgba()) / 255
     height = image.shape[0]
@@ -175,6 +175,22 @@ def test_the_plan_is_drawn_along_its_positions(sample, predicted):
         row, col = int((54 - x) * per_metre), int((54 - y) * per_metre)
         assert yellow[row - 6 : row + 7, col - 6 : col + 7].sum() > 10
     assert yellow[: int(20 * per_metre)].sum() == 0  # nothing beyond the last position
+
+
+def test_the_occupancy_lies_where_others_are_expected(sample):
+    """Warm at its cell, to the left and behind; beside it, and where nobody is, nothing changes."""
+    bare = dataclasses.replace(sample, lidar=None, radar=None, boxes=None, future=None, past=None, map_mask=None)
+    heat = np.zeros(GRID.shape)
+    y, x = 20.0, -30.0
+    iy, ix = round((y - GRID.y[0]) / GRID.resolution), round((x - GRID.x[0]) / GRID.resolution)
+    heat[iy - 3 : iy + 3, ix - 3 : ix + 3] = 1.0
+    (cold, frames), (warm, _) = rendered(bare), rendered(bare, occupancy=heat)
+    changed = (np.abs(crop(warm, frames[7]) - crop(cold, frames[7])) > 0.2).any(-1)
+    rows, cols = np.nonzero(changed)
+    per_metre = changed.shape[0] / 108
+    assert abs(rows.mean() - (54 - x) * per_metre) < 3 and abs(cols.mean() - (54 - y) * per_metre) < 3
+    assert np.ptp(rows) < 5 * per_metre and np.ptp(cols) < 5 * per_metre
+    assert (warm != cold).any(-1).sum() > changed.sum() + 100, "the legend says what it is"
 
 
 def test_the_title_says_which_sensors_are_there(sample, sample_with):

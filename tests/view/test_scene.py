@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fusion3d.errors import Fusion3DError
-from fusion3d.types import RADAR_FIELDS, Boxes, Forecast, Sample, Trajectory
+from fusion3d.types import RADAR_FIELDS, BEVGrid, Boxes, Forecast, Sample, Trajectory
 from fusion3d.view import colors, scene
 
 
@@ -80,6 +80,17 @@ def test_a_path_is_a_band_of_its_width():
     a, b = band[:, 1] - band[:, 0], band[:, 2] - band[:, 0]
     area = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / 2
     assert area == pytest.approx(8.0 * 0.6, rel=1e-5)  # masked positions are not drawn
+
+
+def test_the_occupancy_is_tiles_on_the_ground():
+    grid = BEVGrid(x=(-8.0, 8.0), y=(-8.0, 8.0), resolution=2.0)
+    heat = np.zeros(grid.shape)
+    heat[5, 1] = 1.0  # y 2 to 4, x -6 to -4
+    plain, warm = scene.build_scene(bare()), scene.build_scene(bare(), occupancy=heat, grid=grid)
+    assert len(warm.triangles) == len(plain.triangles) + 2
+    tile = warm.triangles[:2].reshape(-1, 3)
+    np.testing.assert_allclose(tile.min(axis=0), [-6, 2, 0.01], atol=1e-6)
+    np.testing.assert_allclose(tile.max(axis=0), [-4, 4, 0.01], atol=1e-6)
 
 
 def test_frusta_pass_through_the_image_corners(front_camera):
