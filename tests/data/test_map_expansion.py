@@ -275,3 +275,7 @@ def test_lanes_are_kept_in_the_cache(world, monkeypatch, tmp_path):
         for field in dataclasses.fields(read):
             np.testing.assert_array_equal(getattr(kept, field.name), getattr(read, field.name))
     expansion._open.cache_clear()
+    monkeypatch.setattr(expansion, "_FORMAT", expansion._FORMAT + 1)
+    monkeypatch.setattr(expansion, "_read", lambda path, kind: first)  # what an older version kept is not what it reads
+    assert open_lanes(world.path) is first
+    expansion._open.cache_clear()
