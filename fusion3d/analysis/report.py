@@ -31,6 +31,7 @@ from fusion3d.engine.matches import MATCHES, read_matches
 from fusion3d.engine.results import read_results
 from fusion3d.engine.submission import from_records
 from fusion3d.engine.visualize import look, open_clips
+from fusion3d.errors import DataError
 from fusion3d.files import read_json
 from fusion3d.metrics.faults import Fault, find_faults
 from fusion3d.metrics.matching import Matches
@@ -62,6 +63,8 @@ def report(run: str | Path, path: str | Path | None = None, worst: int = 4, pict
     run = Path(run)
     folder = run if (run / "metrics.json").is_file() and (run / RUN).is_file() else run / "evaluation"
     metrics, about = (read_json(folder / name, _REMEDY) for name in ("metrics.json", RUN))
+    if not (isinstance(about.get("config"), dict) and isinstance(about.get("checkpoint"), str)):
+        raise DataError(f"{folder / RUN} lacks config or checkpoint; {_REMEDY}")
     config = from_dict(about["config"], source=str(folder / RUN))
     log = run / "log.jsonl"
     return write_report(

@@ -68,8 +68,10 @@ def load_motion(tables: Tables, sample: int, steps: int, min_points: int = 0) ->
     later = step >= 0
     at = place[later], step[later]
     position[at], heading[at], mask[at] = center[later, :2], yaw[later], True
-    rows = rows[first[order]]
-    path = Trajectory(_tensor(position), _tensor(heading), torch.from_numpy(mask))
+    # Things are the boxes of now, but where a table has an instance twice in a sample: then both are the same thing.
+    each = np.concatenate([place[: len(now)], np.arange(place[: len(now)].max(initial=-1) + 1, len(first))])
+    rows = np.concatenate([rows[: len(now)], rows[first[order]][each[len(now) :]]])
+    path = Trajectory(_tensor(position[each]), _tensor(heading[each]), torch.from_numpy(mask[each]))
     return Motion(path, _tensor(tables.box_size[rows]), _tensor(tables.box_class[rows]))
 
 

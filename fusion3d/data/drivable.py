@@ -46,7 +46,7 @@ class Area:
         """[M, 2] global positions [m] to [M, K] bool: which of the K polygons around are there, in their order?"""
         if not len(xy):
             return np.zeros((0, 0), dtype=bool)
-        (left, bottom), top = xy.min(axis=0), xy[:, 1].max()
+        (left, bottom), top = np.fmin.reduce(xy), np.fmax.reduce(xy[:, 1])  # a position that is not known is nowhere
         # A ray to the right cuts an edge that begins at or below it and ends above, or the other way round.
         near = np.flatnonzero((self.low <= top) & (self.high > bottom) & (self.right > left))
         x0, y0, x1, y1 = self.edge[near].T

@@ -18,6 +18,7 @@ import numpy as np
 from fusion3d.errors import DataError
 from fusion3d.files import cache_folder, write_cache
 
+_FORMAT = 1  # raised when what is read of a file changes its meaning, so that older caches are rebuilt
 _CACHE_FROM = 1_000_000  # [bytes] smaller files are read faster than they are looked up
 
 Read = TypeVar("Read", bound="FromExpansion")
@@ -75,7 +76,8 @@ def open_expansion(path: Path, kind: type[Read]) -> Read:
 def _open(path: Path, kind: Any, size: int, modified: int) -> Any:
     if size < _CACHE_FROM:
         return _read(path, kind)
-    digest = hashlib.sha256(f"{path.resolve()}\n{size}\n{modified}\n{kind.__name__}".encode()).hexdigest()[:16]
+    state = f"{_FORMAT}\n{path.resolve()}\n{size}\n{modified}\n{kind.__name__}"
+    digest = hashlib.sha256(state.encode()).hexdigest()[:16]
     cached = cache_folder() / "maps" / f"{digest}.npz"
     names = [f.name for f in dataclasses.fields(kind)]
     try:

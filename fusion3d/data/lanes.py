@@ -86,7 +86,7 @@ class Lanes:
         """The lane on which vehicles are, of those that lead their way (by less than 90 degrees).
 
         Args:
-            pose: [M, 3] x, y, yaw; a yaw of NaN is any way.
+            pose: [M, 3] x, y, yaw; a yaw of NaN is any way, a place of NaN nowhere.
             reach: centrelines farther away are none [m].
 
         Returns:
@@ -94,8 +94,8 @@ class Lanes:
             the place on the centreline that is nearest, NaN where none is.
         """
         low, high = (
-            pose[:, :2].min(0, initial=np.inf) - reach - STEP,
-            pose[:, :2].max(0, initial=-np.inf) + reach + STEP,
+            np.fmin.reduce(pose[:, :2], initial=np.inf) - reach - STEP,
+            np.fmax.reduce(pose[:, :2], initial=-np.inf) + reach + STEP,
         )
         near = np.flatnonzero(((self.pose[:, :2] >= low) & (self.pose[:, :2] <= high)).all(axis=1))
         lane, along, place = np.full(len(pose), -1), np.full(len(pose), np.nan), np.full((len(pose), 3), np.nan)
@@ -104,11 +104,14 @@ class Lanes:
         away = np.linalg.norm(pose[:, None, :2] - self.pose[near, :2], axis=-1)
         against = np.cos(pose[:, 2, None] - self.pose[near, 2]) <= 0  # False for NaN
         away[against] = np.inf
-        closest = near[away.argmin(axis=1)]
-        there = np.flatnonzero(away.min(axis=1) <= reach + STEP / 2)
-        lane[there] = np.searchsorted(self.start, closest[there], side="right") - 1
-        for row in there.tolist():
-            along[row], place[row] = _project(self.centreline(lane[row]), pose[row, :2])
+        least = away.min(axis=1)
+        for row in np.flatnonzero(least <= reach + STEP / 2).tolist():
+            # The nearest centreline has a point at most half a step farther than the nearest point.
+            close = near[away[row] <= least[row] + STEP / 2]
+            lanes = np.unique(np.searchsorted(self.start, close, side="right") - 1)
+            feet = [_project(self.centreline(k), pose[row, :2]) for k in lanes]
+            best = int(np.argmin([np.linalg.norm(foot[:2] - pose[row, :2]) for _, foot in feet]))
+            lane[row], (along[row], place[row]) = lanes[best], feet[best]
         off = np.linalg.norm(place[:, :2] - pose[:, :2], axis=1) > reach
         lane[off], along[off], place[off] = -1, np.nan, np.nan
         return lane, along, place

@@ -28,7 +28,8 @@ def score_tracks(scenes: Sequence[TrackScene], steps: int) -> list[ScoredAgents]
 
     ``constant_velocity`` and ``constant_turn`` go on as between the last two keyframes; ``physics_oracle`` is, of these
     two and the same with the last acceleration, the one that came nearest to the truth, which none can know (the
-    devkit's PhysicsOracle, whose constant velocity is along the heading; here along the motion).
+    devkit's PhysicsOracle, whose constant velocity is along the heading, here along the motion; and what is slower than
+    1 m/s turns less here, see ``drive``).
     """
     return [
         _score_track(scene, now, steps)

@@ -25,6 +25,8 @@ def drive(velocity: Tensor, yaw_rate: Tensor, acceleration: Tensor, times: Tenso
 
     With neither turn nor acceleration it is constant velocity, exactly and in any direction; with a turn alone,
     constant turn rate and velocity. As speed changes, the arc stays the same circle: things turn by the way they make.
+    What is slower than ``_SLOW`` turns by its way as if it had that speed, and so slower than ``yaw_rate``: nothing
+    turns on the spot.
 
     Args:
         velocity: [..., 2] in each thing's own frame, x where it heads [m/s].
@@ -58,7 +60,7 @@ def constant_velocity(boxes: Boxes, times: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def constant_turn(boxes: Boxes, times: Tensor, yaw_rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes go on along circles at their speed (constant turn rate and velocity).
+    """Boxes go on along circles at their speed (constant turn rate and velocity; below ``_SLOW`` see ``drive``).
 
     Args:
         boxes: A; those of unknown velocity stand.

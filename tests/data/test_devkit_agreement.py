@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import reduce
 
 import numpy as np
 import pytest
+import torch
 
 from fusion3d.config import DataConfig
 from fusion3d.data import NuScenesDataset, Tables, samples_of
@@ -136,6 +138,18 @@ def test_motion_of_all_around(nusc, tables, samples):
         assert not motion.path.mask[:, len(later) :].any()
         followed += int(motion.path.mask.sum())
     assert followed > 10
+
+
+def test_boxes_keep_their_motion_where_a_table_has_an_instance_twice(synthetic_root):
+    tables = Tables.open(synthetic_root, "v1.0-synthetic")
+    now, right = load_boxes(tables, 0), load_motion(tables, 0, 3)
+    broken = dataclasses.replace(tables, box_instance=tables.box_instance.copy())
+    first = int(tables.box_start[0])
+    broken.box_instance[first + 2] = tables.box_instance[first]
+    motion = load_motion(broken, 0, 3)
+    keep = torch.arange(len(now)) != 2
+    torch.testing.assert_close(motion.path.position[: len(now)][keep], right.path.position[: len(now)][keep])
+    assert torch.equal(motion.label[: len(now)], now.label) and torch.equal(motion.size[: len(now)], now.size)
 
 
 def test_boxes_in_every_sensor_frame(nusc, tables, samples):

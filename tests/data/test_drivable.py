@@ -71,6 +71,13 @@ def test_each_polygon_by_itself():
     assert Area([], np.zeros(0, int)).within(xy).shape == (500, 0) and not Area([], np.zeros(0, int)).contains(xy).any()
 
 
+def test_a_position_that_is_not_known_is_nowhere_and_spoils_no_other():
+    area = Area([np.array([[0, 0], [10, 0], [10, 10], [0, 10]], dtype=float)], np.array([0]))
+    nan = float("nan")
+    assert area.contains(np.array([[5.0, 5.0], [nan, 5.0], [5.0, nan], [nan, nan]])).tolist() == [True] + 3 * [False]
+    assert not area.contains(np.array([[nan, nan]])).any()
+
+
 def test_other_layers_are_not_drivable():
     square = [np.array([[0, 0], [10, 0], [10, 10], [0, 10]], dtype=float)]
     area = drivable_area(vector_map([square], layer=1 - LAYER if LAYER in (0, 1) else 0))

@@ -186,9 +186,22 @@ def test_the_closest_lane_and_the_way_along_it(world, places):
         assert ours.distance(shapely.Point(x, y)) == pytest.approx(line.distance(shapely.Point(x, y)), abs=0.1)
         assert along[row] == pytest.approx(ours.project(shapely.Point(x, y)), abs=1e-6)
         np.testing.assert_allclose(place[row, :2], ours.interpolate(along[row]).coords[0], atol=1e-6)
+    kept = world.lanes.nearest(np.concatenate([anyway, np.full((1, 3), np.nan)]), 30.0)
+    assert kept[0].tolist() == [*lane.tolist(), -1]  # a place that is not known spoils no other
     far, nowhere, none = world.lanes.nearest(np.array([[-500.0, -500.0, 0.0], [np.nan] * 3]), 30.0)
     assert far.tolist() == [-1, -1] and np.isnan(nowhere).all() and np.isnan(none).all()
     assert [len(of) for of in world.lanes.nearest(np.zeros((0, 3)), 5.0)] == [0, 0, 0]
+
+
+def test_the_closest_lane_is_that_of_the_closest_line_whatever_its_points(world):
+    """Beside lanes that are close together, and between their points."""
+    rng = np.random.default_rng(0)
+    lines = [shapely.LineString(world.lanes.centreline(k)[:, :2]) for k in range(len(world.lanes))]
+    chosen = rng.integers(len(world.lanes.pose), size=300)
+    pose = world.lanes.pose[chosen] + np.column_stack([rng.normal(0, 0.3, (300, 2)), np.full(300, np.nan)])
+    _, _, place = world.lanes.nearest(pose, 5.0)
+    least = shapely.distance(np.array(lines), shapely.points(pose[:, None, :2])).min(axis=1)
+    np.testing.assert_allclose(np.linalg.norm(place[:, :2] - pose[:, :2], axis=1), least, atol=1e-9)
 
 
 def test_the_ego_drives_its_lane_onwards(world):
@@ -261,4 +274,8 @@ def test_lanes_are_kept_in_the_cache(world, monkeypatch, tmp_path):
     for kept, read in ((open_lanes(world.path), first), (open_map(world.path), shapes)):
         for field in dataclasses.fields(read):
             np.testing.assert_array_equal(getattr(kept, field.name), getattr(read, field.name))
+    expansion._open.cache_clear()
+    monkeypatch.setattr(expansion, "_FORMAT", expansion._FORMAT + 1)
+    monkeypatch.setattr(expansion, "_read", lambda path, kind: first)  # what an older version kept is not what it reads
+    assert open_lanes(world.path) is first
     expansion._open.cache_clear()
