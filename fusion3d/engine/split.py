@@ -58,7 +58,7 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
     """A split of the configured data set.
 
     Args:
-        config: sensors, sizes, augmentation and the number of planned and forecast steps.
+        config: sensors, sizes, augmentation and the number of steps ahead.
         split: name.
         training: with augmentation, and without boxes that have too few points.
 
@@ -78,7 +78,7 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         augment,
         config.seed,
         training=training,
-        steps=max((head.steps for head in (config.planning, config.motion) if head is not None), default=6),
+        steps=config.steps,
         with_map=config.map is not None or (training and foresees),
         with_motion=config.motion is not None or (training and foresees),
         keyframes=1 if clips is None else clips.keyframes,
