@@ -63,14 +63,22 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         training: with augmentation, and without boxes that have too few points.
 
     Raises:
-        ConfigError: ``data.corruptions`` befall nothing that is read.
+        ConfigError: ``data.corruptions`` befall nothing that is read, or objects are to be pasted where a head learns
+            how things go on from all that is annotated.
         DataError: the tables, the objects to paste or the split cannot be read.
     """
     check_corruptions(config, config.data.sensors, "data.sensors (with data.cameras, data.radars)")
     augment = config.augment if training else None
     clips = config.temporal if training or not streams(config) else None
     # What paths are worth, and who will be where, is learned of maps and of how things go on.
-    foresees = config.occupancy is not None or (config.planning is not None and config.planning.head == "anchors")
+    chooses = config.planning is not None and config.planning.head == "anchors"
+    foresees = chooses or config.occupancy is not None
+    if foresees and augment is not None and augment.paste is not None:
+        head = "planning.head 'anchors'" if chooses else "occupancy"
+        raise ConfigError(
+            f"augment.paste puts in objects of which nobody knows how they go on, and {head} would learn that they "
+            "are gone; set one of them to null (the planner's head to query)"
+        )
     return NuScenesDataset(
         config.data,
         split,
