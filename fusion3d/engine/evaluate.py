@@ -187,9 +187,13 @@ def choose_tasks(config: Config, names: Sequence[str] | None) -> tuple[str, ...]
     """The tasks to score, in the order of ``TASKS``; for None the heads that the model has: tracking must be asked for.
 
     Raises:
-        ConfigError: a task that is unknown, or the model has no head for.
+        ConfigError: a task that is unknown, or the model has no head for; or it has none that is scored.
     """
     there = [task for task, head in TASKS.items() if getattr(config, head) is not None]
+    if not there:
+        raise ConfigError(
+            "detection, planning and map are null: there is nothing to score; look at the occupancy with visualize"
+        )
     wrong = [name for name in names or () if name not in there]
     if wrong:
         raise ConfigError(f"no task {wrong[0]!r} for this model; possible: {', '.join(there)}")
