@@ -19,7 +19,7 @@ from fusion3d.config.model import (
 from fusion3d.config.planning import OccupancyConfig, PlanningConfig
 from fusion3d.config.ranges import Whole
 from fusion3d.config.train import EvaluationConfig, TrainConfig
-from fusion3d.types import SENSORS, BEVGrid
+from fusion3d.types import OCCUPANCY_TIMES, SENSORS, TIME_STEP, BEVGrid
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,10 @@ class Config:
     def map_grid(self) -> BEVGrid:
         """The grid that maps are cut in: the map head's, where it has its own."""
         return self.grid if self.map is None or self.map.grid is None else self.map.grid
+
+    @property
+    def steps(self) -> int:
+        """Steps ahead that a sample must be known for: as far as any head looks, and 6 where none does."""
+        known = [head.steps for head in (self.planning, self.motion) if head is not None]
+        known += [round(OCCUPANCY_TIMES[-1] / TIME_STEP)] if self.occupancy is not None else []
+        return max(known, default=6)

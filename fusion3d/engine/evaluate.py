@@ -17,7 +17,7 @@ from fusion3d.engine.checkpoint import find_checkpoint, load_config_of, load_mod
 from fusion3d.engine.drives import drives_of, map_of
 from fusion3d.engine.environment import environment
 from fusion3d.engine.evaluate_plans import trained_baselines
-from fusion3d.engine.forecasts import format_motion
+from fusion3d.engine.forecasts import format_motion, table_line
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
 from fusion3d.engine.leaderboard import check_history
@@ -187,9 +187,13 @@ def choose_tasks(config: Config, names: Sequence[str] | None) -> tuple[str, ...]
     """The tasks to score, in the order of ``TASKS``; for None the heads that the model has: tracking must be asked for.
 
     Raises:
-        ConfigError: a task that is unknown, or the model has no head for.
+        ConfigError: a task that is unknown, or the model has no head for; or it has none that is scored.
     """
     there = [task for task, head in TASKS.items() if getattr(config, head) is not None]
+    if not there:
+        raise ConfigError(
+            "detection, planning and map are null: there is nothing to score; look at the occupancy with visualize"
+        )
     wrong = [name for name in names or () if name not in there]
     if wrong:
         raise ConfigError(f"no task {wrong[0]!r} for this model; possible: {', '.join(there)}")
@@ -255,24 +259,25 @@ def format_table(metrics: dict[str, Any]) -> str:
     lines = []
     detection = {name: row for name, row in metrics["subsets"].items() if "NDS" in row}
     if detection:
-        lines += [_row("sensors", COLUMNS)] + [_row(name, [row[c] for c in COLUMNS]) for name, row in detection.items()]
+        lines.append(table_line("sensors", COLUMNS))
+        lines += [table_line(name, [row[c] for c in COLUMNS]) for name, row in detection.items()]
         lines += notes(detection)
     tracks = {name: row["tracking"] for name, row in metrics["subsets"].items() if "tracking" in row}
     if tracks:
-        lines += ["", _row("tracking", TRACK_COLUMNS)]
-        lines += [_row(name, [row[c] for c in TRACK_COLUMNS]) for name, row in tracks.items()]
+        lines += ["", table_line("tracking", TRACK_COLUMNS)]
+        lines += [table_line(name, [row[c] for c in TRACK_COLUMNS]) for name, row in tracks.items()]
     if motion := {name: row["motion"] for name, row in metrics["subsets"].items() if "motion" in row}:
         lines += ["", *format_motion(motion)]
     if "shapley" in metrics:
         worth = {name: metrics["shapley"][name] for name in ("NDS", "mAP")}
-        lines += ["", _row("worth (Shapley)", [*worth["NDS"]])]
-        lines += [_row(name, [*of_sensor.values()]) for name, of_sensor in worth.items()]
+        lines += ["", table_line("worth (Shapley)", [*worth["NDS"]])]
+        lines += [table_line(name, [*of_sensor.values()]) for name, of_sensor in worth.items()]
     if "planning" in metrics:
         plans = metrics["planning"]
-        lines += ["", _row("planning", [*PLAN_COLUMNS, "N", "events"])]
+        lines += ["", table_line("planning", [*PLAN_COLUMNS, "N", "events"])]
         for name, row in plans.items():
             counts = [f"{row[column]:.0f}" for column in ("N", "events")]
-            lines.append(_row(name, [*(row[column] for column in PLAN_COLUMNS), *counts]))
+            lines.append(table_line(name, [*(row[column] for column in PLAN_COLUMNS), *counts]))
         samples = metrics["planning_scores"]["protocols"][NAME]["samples"]
         lines.append(
             f"exact, samples {samples}, ego {ABOUT['ego'].split(',')[0]}, nothing masked; in metrics.json: six"
@@ -280,17 +285,13 @@ def format_table(metrics: dict[str, Any]) -> str:
         lines.append("published protocols on the same plans, the PDM-style score, and skill over ctrv by manoeuvre")
         if modes := metrics["planning_scores"].get("modes"):
             names = [name for name in modes if not name.startswith("minFDE")]
-            lines += ["", _row("paths to choose from", names), _row("", [modes[name] for name in names])]
+            lines += ["", table_line("paths to choose from", names), table_line("", [modes[name] for name in names])]
     if "map" in metrics:
         maps = {name: row["map"] for name, row in metrics["subsets"].items()} | metrics["map"]
         for at in ("0.5", "best"):
-            lines += ["", _row(f"map IoU@{at}", ["mean", *MAP_CLASSES])]
-            lines += [_row(k, [row[f"mIoU@{at}"], *row[f"IoU@{at}"].values()]) for k, row in maps.items()]
+            lines += ["", table_line(f"map IoU@{at}", ["mean", *MAP_CLASSES])]
+            lines += [table_line(k, [row[f"mIoU@{at}"], *row[f"IoU@{at}"].values()]) for k, row in maps.items()]
     return "\n".join(lines).lstrip()  # without detection the first table has no line above it
-
-
-def _row(name: str, values: Sequence[str | float]) -> str:
-    return f"{name:<20}" + "".join(f"{v:>14}" if isinstance(v, str) else f"{v:>14.3f}" for v in values)
 
 
 def main(argv: list[str] | None = None) -> int:

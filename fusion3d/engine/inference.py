@@ -33,7 +33,7 @@ class SubsetOutput:
     plans: dict[str, Trajectory] = field(default_factory=dict)  # by sample token, [T], in ego
     forecasts: dict[str, Forecast] = field(default_factory=dict)  # of the boxes, where they are kept
     agents: dict[str, ScoredAgents] = field(default_factory=dict)  # by token, where they are not and the truth is known
-    modes: dict[str, PlanModes] = field(default_factory=dict)  # by sample token, [K, T], in ego; of all sensors alone
+    modes: dict[str, PlanModes] = field(default_factory=dict)  # by token, [K, T], in ego; of the last subset alone
     map: MapOverlap = field(default_factory=MapOverlap)
     seconds: float = 0.0  # forward and decode; without the encoders, where they ran for all subsets
 

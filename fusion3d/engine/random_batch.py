@@ -47,7 +47,7 @@ def random_batch(
     A model with memory gets as many keyframes before as it is trained with, in which sensors read what they do now.
 
     Args:
-        config: gives the image size, the grid, the numbers of planned and forecast steps and of keyframes.
+        config: gives the image size, the grid, the numbers of steps ahead and of keyframes.
         size: B.
         num_points: LiDAR points of each sample, all sweeps together.
         num_returns: radar returns of each sample.
@@ -59,7 +59,7 @@ def random_batch(
     lidar = torch.cat([_random_points(config, b, num_points, generator) for b in boxes])
     radar = torch.cat([_random_returns(config, num_returns, generator) for _ in range(size)])
     present = torch.ones(size, dtype=torch.bool)
-    steps = max((head.steps for head in (config.planning, config.motion) if head is not None), default=6)
+    steps = config.steps
     speed = torch.rand(size, 1, 1, generator=generator) * 5
     along = torch.arange(1, steps + 1)[None, :, None] * speed * torch.tensor([1.0, 0.1])
     mask = torch.ones(size, steps, dtype=torch.bool)

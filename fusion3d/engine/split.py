@@ -58,19 +58,27 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
     """A split of the configured data set.
 
     Args:
-        config: sensors, sizes, augmentation and the number of planned and forecast steps.
+        config: sensors, sizes, augmentation and the number of steps ahead.
         split: name.
         training: with augmentation, and without boxes that have too few points.
 
     Raises:
-        ConfigError: ``data.corruptions`` befall nothing that is read.
+        ConfigError: ``data.corruptions`` befall nothing that is read, or objects are to be pasted where a head learns
+            how things go on from all that is annotated.
         DataError: the tables, the objects to paste or the split cannot be read.
     """
     check_corruptions(config, config.data.sensors, "data.sensors (with data.cameras, data.radars)")
     augment = config.augment if training else None
     clips = config.temporal if training or not streams(config) else None
     # What paths are worth, and who will be where, is learned of maps and of how things go on.
-    foresees = config.occupancy is not None or (config.planning is not None and config.planning.head == "anchors")
+    chooses = config.planning is not None and config.planning.head == "anchors"
+    foresees = chooses or config.occupancy is not None
+    if foresees and augment is not None and augment.paste is not None:
+        head = "planning.head 'anchors'" if chooses else "occupancy"
+        raise ConfigError(
+            f"augment.paste puts in objects of which nobody knows how they go on, and {head} would learn that they "
+            "are gone; set one of them to null (the planner's head to query)"
+        )
     return NuScenesDataset(
         config.data,
         split,
@@ -78,7 +86,7 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         augment,
         config.seed,
         training=training,
-        steps=max((head.steps for head in (config.planning, config.motion) if head is not None), default=6),
+        steps=config.steps,
         with_map=config.map is not None or (training and foresees),
         with_motion=config.motion is not None or (training and foresees),
         keyframes=1 if clips is None else clips.keyframes,

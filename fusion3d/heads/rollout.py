@@ -1,4 +1,4 @@
-"""Where boxes will be at any time: by constant velocity or turn, or by a forecast. A planner takes any of these.
+"""Where boxes will be at any time: by constant velocity or turn, or by a forecast.
 
 Letters: A boxes, K ways to go on, T times.
 """

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fusion3d.analysis.explain.targets import Target, answer
 from fusion3d.build import build_model
-from fusion3d.config import Config, from_dict
+from fusion3d.config import AugmentConfig, Config, PasteConfig, from_dict
 from fusion3d.data.annotations import load_ego
 from fusion3d.data.collate import collate
 from fusion3d.engine.anchors import driven_paths, find_anchors
@@ -120,7 +120,7 @@ def test_what_there_is_too_little_of(synthetic_root):
 
 def test_maps_and_motion_are_read_to_learn_of_them(config):
     sample = open_split(config, config.data.train_split, training=True)[0]
-    assert sample.motion is not None and sample.map_mask is not None and sample.motion.path.mask.shape[1] == STEPS
+    assert sample.motion is not None and sample.map_mask is not None and sample.motion.path.mask.shape[1] == 6
     sample = open_split(config, config.data.split, training=False)[0]
     assert sample.motion is None and sample.map_mask is None
 
@@ -206,3 +206,15 @@ def test_models_side_by_side_merge_plans_and_occupancies(config):
     assert again["lidar.planning_status"] == known["lidar.planning_status"], "the second sample has no LiDAR"
     assert again["radar.planning_status"] != known["radar.planning_status"]
     assert all(value.isfinite() for value in losses.values())
+
+
+def test_pasted_objects_are_nothing_to_foresee(tmp_path):
+    """They are there now and nowhere later: whoever learns from what is annotated would learn that they vanish."""
+    pasting = AugmentConfig(paste=PasteConfig(database=str(tmp_path)))
+    config = dataclasses.replace(make_config(tmp_path), augment=pasting)
+    with pytest.raises(ConfigError, match=r"augment\.paste .* planning\.head 'anchors'"):
+        open_split(config, "synthetic_train", training=True)
+    with pytest.raises(ConfigError, match=r"augment\.paste .* occupancy"):
+        open_split(dataclasses.replace(config, planning=None), "synthetic_train", training=True)
+    with pytest.raises(DataError):  # evaluation pastes nothing, and here gets as far as the tables
+        open_split(config, "synthetic_val", training=False)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d.cli import run
-from fusion3d.config import Config, TrackerConfig
+from fusion3d.config import Config, OccupancyConfig, TrackerConfig
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine.evaluate import TASKS, choose_tasks, format_table
@@ -277,6 +277,8 @@ def test_tasks_are_those_that_the_model_has():
         choose_tasks(Config(detection=None), ["tracking"])
     with pytest.raises(ConfigError, match="no task 'fly'"):
         choose_tasks(Config(), ["fly"])
+    with pytest.raises(ConfigError, match="nothing to score"):
+        choose_tasks(Config(detection=None, planning=None, occupancy=OccupancyConfig()), None)
 
 
 def test_a_table_of_tracks_alone_has_no_empty_line_above_it(detections, synthetic_root, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion3d.config import Config, OccupancyConfig
+from fusion3d.config import Config, OccupancyConfig, PlanningConfig
 from fusion3d.data.augment import bev_matrix, transform_batch
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.heads.occupancy import OccupancyHead, occupied, paint
@@ -160,3 +160,11 @@ def test_a_map_of_another_grid_is_looked_up_where_it_reaches():
     x, y = GRID.centers().unbind(-1)
     inside = (x >= -4) & (x < 8) & (y >= -4) & (y < 4)
     assert torch.equal(logits.grad[0] != 0, inside) and torch.equal(logits.grad[0][inside] < 0, x[inside] > 2.5)
+
+
+def test_what_is_later_than_the_plan_is_taught_too():
+    config = dataclasses.replace(Config(), grid=GRID, data=dataclasses.replace(Config().data, image_size=(8, 8)))
+    short = dataclasses.replace(config, planning=PlanningConfig(steps=2), occupancy=OccupancyConfig())
+    assert short.steps == 6 and dataclasses.replace(short, occupancy=None).steps == 2
+    assert dataclasses.replace(short, planning=PlanningConfig(steps=8)).steps == 8
+    assert occupied(random_batch(short, 2, 0, 0, 6), GRID)[1].all()

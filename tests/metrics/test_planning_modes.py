@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 
@@ -68,3 +69,15 @@ def test_only_whole_futures_count():
     assert found["N"] == 2 and found["minADE_1"] == 0
     nothing = score_modes(path, likely, likely, np.zeros(3, dtype=np.int64), drives(of.future, known=known & False))
     assert nothing["N"] == 0 and np.isnan(nothing["minADE_1"]) and np.isnan(nothing["imitation_ECE"])
+
+
+def test_pairs_of_many_paths_do_not_fill_the_memory():
+    of, count = drives(np.repeat(straight(4.0), 20, 0)), 256
+    path = np.repeat(np.concatenate([straight(4.0 + k / count) for k in range(count)])[None], 20, axis=0)
+    likely = np.full((20, count), 1 / count)
+    tracemalloc.start()
+    found = score_modes(path, likely, likely, np.zeros(20, dtype=np.int64), of)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20 * count**2 * 8, "a number for each pair of each sample"
+    assert found["spread"] == pytest.approx(3.0 * (count - 1 / count) / count / 3)

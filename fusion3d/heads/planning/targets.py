@@ -2,9 +2,11 @@
 
 Hydra-MDP (Li et al., 2024) distils NAVSIM's scores so; here they are those of our own metric, on annotated data. Known
 where the data say it: collisions until the annotated keyframes end, the drivable area where a map knows it, comfort
-where the last half second is known, progress where the whole driven path is. Two things differ from the metric: the map
-is the raster that the batch has, and what is annotated now but is no box of the ten classes (too few points, another
-category) is met from the first keyframe ahead on, for the batch does not say where it is now.
+where the vehicle's velocity and yaw rate are known, progress where the whole driven path is. Three things differ from
+the metric: the map is the raster that the batch has; what is annotated now but is no box of the ten classes (too few
+points, another category) is met from the first keyframe ahead on, for the batch does not say where it is now; and
+comfort begins with the status of the batch, which is of the last half second, as the metric's, with ``data.status``
+poses, and of this moment with can_bus.
 
 Letters: B samples, K paths, T steps, I = 5 T instants (0.1 s ... 3.0 s), A things.
 """

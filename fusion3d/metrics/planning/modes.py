@@ -47,8 +47,11 @@ def score_modes(
         found[f"minFDE_{count}"] = _mean(best[..., -1].min(axis=1))
         found[f"miss_{count}"] = _mean((best.max(axis=2) >= MISS).all(axis=1))
     ends = path[:, :, -1, :2]
-    apart = np.stack([np.linalg.norm(ends - ends[:, k, None], axis=-1) for k in range(modes)], axis=1)
-    found["spread"] = _mean((imitation[:, :, None] * imitation[:, None] * apart).sum(axis=(1, 2)))
+    spread = np.zeros(len(whole))
+    for k in range(modes):  # not all pairs at once: of hundreds of paths they fill the memory
+        apart = np.linalg.norm(ends - ends[:, k, None], axis=-1)
+        spread += imitation[:, k] * (imitation * apart).sum(axis=1)
+    found["spread"] = _mean(spread)
     likeliest, nearest = order[:, 0], away.mean(axis=2).argmin(axis=1)
     found["imitation_ECE"] = reliability(imitation[rows, likeliest], np.equal(likeliest, nearest))["ECE"]
     hit = np.zeros(0, dtype=bool)
