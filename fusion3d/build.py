@@ -12,7 +12,7 @@ from fusion3d.bev.represent import make_representation
 from fusion3d.bev.temporal import make_temporal
 from fusion3d.bev.trunk import Trunk
 from fusion3d.bev.views import make_view
-from fusion3d.config import Config
+from fusion3d.config import AnchorConfig, Config
 from fusion3d.encoders.camera import make_camera_encoder
 from fusion3d.encoders.lidar import make_lidar
 from fusion3d.encoders.radar import make_radar
@@ -71,9 +71,13 @@ def build_model(config: Config, pretrained: bool = True) -> Model:
 
 
 def _check_planning(config: Config) -> None:
-    """ConfigError where the planner is to use what there is not."""
+    """ConfigError where the planner is to use what there is not, or settings are of one that it is not."""
     planning = config.planning
-    if planning is None or planning.head != "anchors":
+    if planning is None:
+        return
+    if planning.head != "anchors":
+        if planning.anchors != AnchorConfig():
+            raise ConfigError(f"planning.anchors is set, and planning.head is {planning.head!r}: set it to 'anchors'")
         return
     if planning.anchors.reject and config.detection is None:
         raise ConfigError("planning.anchors.reject is true, and detection is null: there are no boxes to look at")

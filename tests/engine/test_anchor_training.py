@@ -107,7 +107,7 @@ def test_what_there_is_too_little_of(synthetic_root):
     long = make_config(synthetic_root, steps=6)
     with pytest.raises(DataError, match="no keyframe has 6 known ones after"):
         find_anchors(build_model(long), long, dataset)
-    query = make_config(synthetic_root, head="query")
+    query = make_config(synthetic_root, head="query", anchors={})
     assert find_anchors(build_model(query), query, dataset) == []
     for wrong, told in (
         ({"detection": None}, "planning.anchors.reject is true, and detection is null"),
@@ -116,6 +116,9 @@ def test_what_there_is_too_little_of(synthetic_root):
         weighed = make_config(synthetic_root, anchors={"reject": True, "score_weights": {"occupied": 1.0}})
         with pytest.raises(ConfigError, match=told):
             build_model(dataclasses.replace(weighed, **wrong))
+    unread = dataclasses.replace(long, planning=dataclasses.replace(long.planning, head="query"))  # type: ignore[type-var]
+    with pytest.raises(ConfigError, match=r"planning\.anchors is set, and planning\.head is 'query'"):
+        build_model(unread)
 
 
 def test_maps_and_motion_are_read_to_learn_of_them(config):
