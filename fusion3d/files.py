@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, get_origin
 
 from fusion3d.errors import DataError, Fusion3DError
 
 MAX_JSON = 1 << 28  # bytes of a file that is read whole
+
+Content = TypeVar("Content", dict[str, Any], list[Any])
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -94,15 +97,17 @@ def read_json(
     path: str | Path,
     remedy: str,
     *,
+    kind: type[Content] = dict[str, Any],
     error: type[Fusion3DError] = DataError,
     max_bytes: int = MAX_JSON,
     unique: bool = False,
-) -> dict[str, Any]:
-    """The object that a JSON file holds.
+) -> Content:
+    """The object, or the list, that a JSON file holds.
 
     Args:
         path: file, in UTF-8.
         remedy: what to do where it is missing or damaged; the end of the message.
+        kind: dict or list.
         error: what is raised then.
         max_bytes: a larger file is not read.
         unique: an object with a key twice is an error too.
@@ -119,9 +124,38 @@ def read_json(
         raise error(f"no {path}; {remedy}") from None
     except (OSError, ValueError, RecursionError) as reason:
         raise error(f"cannot read {path}: {reason}; {remedy}") from reason
-    if not isinstance(content, dict):
-        raise error(f"{path} holds a {type(content).__name__}, expected an object; {remedy}")
+    if not isinstance(content, get_origin(kind) or kind):
+        expected = "a list" if kind is list else "an object"
+        raise error(f"{path} holds a {type(content).__name__}, expected {expected}; {remedy}")
     return content
+
+
+def read_json_as(
+    path: str | Path,
+    make: Callable[[Any], Made],
+    remedy: str,
+    *,
+    kind: type = dict,
+    max_bytes: int = MAX_JSON,
+) -> Made:
+    """What ``make`` makes of a JSON file of somebody else's, in which anything may be missing or of another type.
+
+    Args:
+        path: file, in UTF-8.
+        make: takes the content; a ValueError, TypeError, LookupError and the like of it are the file's fault.
+        remedy: what to do where the file is missing or damaged; the end of the message.
+        kind: of the content, dict or list.
+        max_bytes: a larger file is not read.
+
+    Raises:
+        DataError: as of ``read_json``, or ``make`` found it of another form.
+    """
+    content = read_json(path, remedy, kind=kind, max_bytes=max_bytes)
+    try:
+        return make(content)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"cannot read {path}: {reason}; {remedy}") from error
 
 
 @contextmanager

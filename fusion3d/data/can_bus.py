@@ -8,7 +8,6 @@ some have no messages, some no route, and some a wrong one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,13 +18,14 @@ import numpy as np
 import torch
 
 from fusion3d.data.nuscenes import Tables
-from fusion3d.errors import DataError
+from fusion3d.files import read_json_as
 from fusion3d.types import EgoStatus
 
 MISALIGNED = 5.0  # [m] a position farther from the vehicle is of another drive (the devkit's limit for routes)
 STALE = 0.1  # [s] an older pose is no measurement of now: they come every 0.02 s
 MAX_BYTES = 64_000_000  # a scene's messages are a tenth of it at most
 UNKNOWN = EgoStatus(torch.full((2,), torch.nan), torch.full((2,), torch.nan), torch.tensor(torch.nan))
+_REMEDY = "unpack the CAN bus expansion again, or remove it"
 _MEASURED = {"pos": 3, "vel": 3, "accel": 3, "rotation_rate": 3}
 
 
@@ -107,7 +107,7 @@ def _messages(path: Path, size: int, modified: int, fields: tuple[tuple[str, int
             value[name] = column
         return Messages(time[order], value)
 
-    return _read(path, size, columns)
+    return read_json_as(path, columns, _REMEDY, kind=list, max_bytes=MAX_BYTES)
 
 
 @lru_cache(maxsize=256)
@@ -118,14 +118,4 @@ def _route(path: Path, size: int, modified: int) -> np.ndarray:
             raise ValueError("a position is not finite")
         return route
 
-    return _read(path, size, points)
-
-
-def _read(path: Path, size: int, make: Any) -> Any:
-    try:
-        if size > MAX_BYTES:
-            raise ValueError(f"{size} bytes, expected {MAX_BYTES} at most")
-        return make(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        reason = f"a message has no {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"cannot read {path}: {reason}; unpack the CAN bus expansion again, or remove it") from error
+    return read_json_as(path, points, _REMEDY, kind=list, max_bytes=MAX_BYTES)

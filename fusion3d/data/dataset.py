@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class NuScenesDataset(Dataset[Sample]):
         with_motion: follow what is around over the same steps, which motion and planning heads learn from.
         keyframes: of each sample, with the present one: those before are its ``history``, as far as the scene has them.
         epochs: how many there will be, from which the fade at the end is counted; None: there is no end.
-        stride: every how many-th keyframe of the split is a sample.
+        stride: every how many-th keyframe of a scene is a sample.
 
     Raises:
         ConfigError: an unknown sensor, channel or corruption, fewer than one sweep, or objects to paste that do not
@@ -85,8 +86,9 @@ class NuScenesDataset(Dataset[Sample]):
         self.with_map, self.with_motion = with_map, with_motion
         self.training = augment is not None if training is None else training
         self.tables = Tables.open(config.root, config.version)
-        rows = np.array(samples_of(self.tables, split), dtype=np.int64)
-        self.rows = rows[min(stride // 2, len(rows) - 1) :: stride]  # not the first, which have no past
+        scenes = (list(rows) for _, rows in groupby(samples_of(self.tables, split), self.tables.scene))
+        rows = [row for scene in scenes for row in scene[min(stride // 2, len(scene) - 1) :: stride]]
+        self.rows = np.array(rows, dtype=np.int64)  # with a stride not the first of a scene, which have no past
         self.epoch = 0
         self.paster = None if augment is None or augment.paste is None else Paster.open(augment.paste, config, grid)
         self._guard = Lenient() if config.skip_broken else strict

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fusion3d.errors import DataError
-from fusion3d.files import cache_folder, write_cache
+from fusion3d.files import cache_folder, read_json_as, write_cache
 
 _FORMAT = 1  # raised when what is read of a file changes its meaning, so that older caches are rebuilt
+_REMEDY = "download or make the map again"
 _CACHE_FROM = 1_000_000  # [bytes] smaller files are read faster than they are looked up
 
 Read = TypeVar("Read", bound="FromExpansion")
@@ -75,7 +75,7 @@ def open_expansion(path: Path, kind: type[Read]) -> Read:
 @lru_cache(maxsize=64)  # a synthetic data set has a place for every scene, nuScenes four
 def _open(path: Path, kind: Any, size: int, modified: int) -> Any:
     if size < _CACHE_FROM:
-        return _read(path, kind)
+        return read_json_as(path, kind.read, _REMEDY)
     state = f"{_FORMAT}\n{path.resolve()}\n{size}\n{modified}\n{kind.__name__}"
     digest = hashlib.sha256(state.encode()).hexdigest()[:16]
     cached = cache_folder() / "maps" / f"{digest}.npz"
@@ -84,15 +84,7 @@ def _open(path: Path, kind: Any, size: int, modified: int) -> Any:
         with np.load(cached, allow_pickle=False) as file:
             return kind(**{name: file[name] for name in names})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        found = _read(path, kind)  # there is none, or a damaged one
+        found = read_json_as(path, kind.read, _REMEDY)  # there is none, or a damaged one
     arrays: dict[str, Any] = {name: getattr(found, name) for name in names}
     write_cache(cached, lambda file: np.savez(file, allow_pickle=False, **arrays))
     return found
-
-
-def _read(path: Path, kind: type[Read]) -> Read:
-    try:
-        return kind.read(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        reason = f"nothing is called {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"cannot read the map {path}: {reason}; download or make the map again") from error

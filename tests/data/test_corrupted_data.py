@@ -405,13 +405,17 @@ def test_training_takes_what_is_asked_for(tiny_root):
 
 def test_stride_takes_keyframes_evenly(tiny_root):
     config = Config(data=DataConfig(root=str(tiny_root), version=VERSION, split="mine", train_split="mine"))
-    tokens = open_split(config, "mine", training=False).tokens
+    whole = open_split(config, "mine", training=False)
+    tokens = whole.tokens
+    of_scene = list(zip(tokens, whole.scenes, strict=True))
+    scenes = [[token for token, scene in of_scene if scene == name] for name in dict.fromkeys(whole.scenes)]
+    assert len(scenes) > 1 and all(len(scene) > 3 for scene in scenes)
 
     def with_stride(stride: int, **more) -> Config:
         return dataclasses.replace(config, evaluation=EvaluationConfig(stride=stride, **more))
 
-    assert open_split(with_stride(4), "mine", training=False).tokens == tokens[2::4]
-    assert open_split(with_stride(99), "mine", training=False).tokens == tokens[-1:]
+    assert open_split(with_stride(3), "mine", training=False).tokens == [t for scene in scenes for t in scene[1::3]]
+    assert open_split(with_stride(99), "mine", training=False).tokens == [scene[-1] for scene in scenes]
     assert open_split(with_stride(4), "mine", training=True).tokens == tokens
     streamed = dataclasses.replace(with_stride(2, stream=True), temporal=TemporalConfig())
     with pytest.raises(ConfigError, match=r"evaluation\.stride"):

@@ -260,7 +260,7 @@ def test_damaged_lanes_are_an_error(world, tmp_path, damage):
     damage(content)
     path = tmp_path / "some.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"cannot read the map .*some\.json.*again"):
+    with pytest.raises(DataError, match=r"cannot read .*some\.json.*the map again"):
         open_lanes(path)
 
 
@@ -270,12 +270,13 @@ def test_lanes_are_kept_in_the_cache(world, monkeypatch, tmp_path):
     expansion._open.cache_clear()
     first, shapes = open_lanes(world.path), open_map(world.path)
     expansion._open.cache_clear()
-    monkeypatch.setattr(expansion, "_read", lambda path, kind: pytest.fail("read again"))
+    monkeypatch.setattr(expansion, "read_json_as", lambda path, make, remedy: pytest.fail("read again"))
     for kept, read in ((open_lanes(world.path), first), (open_map(world.path), shapes)):
         for field in dataclasses.fields(read):
             np.testing.assert_array_equal(getattr(kept, field.name), getattr(read, field.name))
     expansion._open.cache_clear()
     monkeypatch.setattr(expansion, "_FORMAT", expansion._FORMAT + 1)
-    monkeypatch.setattr(expansion, "_read", lambda path, kind: first)  # what an older version kept is not what it reads
+    monkeypatch.setattr(expansion, "read_json_as", lambda path, make, remedy: first)
+    # what an older version kept is not what it reads
     assert open_lanes(world.path) is first
     expansion._open.cache_clear()

@@ -291,7 +291,7 @@ def test_a_large_file_is_read_once(expanded_root, monkeypatch, tmp_path):
 
     first = opened()
     (cached,) = (tmp_path / "cache" / "maps").iterdir()
-    monkeypatch.setattr(expansion, "_read", lambda path, kind: pytest.fail("read again"))
+    monkeypatch.setattr(expansion, "read_json_as", lambda path, make, remedy: pytest.fail("read again"))
     for field in dataclasses.fields(first):
         np.testing.assert_array_equal(getattr(first, field.name), getattr(opened(), field.name))
     monkeypatch.undo()
