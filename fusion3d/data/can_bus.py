@@ -25,6 +25,7 @@ MISALIGNED = 5.0  # [m] a position farther from the vehicle is of another drive 
 STALE = 0.1  # [s] an older pose is no measurement of now: they come every 0.02 s
 MAX_BYTES = 64_000_000  # a scene's messages are a tenth of it at most
 UNKNOWN = EgoStatus(torch.full((2,), torch.nan), torch.full((2,), torch.nan), torch.tensor(torch.nan))
+_FOLDER = "can_bus"
 _REMEDY = "unpack the CAN bus expansion again, or remove it"
 _MEASURED = {"pos": 3, "vel": 3, "accel": 3, "rotation_rate": 3}
 
@@ -40,6 +41,11 @@ class Messages:
         """The last message not after a time [us] and not older than an age [s]; -1 where there is none."""
         row = int(np.searchsorted(self.time, time, side="right")) - 1
         return row if row >= 0 and (time - int(self.time[row])) * 1e-6 <= age else -1
+
+
+def has_can_bus(tables: Tables) -> bool:
+    """Is the expansion there at all?"""
+    return tables.inside(_FOLDER, "scene.json").is_dir()
 
 
 def messages_of(tables: Tables, sample: int, kind: str, fields: Mapping[str, int]) -> Messages | None:
@@ -87,7 +93,7 @@ def measured_status(tables: Tables, sample: int) -> EgoStatus:
 
 def _file(tables: Tables, sample: int, kind: str) -> tuple[Path, int, int] | None:
     """A file with its size and time, if it is there."""
-    path = tables.inside(f"can_bus/{tables.scene(sample)}_{kind}.json", "scene.json")
+    path = tables.inside(f"{_FOLDER}/{tables.scene(sample)}_{kind}.json", "scene.json")
     if not path.is_file():
         return None
     stat = path.stat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from fusion3d.config import AugmentConfig, DataConfig
 from fusion3d.data.annotations import load_boxes, load_ego, load_motion
 from fusion3d.data.augment import draw_bev_augmentation, transform_sample
+from fusion3d.data.can_bus import has_can_bus
 from fusion3d.data.corruptions import Corruptor, draw_one, parse
 from fusion3d.data.corruptions.kinds import choices
 from fusion3d.data.guard import Lenient, strict
@@ -86,6 +88,7 @@ class NuScenesDataset(Dataset[Sample]):
         self.with_map, self.with_motion = with_map, with_motion
         self.training = augment is not None if training is None else training
         self.tables = Tables.open(config.root, config.version)
+        _check_can_bus(config, self.tables)
         scenes = (list(rows) for _, rows in groupby(samples_of(self.tables, split), self.tables.scene))
         rows = [row for scene in scenes for row in scene[min(stride // 2, len(scene) - 1) :: stride]]
         self.rows = np.array(rows, dtype=np.int64)  # with a stride not the first of a scene, which have no past
@@ -242,3 +245,14 @@ def _check_config(config: DataConfig) -> None:
             raise ConfigError(f"data.{name} is {getattr(config, name)}: expected at least 1, the keyframe's own cloud")
     if min(config.image_size) < 1:
         raise ConfigError(f"data.image_size is {config.image_size}: expected height and width of at least 1 px")
+
+
+def _check_can_bus(config: DataConfig, tables: Tables) -> None:
+    sources = (("command", "route"), ("status", "can_bus"))
+    wanted = [f"data.{key}: {source}" for key, source in sources if getattr(config, key) == source]
+    if wanted and not has_can_bus(tables):
+        warnings.warn(
+            f"{' and '.join(wanted)} need the CAN bus expansion, which {tables.root} lacks: all are unknown. Unpack it "
+            "there, or choose another source",
+            stacklevel=3,
+        )

@@ -34,7 +34,8 @@ from fusion3d.metrics.bootstrap import FEWEST_RESAMPLES, RESAMPLES
 from fusion3d.metrics.forecast import PROTOCOL as MOTION_PROTOCOL
 from fusion3d.metrics.forecast import score_forecasts
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
-from fusion3d.metrics.map import score_map
+from fusion3d.metrics.occupancy import PROTOCOL as OCCUPANCY_PROTOCOL
+from fusion3d.metrics.occupancy import occupancy_columns
 from fusion3d.metrics.planning import score_plans as score_every_plan
 from fusion3d.metrics.planning.exact import ABOUT, NAME
 from fusion3d.metrics.planning.modes import score_modes
@@ -49,7 +50,7 @@ PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "coll
 TRACK_COLUMNS = ("AMOTA", "AMOTP", "MOTA", "MOTP", "recall", "IDS", "FRAG")
 OF_CHECKPOINT = ("--subsets", "--device", "--no-ema", "--tta", "--stream", "--strict")  # mean nothing to a result file
 # What can be scored, and the head of the model that it needs.
-TASKS = {"detection": "detection", "motion": "motion", "planning": "planning", "map": "map", "tracking": "detection"}
+TASKS = {name: name for name in ("detection", "motion", "planning", "map", "occupancy")} | {"tracking": "detection"}
 
 
 def evaluate(
@@ -80,12 +81,13 @@ def evaluate(
     Returns:
         ``shapley``: what each sensor is worth, as ``sensor_worth`` gives it, where every subset of several is there;
         ``subsets.<name>``: numbers of ``BoxScorer.score``, ``motion`` with those of ``score_forecasts``, ``planning``
-        with that subset's plan, ``map`` with its numbers of ``score_map``, and ``tracking`` with those of
-        ``score_tracking``;
+        with that subset's plan, ``map`` and ``occupancy`` with the numbers of ``Overlap.scores``, and ``tracking`` with
+        those of ``score_tracking``;
         ``planning``: for ``model`` (the largest subset), the baselines and ``human`` the numbers of ``score_exact``;
         ``planning_scores``: those by every protocol, the PDM-style score and the skill, as ``metrics.planning`` gives
         them; ``planning_protocol``: the exact one in words;
-        ``map``: for ``everywhere`` and ``average`` the numbers of ``score_map``; ``map_protocol``;
+        ``map``: for ``everywhere`` and ``average``, and ``occupancy``: for ``still``, the numbers of
+        ``Overlap.scores``; ``map_protocol``; ``occupancy_protocol``;
         ``motion_protocol``; ``tracking_protocol``;
         ``num_samples``; ``seconds``. Nothing by a process that is not the first.
 
@@ -124,6 +126,8 @@ def evaluate(
         _note_plans(metrics, score_plans(output, tables, config))
     if "map" in tasks:
         _note_map(metrics, output)
+    if "occupancy" in tasks:
+        _note_occupancy(metrics, output)
     end = time.perf_counter()
     metrics["seconds"] = {
         "reading": output.reading_seconds,
@@ -178,9 +182,16 @@ def _note_motion(metrics: dict[str, Any], output: SplitOutput) -> None:
 
 def _note_map(metrics: dict[str, Any], output: SplitOutput) -> None:
     for name, of_subset in output.subsets.items():
-        metrics["subsets"][name]["map"] = score_map(of_subset.map)
-    metrics["map"] = {name: score_map(overlap) for name, overlap in output.map_truth.baselines().items()}
+        metrics["subsets"][name]["map"] = of_subset.map.scores()
+    metrics["map"] = {name: overlap.scores() for name, overlap in output.map_truth.baselines().items()}
     metrics["map_protocol"] = MAP_PROTOCOL
+
+
+def _note_occupancy(metrics: dict[str, Any], output: SplitOutput) -> None:
+    for name, of_subset in output.subsets.items():
+        metrics["subsets"][name]["occupancy"] = of_subset.occupancy.scores()
+    metrics["occupancy"] = {"still": output.still.scores()}
+    metrics["occupancy_protocol"] = OCCUPANCY_PROTOCOL
 
 
 def choose_tasks(config: Config, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -191,9 +202,7 @@ def choose_tasks(config: Config, names: Sequence[str] | None) -> tuple[str, ...]
     """
     there = [task for task, head in TASKS.items() if getattr(config, head) is not None]
     if not there:
-        raise ConfigError(
-            "detection, planning and map are null: there is nothing to score; look at the occupancy with visualize"
-        )
+        raise ConfigError("the model has no head: there is nothing to score")
     wrong = [name for name in names or () if name not in there]
     if wrong:
         raise ConfigError(f"no task {wrong[0]!r} for this model; possible: {', '.join(there)}")
@@ -291,6 +300,12 @@ def format_table(metrics: dict[str, Any]) -> str:
         for at in ("0.5", "best"):
             lines += ["", table_line(f"map IoU@{at}", ["mean", *MAP_CLASSES])]
             lines += [table_line(k, [row[f"mIoU@{at}"], *row[f"IoU@{at}"].values()]) for k, row in maps.items()]
+    if "occupancy" in metrics:
+        cells = {name: row["occupancy"] for name, row in metrics["subsets"].items()} | metrics["occupancy"]
+        for at in ("IoU@0.5", "IoU@best"):
+            rows = {name: occupancy_columns(row, at) for name, row in cells.items()}
+            lines += ["", table_line(f"occupancy {at}", list(rows["still"]))]
+            lines += [table_line(name, list(row.values())) for name, row in rows.items()]
     return "\n".join(lines).lstrip()  # without detection the first table has no line above it
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fusion3d.config import Config
 from fusion3d.data.loader import make_loader
@@ -18,9 +19,12 @@ from fusion3d.engine.forecasts import score_predictions
 from fusion3d.engine.submission import to_records
 from fusion3d.engine.views import predict_views, sense_views
 from fusion3d.errors import ConfigError
+from fusion3d.heads.occupancy import truth_of
 from fusion3d.metrics.forecast import ScoredAgents
-from fusion3d.metrics.map import MapOverlap, MapTruth
-from fusion3d.types import SENSORS, Batch, Boxes, Forecast, PlanModes, Trajectory
+from fusion3d.metrics.map import MapTruth, map_overlap
+from fusion3d.metrics.occupancy import add_still, occupancy_overlap
+from fusion3d.metrics.overlap import Overlap
+from fusion3d.types import SENSORS, Batch, BEVGrid, Boxes, Forecast, Occupancy, PlanModes, Trajectory
 
 
 @dataclass
@@ -34,7 +38,8 @@ class SubsetOutput:
     forecasts: dict[str, Forecast] = field(default_factory=dict)  # of the boxes, where they are kept
     agents: dict[str, ScoredAgents] = field(default_factory=dict)  # by token, where they are not and the truth is known
     modes: dict[str, PlanModes] = field(default_factory=dict)  # by token, [K, T], in ego; of the last subset alone
-    map: MapOverlap = field(default_factory=MapOverlap)
+    map: Overlap = field(default_factory=map_overlap)
+    occupancy: Overlap = field(default_factory=occupancy_overlap)
     seconds: float = 0.0  # forward and decode; without the encoders, where they ran for all subsets
 
     def records(self, poses: dict[str, np.ndarray]) -> dict[str, list[dict[str, Any]]]:
@@ -49,6 +54,7 @@ class SplitOutput:
     subsets: dict[str, SubsetOutput]
     poses: dict[str, np.ndarray] = field(default_factory=dict)  # by token, global_from_ego [4, 4] float64
     map_truth: MapTruth = field(default_factory=MapTruth)
+    still: Overlap = field(default_factory=occupancy_overlap)  # an occupancy that stays as it is now
     reading_seconds: float = 0.0  # waiting for the loader
     sensing_seconds: float = 0.0  # the encoders, where they ran for all subsets
 
@@ -101,6 +107,7 @@ def run_split(
     views: Sequence[np.ndarray] = (np.eye(4),),
     stream: bool = False,
     keep_forecasts: bool = False,
+    grids: tuple[BEVGrid, BEVGrid] | None = None,
 ) -> SplitOutput:
     """Predict a whole split under every subset.
 
@@ -115,6 +122,7 @@ def run_split(
         views: of each sample, that are predicted and merged (``views_of``).
         stream: samples follow each other, one in a batch, and the model remembers.
         keep_forecasts: keep what is forecast of every box, instead of scoring it at once: it is ten times the boxes.
+        grids: of the model and of the data set's maps, where its occupancy is to be scored.
     """
     loader = make_loader(dataset, 1 if stream else batch_size, workers=workers)
     memories: dict[str, list[Any] | None] = {name: [None] * len(views) if stream else None for name in subsets}
@@ -127,6 +135,9 @@ def run_split(
         _note_poses(output, batch)
         if batch.map_mask is not None and batch.map_known is not None:
             output.map_truth.add(batch.map_mask.numpy(), batch.map_known.numpy())
+        cells = None if grids is None else [_layers(of).numpy() for of in truth_of(batch, *grids)]
+        if cells is not None:
+            add_still(output.still, *cells)
         batch, tick = batch.to(device), time.perf_counter()
         sensed = sense_views(model, select_sensors(batch, asked), views)
         if device.type == "cuda":
@@ -134,7 +145,7 @@ def run_split(
         output.sensing_seconds += time.perf_counter() - tick
         for name, of_subset in output.subsets.items():
             keep = keep_forecasts, name == last
-            _predict(model, batch, of_subset, views, memories[name], sensed, *keep)
+            _predict(model, batch, of_subset, views, memories[name], sensed, cells, *keep)
         tick = time.perf_counter()
         if tick - last_told > 5 or len(output.poses) == len(dataset):
             last_told, done = tick, len(output.poses)
@@ -150,6 +161,7 @@ def _predict(
     views: Sequence[np.ndarray],
     memories: list[Any] | None,
     sensed: list[Any] | None,
+    cells: Sequence[np.ndarray] | None,
     keep_forecasts: bool,
     keep_modes: bool,
 ) -> None:
@@ -171,6 +183,13 @@ def _predict(
         of_subset.modes |= _split_modes(predictions.tokens, predictions.modes)
     if predictions.map is not None and batch.map_mask is not None and batch.map_known is not None:
         of_subset.map.add(predictions.map.numpy(), batch.map_mask.cpu().numpy(), batch.map_known.cpu().numpy())
+    if predictions.occupancy is not None and cells is not None:
+        of_subset.occupancy.add(_layers(predictions.occupancy).numpy(), *cells)
+
+
+def _layers(occupancy: Occupancy) -> Tensor:
+    """[B, N, Y, X] in the order of ``metrics.occupancy.LAYERS``."""
+    return torch.cat([occupancy.agents.flatten(1, 2), occupancy.drivable[:, None]], dim=1)
 
 
 def _note_poses(output: SplitOutput, batch: Batch) -> None:

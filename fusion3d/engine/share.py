@@ -15,7 +15,8 @@ from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.inference import SplitOutput, run_split
 from fusion3d.engine.split import check_corruptions, open_split, streams
 from fusion3d.engine.views import views_of
-from fusion3d.metrics.map import MapOverlap, MapTruth
+from fusion3d.metrics.map import MapTruth, map_overlap
+from fusion3d.metrics.occupancy import occupancy_overlap
 
 T = TypeVar("T")
 
@@ -63,7 +64,8 @@ def run_among(
     batch_size, workers = config.train.batch_size, config.data.workers
     share = Share(dataset, stretches(dataset, batch_size, stream), where)
     views = views_of(config)
-    part = run_split(model, share, subsets, batch_size, workers, where.device, views, stream, keep_forecasts)
+    grids = None if config.occupancy is None else (config.grid, config.map_grid)
+    part = run_split(model, share, subsets, batch_size, workers, where.device, views, stream, keep_forecasts, grids)
     parts = where.collect(part)
     return join_outputs(parts, dataset.tokens) if where.first else None
 
@@ -123,7 +125,8 @@ def join_outputs(parts: Sequence[SplitOutput], tokens: Sequence[str]) -> SplitOu
             forecasts=merge("forecasts", every),
             agents=merge("agents", every),
             modes=merge("modes", every),
-            map=total(MapOverlap(), (of_subset.map for of_subset in every)),
+            map=total(map_overlap(), (of_subset.map for of_subset in every)),
+            occupancy=total(occupancy_overlap(), (of_subset.occupancy for of_subset in every)),
             seconds=max(of_subset.seconds for of_subset in every),
         )
     return replace(
@@ -131,6 +134,7 @@ def join_outputs(parts: Sequence[SplitOutput], tokens: Sequence[str]) -> SplitOu
         subsets=subsets,
         poses=merge("poses", parts),
         map_truth=total(MapTruth(), (part.map_truth for part in parts)),
+        still=total(occupancy_overlap(), (part.still for part in parts)),
         reading_seconds=max(part.reading_seconds for part in parts),
         sensing_seconds=max(part.sensing_seconds for part in parts),
     )

@@ -71,9 +71,8 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
     augment = config.augment if training else None
     clips = config.temporal if training or not streams(config) else None
     # What paths are worth, and who will be where, is learned of maps and of how things go on.
-    chooses = config.planning is not None and config.planning.head == "anchors"
-    foresees = chooses or config.occupancy is not None
-    if foresees and augment is not None and augment.paste is not None:
+    chooses, fills = config.planning is not None and config.planning.head == "anchors", config.occupancy is not None
+    if (chooses or fills) and augment is not None and augment.paste is not None:
         head = "planning.head 'anchors'" if chooses else "occupancy"
         raise ConfigError(
             f"augment.paste puts in objects of which nobody knows how they go on, and {head} would learn that they "
@@ -87,8 +86,8 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         config.seed,
         training=training,
         steps=config.steps,
-        with_map=config.map is not None or (training and foresees),
-        with_motion=config.motion is not None or (training and foresees),
+        with_map=config.map is not None or fills or (training and chooses),
+        with_motion=config.motion is not None or fills or (training and chooses),
         keyframes=1 if clips is None else clips.keyframes,
         epochs=config.train.epochs,
         stride=1 if training else config.evaluation.stride,

@@ -73,17 +73,13 @@ class OccupancyHead(nn.Module):
 
     def losses(self, said: Occupancy, batch: Batch) -> dict[str, Tensor]:
         """Weighted terms of what is known; zeros, in the graph, where nothing is."""
-        agents_BSGYX, drivable_BYX = said.agents.float(), said.drivable.float()
-        there_BSGYX, known_BS = occupied(batch, self.grid)
-        known_BS111 = known_BS[:, :, None, None, None]
-        error = (focal(agents_BSGYX, there_BSGYX) * known_BS111).sum((0, 3, 4))
-        count = (there_BSGYX & known_BS111).sum((0, 3, 4))
-        centers_BQ2 = self.grid.centers(drivable_BYX.device).flatten(0, 1).expand(len(batch), -1, -1)
-        on_BQ, sure_BQ = drivable(batch, self.map_grid, centers_BQ2)
-        ground = focal(drivable_BYX.flatten(1), on_BQ) * sure_BQ
+        true, known = truth_of(batch, self.grid, self.map_grid)
+        error = (focal(said.agents.float(), true.agents) * known.agents).sum((0, 3, 4))
+        count = (true.agents & known.agents).sum((0, 3, 4))
+        ground = focal(said.drivable.float(), true.drivable) * known.drivable
         terms = {
             "occupancy": (error / divisor("occupancy", count)).mean(),
-            "occupancy_ground": ground.sum() / divisor("occupancy_ground", sure_BQ.sum()),
+            "occupancy_ground": ground.sum() / divisor("occupancy_ground", known.drivable.sum()),
         }
         return {name: value * self.loss_weight for name, value in terms.items()}
 
@@ -91,6 +87,20 @@ class OccupancyHead(nn.Module):
     def decode(self, said: Occupancy) -> Occupancy:
         """Probabilities, float32."""
         return Occupancy(said.agents.float().sigmoid(), said.drivable.float().sigmoid())
+
+
+def truth_of(batch: Batch, grid: BEVGrid, map_grid: BEVGrid) -> tuple[Occupancy, Occupancy]:
+    """The truth of a batch and of which cells it is known, both bool.
+
+    Args:
+        batch: with whatever annotations and maps it has.
+        grid: of the answer.
+        map_grid: that the batch's maps are cut in.
+    """
+    there_BSGYX, known_BS = occupied(batch, grid)
+    centers_BQ2 = grid.centers(there_BSGYX.device).flatten(0, 1).expand(len(batch), -1, -1)
+    on_BYX, sure_BYX = (of.unflatten(1, grid.shape) for of in drivable(batch, map_grid, centers_BQ2))
+    return Occupancy(there_BSGYX, on_BYX), Occupancy(known_BS[:, :, None, None, None].expand_as(there_BSGYX), sure_BYX)
 
 
 @torch.no_grad()

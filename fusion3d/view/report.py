@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion3d.files import write_whole
+from fusion3d.metrics.occupancy import occupancy_columns
 from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart
 from fusion3d.view.forecasts import motion
@@ -65,8 +66,9 @@ def write_report(
             ``subsets.<name>.planning``, ``planning_scores.{pdm, skill}``, ``planning_protocol`` (or ``protocol``),
             ``subsets.<name>.intervals.<number>``, [low, high] or null; ``subsets.<name>.strata.<dimension>.<part>``,
             rows of the same kind; ``shapley``, as ``metrics.shapley.sensor_worth`` gives it;
-            ``subsets.<name>.map`` and ``map.<baseline>`` as ``score_map`` gives them, ``map_protocol``,
-            ``seconds.<stage>``; each may be absent, and a number that is absent or not finite is shown as a dash.
+            ``subsets.<name>.map`` and ``map.<baseline>`` as ``Overlap.scores`` gives them, ``map_protocol``;
+            the same of ``occupancy``; ``seconds.<stage>``;
+            each may be absent, and a number that is absent or not finite is shown as a dash.
         curves: the lines of ``log.jsonl``: ``step``, ``loss`` and ``loss/<part>``.
         pictures: (caption, PNG or JPEG file).
         config_text: how the configuration differs from the defaults, as text.
@@ -91,6 +93,7 @@ def write_report(
         ("planning", "Planning", planning(metrics)),
         ("audit", "What the plan depends on", audit(findings.audit)),
         ("map", "Map", _map(metrics)),
+        ("occupancy", "Who is where", _occupancy(metrics)),
         ("motion", "How others go on", motion(metrics)),
         ("classes", "Average precision by class", _classes(metrics)),
         ("explained", "What the model looks at", explained(findings.explained)),
@@ -172,9 +175,25 @@ def _map(metrics: Mapping[str, Any]) -> str:
     if not subsets:
         return ""
     rows = {name: {**row, **row.get("IoU@0.5", {})} for name, row in (subsets | (metrics.get("map") or {})).items()}
-    protocol = metrics.get("map_protocol") or ""
+    return _contest(rows, MAP_COLUMNS, list(subsets), metrics.get("map_protocol"))
+
+
+def _occupancy(metrics: Mapping[str, Any]) -> str:
+    """The occupancy by sensors, under it that nothing moves."""
+    subsets = {name: row["occupancy"] for name, row in (metrics.get("subsets") or {}).items() if "occupancy" in row}
+    if not subsets:
+        return ""
+    rows = {
+        name: occupancy_columns(row, "IoU@best") for name, row in (subsets | (metrics.get("occupancy") or {})).items()
+    }
+    columns = [(name, "IoU@best", True) for name in next(iter(rows.values()))]
+    return _contest(rows, columns, list(subsets), metrics.get("occupancy_protocol"))
+
+
+def _contest(rows: Mapping[str, Any], columns: Any, of_model: list[str], protocol: Any) -> str:
+    """A table in which more is better, with what is counted under it."""
     return (
-        table(rows, MAP_COLUMNS, "sensors", sensor_label, contest=list(subsets))
+        table(rows, columns, "sensors", sensor_label, contest=of_model)
         + '<p class="note">More is better; best of the model in each column marked.</p>'
         + (f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else "")
     )

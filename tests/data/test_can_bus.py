@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,17 @@ def test_a_damaged_file_is_an_error_that_names_it(bus_root, monkeypatch, kind, c
         lenient = dataclasses.replace(config, skip_broken=True)
         sample = NuScenesDataset(lenient, "mine", BEVGrid(), with_map=False)[0]
     assert sample.command == -1 and sample.status.velocity.isnan().all()
+
+
+def test_a_data_set_without_the_expansion_says_so(tiny_root):
+    def opened(**sources) -> NuScenesDataset:
+        return NuScenesDataset(DataConfig(root=str(tiny_root), version=VERSION, **sources), "mine", BEVGrid())
+
+    with pytest.warns(UserWarning, match="data.command: route and data.status: can_bus need the CAN bus expansion"):
+        opened(command="route", status="can_bus")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened(command="gt_endpoint", status="poses")
 
 
 def test_a_scene_cannot_lead_out_of_the_root(bus_root):

@@ -125,12 +125,19 @@ def test_maps_and_motion_are_read_to_learn_of_them(config):
     sample = open_split(config, config.data.train_split, training=True)[0]
     assert sample.motion is not None and sample.map_mask is not None and sample.motion.path.mask.shape[1] == 6
     sample = open_split(config, config.data.split, training=False)[0]
+    assert sample.motion is not None and sample.map_mask is not None, "the occupancy is scored"
+    sample = open_split(dataclasses.replace(config, occupancy=None), config.data.split, training=False)[0]
     assert sample.motion is None and sample.map_mask is None
 
 
 def test_evaluation_tells_of_the_choice(config, run, tmp_path):
-    metrics = evaluate(run, None, tmp_path, ["lidar", "lidar+radar"], "cpu", tasks=["planning"])
+    metrics = evaluate(run, None, tmp_path, ["lidar", "lidar+radar"], "cpu", tasks=["planning", "occupancy"])
     assert {"model", "imitation", "ctrv", "human"} <= set(metrics["planning"])
+    cells = {name: row["occupancy"] for name, row in metrics["subsets"].items()} | metrics["occupancy"]
+    for row in cells.values():
+        pairs = [(row["IoU@0.5"][name], row["IoU@best"][name]) for name in ("vehicle@0s", "vehicle@1s")]
+        assert all(0 <= fixed <= best <= 1 for fixed, best in pairs)
+    assert cells["still"]["IoU@0.5"]["vehicle@0s"] == 1 and "still" in metrics["occupancy_protocol"]
     modes = metrics["planning_scores"]["modes"]
     assert modes["K"] == COUNT and modes["N"] == 4 and np.isfinite([*modes.values()]).all()
     assert modes["minADE_1"] > 0 and 0 <= modes["collision_ECE"] <= 1

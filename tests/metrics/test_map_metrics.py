@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fusion3d.metrics.map import FIXED, THRESHOLDS, MapOverlap, MapTruth, score_map
+from fusion3d.metrics.map import THRESHOLDS, MapTruth, map_overlap
 from fusion3d.types import MAP_CLASSES
 
 SHAPE = (len(MAP_CLASSES), 5, 4)
@@ -39,17 +39,17 @@ def slow_iou(said: np.ndarray, mask: np.ndarray, known: np.ndarray, number: int,
 
 def test_it_is_the_iou_of_a_loop():
     said, mask, known = draw()
-    overlap = MapOverlap()
+    overlap = map_overlap()
     overlap.add(said[:1], mask[:1], known[:1])
     overlap.add(said[1:], mask[1:], known[1:])
-    scores = score_map(overlap)
+    scores = overlap.scores()
     fixed, best = [], []
     for number, name in enumerate(MAP_CLASSES):
         if number in (2, 3):  # no true cell; never known
             assert math.isnan(scores["IoU@0.5"][name]) and math.isnan(scores["best_threshold"][name])
             continue
         at = {t: slow_iou(said, mask, known, number, t) for t in THRESHOLDS}
-        fixed.append(at[THRESHOLDS[FIXED]])
+        fixed.append(at[0.5])
         best.append(max(at.values()))
         assert scores["IoU@0.5"][name] == pytest.approx(fixed[-1], abs=1e-12)
         assert scores["IoU@best"][name] == pytest.approx(best[-1], abs=1e-12)
@@ -58,7 +58,7 @@ def test_it_is_the_iou_of_a_loop():
 
 
 def test_parts_of_a_split_add_up():
-    whole, parts = (MapOverlap(), MapTruth()), [(MapOverlap(), MapTruth()) for _ in range(3)]
+    whole, parts = (map_overlap(), MapTruth()), [(map_overlap(), MapTruth()) for _ in range(3)]
     for seed, (overlap, truth) in enumerate(parts[:2]):  # the third process had no sample
         said, mask, known = draw(2, seed)
         for one in (overlap, whole[0]):
@@ -66,7 +66,7 @@ def test_parts_of_a_split_add_up():
         for one in (truth, whole[1]):
             one.add(mask, known)
     for i in range(2):
-        total = type(whole[i])()
+        total = (map_overlap, MapTruth)[i]()
         for part in parts:
             total += part[i]
         for name, value in vars(whole[i]).items():
@@ -82,7 +82,7 @@ def test_baselines_are_what_a_model_that_says_them_would_get():
         [mask[known[:, n], n].mean(0) if known[:, n].any() else np.zeros(SHAPE[1:]) for n in range(SHAPE[0])]
     )
     for name, said in (("everywhere", np.ones(SHAPE)), ("average", average)):
-        expected = MapOverlap()
+        expected = map_overlap()
         expected.add(np.broadcast_to(said, mask.shape), mask, known)
         for field, value in vars(truth.baselines()[name]).items():
             np.testing.assert_array_equal(value, getattr(expected, field))
@@ -90,17 +90,17 @@ def test_baselines_are_what_a_model_that_says_them_would_get():
 
 def test_perfect_and_nothing():
     _, mask, known = draw()
-    perfect, nothing = MapOverlap(), MapOverlap()
+    perfect, nothing = map_overlap(), map_overlap()
     perfect.add(mask.astype(np.float32), mask, known)
     nothing.add(np.zeros(mask.shape), mask, known)
-    assert score_map(perfect)["mIoU@0.5"] == score_map(perfect)["mIoU@best"] == 1
-    assert score_map(nothing)["mIoU@best"] == 0
-    for empty in (MapOverlap(), *MapTruth().baselines().values()):
-        assert math.isnan(score_map(empty)["mIoU@0.5"]) and math.isnan(score_map(empty)["IoU@best"]["walkway"])
+    assert perfect.scores()["mIoU@0.5"] == perfect.scores()["mIoU@best"] == 1
+    assert nothing.scores()["mIoU@best"] == 0
+    for empty in (map_overlap(), *MapTruth().baselines().values()):
+        assert math.isnan(empty.scores()["mIoU@0.5"]) and math.isnan(empty.scores()["IoU@best"]["walkway"])
 
 
 def test_what_cannot_be_counted_is_refused():
     said, mask, known = draw()
     for bad in ((said[:, :, :2], mask, known), (said, mask, known[:2]), (said * np.nan, mask, known)):
-        with pytest.raises(ValueError, match="map head's output"):
-            MapOverlap().add(*bad)
+        with pytest.raises(ValueError, match="the head's output"):
+            map_overlap().add(*bad)
