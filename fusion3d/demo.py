@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
 
 def demo(options: DemoConfig) -> dict[str, Any]:
     """Do the main job; returns what ``metrics.json`` holds."""
-    from fusion3d.engine.evaluate import evaluate, format_table
+    from fusion3d.engine.eval_table import format_table
+    from fusion3d.engine.evaluate import evaluate
     from fusion3d.engine.train import train
     from fusion3d.synthetic.writer import make_dataset
 

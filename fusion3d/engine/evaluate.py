@@ -16,14 +16,14 @@ from fusion3d.data.splits import samples_of
 from fusion3d.engine.checkpoint import find_checkpoint, load_config_of, load_model
 from fusion3d.engine.drives import drives_of, map_of
 from fusion3d.engine.environment import environment
+from fusion3d.engine.eval_table import format_table
 from fusion3d.engine.evaluate_plans import trained_baselines
-from fusion3d.engine.forecasts import format_motion, table_line
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.inference import SplitOutput, SubsetOutput, choose_subsets
 from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.results import Limits
 from fusion3d.engine.score_results import score_results
-from fusion3d.engine.scoring import BoxScorer, Scoring, notes, read_protocol
+from fusion3d.engine.scoring import BoxScorer, Scoring, read_protocol
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
 from fusion3d.engine.temperatures import Temperatures, load_temperatures, soften
@@ -35,19 +35,15 @@ from fusion3d.metrics.forecast import PROTOCOL as MOTION_PROTOCOL
 from fusion3d.metrics.forecast import score_forecasts
 from fusion3d.metrics.map import PROTOCOL as MAP_PROTOCOL
 from fusion3d.metrics.occupancy import PROTOCOL as OCCUPANCY_PROTOCOL
-from fusion3d.metrics.occupancy import occupancy_columns
 from fusion3d.metrics.planning import score_plans as score_every_plan
 from fusion3d.metrics.planning.exact import ABOUT, NAME
 from fusion3d.metrics.planning.modes import score_modes
 from fusion3d.metrics.protocol import CVPR_2019
 from fusion3d.metrics.shapley import has_every_subset, sensor_worth
 from fusion3d.metrics.tracking import PROTOCOL as TRACKING_PROTOCOL
-from fusion3d.types import MAP_CLASSES, PLAN_SCORES, Trajectory
+from fusion3d.types import PLAN_SCORES, Trajectory
 
 RUN = "run.json"
-COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
-PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "collision@3s")
-TRACK_COLUMNS = ("AMOTA", "AMOTP", "MOTA", "MOTP", "recall", "IDS", "FRAG")
 OF_CHECKPOINT = ("--subsets", "--device", "--no-ema", "--tta", "--stream", "--strict")  # mean nothing to a result file
 # What can be scored, and the head of the model that it needs.
 TASKS = {name: name for name in ("detection", "motion", "planning", "map", "occupancy")} | {"tracking": "detection"}
@@ -261,52 +257,6 @@ def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str
 def _poses(path: Trajectory) -> np.ndarray:
     """[..., T, 3] float64 x, y, yaw."""
     return np.concatenate([path.position, path.yaw[..., None]], axis=-1).astype(np.float64)
-
-
-def format_table(metrics: dict[str, Any]) -> str:
-    """The numbers as a table for a terminal."""
-    lines = []
-    detection = {name: row for name, row in metrics["subsets"].items() if "NDS" in row}
-    if detection:
-        lines.append(table_line("sensors", COLUMNS))
-        lines += [table_line(name, [row[c] for c in COLUMNS]) for name, row in detection.items()]
-        lines += notes(detection)
-    tracks = {name: row["tracking"] for name, row in metrics["subsets"].items() if "tracking" in row}
-    if tracks:
-        lines += ["", table_line("tracking", TRACK_COLUMNS)]
-        lines += [table_line(name, [row[c] for c in TRACK_COLUMNS]) for name, row in tracks.items()]
-    if motion := {name: row["motion"] for name, row in metrics["subsets"].items() if "motion" in row}:
-        lines += ["", *format_motion(motion)]
-    if "shapley" in metrics:
-        worth = {name: metrics["shapley"][name] for name in ("NDS", "mAP")}
-        lines += ["", table_line("worth (Shapley)", [*worth["NDS"]])]
-        lines += [table_line(name, [*of_sensor.values()]) for name, of_sensor in worth.items()]
-    if "planning" in metrics:
-        plans = metrics["planning"]
-        lines += ["", table_line("planning", [*PLAN_COLUMNS, "N", "events"])]
-        for name, row in plans.items():
-            counts = [f"{row[column]:.0f}" for column in ("N", "events")]
-            lines.append(table_line(name, [*(row[column] for column in PLAN_COLUMNS), *counts]))
-        samples = metrics["planning_scores"]["protocols"][NAME]["samples"]
-        lines.append(
-            f"exact, samples {samples}, ego {ABOUT['ego'].split(',')[0]}, nothing masked; in metrics.json: six"
-        )
-        lines.append("published protocols on the same plans, the PDM-style score, and skill over ctrv by manoeuvre")
-        if modes := metrics["planning_scores"].get("modes"):
-            names = [name for name in modes if not name.startswith("minFDE")]
-            lines += ["", table_line("paths to choose from", names), table_line("", [modes[name] for name in names])]
-    if "map" in metrics:
-        maps = {name: row["map"] for name, row in metrics["subsets"].items()} | metrics["map"]
-        for at in ("0.5", "best"):
-            lines += ["", table_line(f"map IoU@{at}", ["mean", *MAP_CLASSES])]
-            lines += [table_line(k, [row[f"mIoU@{at}"], *row[f"IoU@{at}"].values()]) for k, row in maps.items()]
-    if "occupancy" in metrics:
-        cells = {name: row["occupancy"] for name, row in metrics["subsets"].items()} | metrics["occupancy"]
-        for at in ("IoU@0.5", "IoU@best"):
-            rows = {name: occupancy_columns(row, at) for name, row in cells.items()}
-            lines += ["", table_line(f"occupancy {at}", list(rows["still"]))]
-            lines += [table_line(name, list(row.values())) for name, row in rows.items()]
-    return "\n".join(lines).lstrip()  # without detection the first table has no line above it
 
 
 def main(argv: list[str] | None = None) -> int:

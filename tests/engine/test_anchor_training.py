@@ -21,7 +21,8 @@ from fusion3d.engine.anchors import driven_paths, find_anchors
 from fusion3d.engine.checkpoint import load_model
 from fusion3d.engine.compilation import dense_parts
 from fusion3d.engine.describe import describe
-from fusion3d.engine.evaluate import evaluate, format_table
+from fusion3d.engine.eval_table import format_table
+from fusion3d.engine.evaluate import evaluate
 from fusion3d.engine.random_batch import give_anchors, random_batch
 from fusion3d.engine.split import open_split
 from fusion3d.engine.start import start_from

@@ -22,7 +22,8 @@ from fusion3d.engine import evaluate as module
 from fusion3d.engine import scoring as scoring_module
 from fusion3d.engine.check_submission import main as check_main
 from fusion3d.engine.checkpoint import list_checkpoints, load_model
-from fusion3d.engine.evaluate import COLUMNS, PLAN_COLUMNS, evaluate, format_table
+from fusion3d.engine.eval_table import COLUMNS, PLAN_COLUMNS, format_table
+from fusion3d.engine.evaluate import evaluate
 from fusion3d.engine.evaluate import main as evaluate_main
 from fusion3d.engine.inference import choose_subsets, sensor_subsets
 from fusion3d.engine.log import read_log

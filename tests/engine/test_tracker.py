@@ -14,7 +14,8 @@ from fusion3d.cli import run
 from fusion3d.config import Config, OccupancyConfig, TrackerConfig
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
-from fusion3d.engine.evaluate import TASKS, choose_tasks, format_table
+from fusion3d.engine.eval_table import format_table
+from fusion3d.engine.evaluate import TASKS, choose_tasks
 from fusion3d.engine.results import read_results
 from fusion3d.engine.score_results import score_results
 from fusion3d.engine.submission import write_submission
@@ -270,15 +271,16 @@ def test_a_file_of_tracks_has_the_devkits_numbers(detections, synthetic_root, tm
 def test_tasks_are_those_that_the_model_has():
     assert choose_tasks(Config(), None) == ("detection", "planning")
     assert choose_tasks(Config(), ["tracking", "planning"]) == ("planning", "tracking")
-    assert set(TASKS) == {"detection", "planning", "motion", "map", "tracking"}
+    assert set(TASKS) == {"detection", "planning", "motion", "map", "occupancy", "tracking"}
     with pytest.raises(ConfigError, match="no task 'map' for this model; possible: detection, planning, tracking"):
         choose_tasks(Config(), ["map"])
     with pytest.raises(ConfigError, match="no task 'tracking'"):
         choose_tasks(Config(detection=None), ["tracking"])
     with pytest.raises(ConfigError, match="no task 'fly'"):
         choose_tasks(Config(), ["fly"])
+    assert choose_tasks(Config(detection=None, planning=None, occupancy=OccupancyConfig()), None) == ("occupancy",)
     with pytest.raises(ConfigError, match="nothing to score"):
-        choose_tasks(Config(detection=None, planning=None, occupancy=OccupancyConfig()), None)
+        choose_tasks(Config(detection=None, planning=None), None)
 
 
 def test_a_table_of_tracks_alone_has_no_empty_line_above_it(detections, synthetic_root, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -15,6 +16,7 @@ from worlds import CAR, CONE, NAMES, arc, boxes, drives, parked, straight, traff
 
 from fusion3d.errors import DataError
 from fusion3d.metrics.planning import PROTOCOLS, Agents, Boundaries, Drives, score_plans
+from fusion3d.metrics.planning.exact import highest_share
 from fusion3d.metrics.planning.protocols import BEV_PLANNER, PUBLISHED, SPARSEDRIVE, STP3, UNIAD, VAD, Protocol
 from fusion3d.metrics.planning.published import hits, score_published
 from fusion3d.metrics.planning.rectangles import overlap
@@ -308,3 +310,10 @@ def test_every_protocol_says_what_it_is():
         about = protocol.about
         assert all(about[key] for key in ("L2", "collision", "samples", "agents", "ego", "masking", "bugs"))
     assert arc(1, 0.0, np.array([0.5])).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(("events", "count"), [(0, 288), (3, 288), (288, 288), (1, 2)])
+def test_the_highest_share_is_the_exact_interval_s_end(events, count):
+    expected = scipy.stats.binomtest(events, count).proportion_ci(0.95, method="exact").high
+    assert highest_share(events, count) == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(highest_share(0, 0))

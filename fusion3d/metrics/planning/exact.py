@@ -63,7 +63,8 @@ def score_exact(
     Returns:
         By name: ``N`` samples at the last time; at 1, 2 and 3 s ``L2``, ``L2mean``, ``longitudinal``, ``lateral`` [m],
         ``heading`` [rad], ``collision``, ``masked``, ``at_fault``, ``vehicle``, ``vru``, ``static`` (shares of the
-        samples), as ``L2@3s``; ``events`` and ``events_at_fault`` at the last time, ``num_masked`` of them;
+        samples), as ``L2@3s``; ``events`` and ``events_at_fault`` at the last time, ``num_masked`` of them,
+        ``collision_high`` and ``at_fault_high``, the highest shares that they agree with (``highest_share``);
         ``clearance_p5``, the distance from the nearest agent that 95 % of samples keep [m], at most 5; ``ttc``, the
         share of samples within 0.9 s of a collision ahead; ``jump``, how far successive plans are apart [m], over
         ``pairs``. NaN where no sample counts or the plan is too short.
@@ -99,8 +100,9 @@ def _row(plan: np.ndarray, contacts: Contacts, human: np.ndarray, drives: Drives
             step = round(horizon / TIME_STEP) - 1
             chosen = value[whole[:, step], step] if step < steps else value[:0, 0]
             row[f"{name}@{horizon}s"] = float(chosen.mean()) if len(chosen) else np.nan
-    row["events"] = float(at_steps["collision"][last, -1].sum())
-    row["events_at_fault"] = float(at_steps["at_fault"][last, -1].sum())
+    for name, counted in (("collision", "events"), ("at_fault", "events_at_fault")):
+        row[counted] = float(at_steps[name][last, -1].sum())
+        row[f"{name}_high"] = highest_share(row[counted], row["N"])
     row["num_masked"] = float((hit & human)[last].any(axis=1).sum())
     least = contacts.clearance[last].min(axis=1)
     row["clearance_p5"] = float(np.quantile(least, 0.05)) if len(least) else np.nan
@@ -109,6 +111,13 @@ def _row(plan: np.ndarray, contacts: Contacts, human: np.ndarray, drives: Drives
     apart = apart[last[first]]
     row["jump"], row["pairs"] = float(apart.mean()) if apart.size else np.nan, float(len(apart))
     return row
+
+
+def highest_share(events: float, count: float) -> float:
+    """The upper end of the 95 % interval of a share, as if samples were independent (Clopper and Pearson, 1934)."""
+    from scipy.stats import beta  # slow to import
+
+    return float(beta.ppf(0.975, events + 1, count - events)) if events < count else 1.0 if count else np.nan
 
 
 def _until(hit: np.ndarray) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""The numbers of an evaluation as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusion3d.engine.forecasts import format_motion, table_line
+from fusion3d.engine.plan_table import format_skill
+from fusion3d.engine.scoring import notes
+from fusion3d.metrics.occupancy import occupancy_columns
+from fusion3d.metrics.planning.exact import ABOUT, NAME
+from fusion3d.metrics.planning.slices import HUMAN
+from fusion3d.types import MAP_CLASSES
+
+COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "collision@3s", "at_fault@3s")
+TRACK_COLUMNS = ("AMOTA", "AMOTP", "MOTA", "MOTP", "recall", "IDS", "FRAG")
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """All tables of what ``evaluate`` returns."""
+    parts = [_detection(metrics), _tracking(metrics), _motion(metrics), _worth(metrics), _planning(metrics)]
+    parts += [_map(metrics), _occupancy(metrics)]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _of_subsets(metrics: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: row[key] for name, row in metrics["subsets"].items() if key in row}
+
+
+def _detection(metrics: dict[str, Any]) -> list[str]:
+    rows = {name: row for name, row in metrics["subsets"].items() if "NDS" in row}
+    if not rows:
+        return []
+    lines = [table_line(name, [row[c] for c in COLUMNS]) for name, row in rows.items()]
+    return [table_line("sensors", COLUMNS), *lines, *notes(rows)]
+
+
+def _tracking(metrics: dict[str, Any]) -> list[str]:
+    rows = _of_subsets(metrics, "tracking")
+    if not rows:
+        return []
+    lines = [table_line(name, [row[c] for c in TRACK_COLUMNS]) for name, row in rows.items()]
+    return [table_line("tracking", TRACK_COLUMNS), *lines]
+
+
+def _motion(metrics: dict[str, Any]) -> list[str]:
+    rows = _of_subsets(metrics, "motion")
+    return format_motion(rows) if rows else []
+
+
+def _worth(metrics: dict[str, Any]) -> list[str]:
+    if "shapley" not in metrics:
+        return []
+    worth = {name: metrics["shapley"][name] for name in ("NDS", "mAP")}
+    lines = [table_line(name, [*of_sensor.values()]) for name, of_sensor in worth.items()]
+    return [table_line("worth (Shapley)", [*worth["NDS"]]), *lines]
+
+
+def _planning(metrics: dict[str, Any]) -> list[str]:
+    """Plans by sensors and of baselines, the skill of the largest subset, and what it chose among."""
+    if "planning" not in metrics:
+        return []
+    rows, scores = _of_subsets(metrics, "planning"), metrics["planning_scores"]
+    rows |= {name: row for name, row in metrics["planning"].items() if name != "model"}
+    largest = list(metrics["subsets"])[-1]
+    lines = [table_line("planning", [*PLAN_COLUMNS, "N", "events"])]
+    for name, row in rows.items():
+        counts = [f"{row[column]:.0f}" for column in ("N", "events")]
+        lines.append(table_line(name, [*(row[column] for column in PLAN_COLUMNS), *counts]))
+    lines += [
+        f"the human: at fault in less than {rows[HUMAN]['at_fault_high']:.3f} (95 %, as if samples were independent)",
+        f"exact, samples {scores['protocols'][NAME]['samples']}, ego {ABOUT['ego'].split(',')[0]}, nothing masked; in",
+        "metrics.json: six published protocols on the same plans, the PDM-style score, and skill by speed, light, ...",
+        "",
+        format_skill({largest: _by_manoeuvre(scores["skill"][largest])}),
+    ]
+    if modes := scores.get("modes"):
+        names = [name for name in modes if not name.startswith("minFDE")]
+        lines += ["", table_line("paths to choose from", names), table_line("", [modes[name] for name in names])]
+    return lines
+
+
+def _by_manoeuvre(skill: dict[str, Any]) -> dict[str, Any]:
+    return {title: row for title, row in skill.items() if title in ("macro", "all") or title.startswith("manoeuvre")}
+
+
+def _map(metrics: dict[str, Any]) -> list[str]:
+    if "map" not in metrics:
+        return []
+    rows = _of_subsets(metrics, "map") | metrics["map"]
+    tables = []
+    for at in ("0.5", "best"):
+        numbers = [table_line(k, [row[f"mIoU@{at}"], *row[f"IoU@{at}"].values()]) for k, row in rows.items()]
+        tables += [table_line(f"map IoU@{at}", ["mean", *MAP_CLASSES]), *numbers, ""]
+    return tables[:-1]
+
+
+def _occupancy(metrics: dict[str, Any]) -> list[str]:
+    if "occupancy" not in metrics:
+        return []
+    rows = _of_subsets(metrics, "occupancy") | metrics["occupancy"]
+    tables = []
+    for at in ("IoU@0.5", "IoU@best"):
+        columns = {name: occupancy_columns(row, at) for name, row in rows.items()}
+        numbers = [table_line(name, [*row.values()]) for name, row in columns.items()]
+        tables += [table_line(f"occupancy {at}", [*columns["still"]]), *numbers, ""]
+    return tables[:-1]
