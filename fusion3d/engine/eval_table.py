@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fusion3d.engine.forecasts import format_motion, table_line
@@ -10,7 +11,6 @@ from fusion3d.engine.scoring import notes
 from fusion3d.metrics.occupancy import occupancy_columns
 from fusion3d.metrics.planning.exact import ABOUT, NAME
 from fusion3d.metrics.planning.slices import HUMAN
-from fusion3d.types import MAP_CLASSES
 
 COLUMNS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 PLAN_COLUMNS = ("L2@1s", "L2@2s", "L2@3s", "collision@1s", "collision@2s", "collision@3s", "at_fault@3s")
@@ -20,7 +20,7 @@ TRACK_COLUMNS = ("AMOTA", "AMOTP", "MOTA", "MOTP", "recall", "IDS", "FRAG")
 def format_table(metrics: dict[str, Any]) -> str:
     """All tables of what ``evaluate`` returns."""
     parts = [_detection(metrics), _tracking(metrics), _motion(metrics), _worth(metrics), _planning(metrics)]
-    parts += [_map(metrics), _occupancy(metrics)]
+    parts += [_overlaps(metrics, "map", _map_columns), _overlaps(metrics, "occupancy", occupancy_columns)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -85,24 +85,17 @@ def _by_manoeuvre(skill: dict[str, Any]) -> dict[str, Any]:
     return {title: row for title, row in skill.items() if title in ("macro", "all") or title.startswith("manoeuvre")}
 
 
-def _map(metrics: dict[str, Any]) -> list[str]:
-    if "map" not in metrics:
+def _overlaps(metrics: dict[str, Any], key: str, columns: Callable[[Any, str], dict[str, float]]) -> list[str]:
+    """Of ``map`` or ``occupancy``: one table at the fixed threshold and one at the best, with these columns."""
+    if key not in metrics:
         return []
-    rows = _of_subsets(metrics, "map") | metrics["map"]
-    tables = []
-    for at in ("0.5", "best"):
-        numbers = [table_line(k, [row[f"mIoU@{at}"], *row[f"IoU@{at}"].values()]) for k, row in rows.items()]
-        tables += [table_line(f"map IoU@{at}", ["mean", *MAP_CLASSES]), *numbers, ""]
-    return tables[:-1]
-
-
-def _occupancy(metrics: dict[str, Any]) -> list[str]:
-    if "occupancy" not in metrics:
-        return []
-    rows = _of_subsets(metrics, "occupancy") | metrics["occupancy"]
-    tables = []
+    rows, lines = _of_subsets(metrics, key) | metrics[key], []
     for at in ("IoU@0.5", "IoU@best"):
-        columns = {name: occupancy_columns(row, at) for name, row in rows.items()}
-        numbers = [table_line(name, [*row.values()]) for name, row in columns.items()]
-        tables += [table_line(f"occupancy {at}", [*columns["still"]]), *numbers, ""]
-    return tables[:-1]
+        numbers = {name: columns(row, at) for name, row in rows.items()}
+        lines += ["", table_line(f"{key} {at}", [*next(iter(numbers.values()))])]
+        lines += [table_line(name, [*row.values()]) for name, row in numbers.items()]
+    return lines[1:]
+
+
+def _map_columns(row: Any, at: str) -> dict[str, float]:
+    return {"mean": row[f"m{at}"], **row[at]}
