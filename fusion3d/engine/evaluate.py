@@ -105,7 +105,7 @@ def evaluate(
     set_deterministic(config.deterministic)
     temperatures = load_temperatures(checkpoint, list(chosen)) if config.evaluation.calibrated else {}
     model, _ = load_model(checkpoint, ema, config)
-    output = run_shared(model, config, chosen, device)
+    output = run_shared(model, config, chosen, device, with_occupancy="occupancy" in tasks)
     if output is None:
         return {}
 

@@ -27,6 +27,7 @@ def run_shared(
     subsets: dict[str, tuple[str, ...]],
     device: str | None = None,
     keep_forecasts: bool = False,
+    with_occupancy: bool = False,
 ) -> SplitOutput | None:
     """Predict ``config.data.split`` under every subset, by all processes that torchrun started, or the only one.
 
@@ -36,6 +37,7 @@ def run_shared(
         subsets: sensors by subset name.
         device: torch device name; None takes the GPU where there is one.
         keep_forecasts: as of ``run_split``.
+        with_occupancy: score the occupancy of a model that has the head, which takes time for every subset.
 
     Returns:
         What one process would have found; None by a process that is not the first.
@@ -44,7 +46,7 @@ def run_shared(
         ConfigError: ``data.corruptions`` are of sensors that no subset has.
     """
     with one_voice(device) as where:
-        return run_among(where, model, config, subsets, keep_forecasts)
+        return run_among(where, model, config, subsets, keep_forecasts, with_occupancy)
 
 
 @contextmanager
@@ -55,7 +57,12 @@ def one_voice(device: str | None = None) -> Iterator[Processes]:
 
 
 def run_among(
-    where: Processes, model: Any, config: Config, subsets: dict[str, tuple[str, ...]], keep_forecasts: bool = False
+    where: Processes,
+    model: Any,
+    config: Config,
+    subsets: dict[str, tuple[str, ...]],
+    keep_forecasts: bool = False,
+    with_occupancy: bool = False,
 ) -> SplitOutput | None:
     """``run_shared`` for processes that have found each other: they do so once."""
     seen = set().union(*subsets.values())
@@ -64,7 +71,7 @@ def run_among(
     batch_size, workers = config.train.batch_size, config.data.workers
     share = Share(dataset, stretches(dataset, batch_size, stream), where)
     views = views_of(config)
-    grids = None if config.occupancy is None else (config.grid, config.map_grid)
+    grids = (config.grid, config.map_grid) if with_occupancy and config.occupancy is not None else None
     part = run_split(model, share, subsets, batch_size, workers, where.device, views, stream, keep_forecasts, grids)
     parts = where.collect(part)
     return join_outputs(parts, dataset.tokens) if where.first else None

@@ -159,6 +159,12 @@ def test_views_are_merged_and_modes_are_of_the_first(config, run):
     assert plain.modes.score.shape == (2, COUNT, len(PLAN_SCORES)) and plain.modes.score.isfinite().all()
 
 
+def test_occupancy_that_is_not_asked_for_costs_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("fusion3d.engine.inference.truth_of", lambda *_: pytest.fail("its truth is made"))
+    metrics = evaluate(run, None, tmp_path, ["lidar"], "cpu", tasks=["planning"])
+    assert "occupancy" not in metrics
+
+
 def test_the_occupancy_is_drawn(config, run, tmp_path):
     (seen,) = look(open_clips(config), [2], run, device="cpu")
     heat = seen.occupancy

@@ -217,7 +217,7 @@ def test_the_same_numbers_again_and_by_name(whole_run, tmp_path, monkeypatch):
     config = load_model(whole_run)[1]
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))
     outputs, left = [], []
-    monkeypatch.setattr(module, "run_shared", lambda *args: outputs.append(run_shared(*args)) or outputs[-1])
+    monkeypatch.setattr(module, "run_shared", lambda *of, **how: outputs.append(run_shared(*of, **how)) or outputs[-1])
     score = scoring_module.score_matches
 
     def scored(*args):
