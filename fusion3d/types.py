@@ -121,6 +121,10 @@ class BEVGrid:
             inside &= within
         return iy.mul_(cols).add_(ix).masked_fill_(~inside, 0).long(), inside
 
+    def place_of(self, xy: Tensor) -> Tensor:
+        """x, y counted in cells from the grid's corner, [..., 2]: the middle of a cell is at one half."""
+        return (xy - xy.new_tensor([self.x[0], self.y[0]])) / self.resolution
+
     def centers(self, device: torch.device | str = "cpu") -> Tensor:
         """[Y, X, 2] float32: ego x, y of every cell centre [m]."""
         rows, cols = self.shape

@@ -170,8 +170,7 @@ def move(frame: Frame, global_from_grid: Tensor, grid: BEVGrid) -> Tensor:
     centers_YX2 = grid.centers(frame.bev.device).double()
     turn_B22, shift_B2 = past_from_now[:, :2, :2], past_from_now[:, :2, 3]
     xy_BYX2 = (turn_B22[:, None, None] * centers_YX2[:, :, None]).sum(-1) + shift_B2[:, None, None]
-    low = xy_BYX2.new_tensor([grid.x[0], grid.y[0]])
-    place_BQ2 = ((xy_BYX2 - low) / grid.resolution).flatten(1, 2).float()
+    place_BQ2 = grid.place_of(xy_BYX2).flatten(1, 2).float()
     whole_BCYX = torch.cat([frame.bev, torch.ones_like(frame.bev[:, :1])], dim=1)
     return to_map(read_places(whole_BCYX, place_BQ2), grid.shape)
 

@@ -131,10 +131,9 @@ def describe_boxes(boxes: Boxes, anchor_K2: Tensor, label_K: Tensor, grid: BEVGr
         grid: where cells are.
     """
     usual = usual_sizes(label_K.device)[label_K]
-    low = boxes.center.new_tensor([grid.x[0], grid.y[0]])
     return {
         "label": boxes.label,
-        "offset": (boxes.center[:, :2] - low) / grid.resolution - anchor_K2,
+        "offset": grid.place_of(boxes.center[:, :2]) - anchor_K2,
         "height": boxes.center[:, 2:] - usual[:, 2:] / 2,
         "size": (boxes.size.clamp(min=1e-3) / usual).log(),
         "yaw": torch.stack([boxes.yaw.sin(), boxes.yaw.cos()], dim=1),

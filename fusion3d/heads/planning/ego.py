@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fusion3d.bev.tokens import read_places
 from fusion3d.config import PlanningConfig
 from fusion3d.counts import divisor
 from fusion3d.encoders.blocks import conv_block
@@ -16,6 +17,9 @@ from fusion3d.heads.planning.frame import EgoFrame
 from fusion3d.types import COMMANDS, Batch, BEVGrid, EgoStatus
 
 _POOLING = 4  # grid cells per token, along each axis
+# Where the surroundings are read: x and y as seen from the vehicle, from, to and in steps of [m].
+_ALONG, _ACROSS = (-20.0, 45.0, 2.5), (-20.0, 20.0, 2.5)
+_READ = 8  # channels that are read there
 _NUM_HEADS = 4
 _NUM_LAYERS = 2
 _SPEED, _ACCELERATION, _YAW_RATE = 10.0, 3.0, 1 / 3  # [m/s, m/s^2, rad/s] that make order one of what is measured
@@ -26,7 +30,10 @@ class EgoQuery(nn.Module):
     """BEV map, command and status to what the vehicle should know of all of it.
 
     Everything happens in a frame of the vehicle's own: the tokens' positions go in as they are seen from it, and so
-    does the status. ``ego_status`` none: the status stays outside; measured: it goes in, and in training is often left
+    does the status. The query begins with its surroundings, because attention to a thousand tokens begins as their
+    mean, in which what is ahead is lost.
+
+    ``ego_status`` none: the status stays outside; measured: it goes in, and in training is often left
     out (``status_dropout``), so that the map is not forgotten over it (AD-MLP, arXiv 2305.10430); predicted: speed and
     yaw rate are told from the map, learned from past poses, and only what is told goes in (SparseDrive, Sun et al.,
     2024, whose ten measured numbers come of the CAN bus).
@@ -45,6 +52,7 @@ class EgoQuery(nn.Module):
         self.query = nn.Parameter(0.02 * torch.randn(channels))
         self.command = nn.Embedding(len(COMMANDS) + 1, channels)  # the last one is "unknown"
         self.status = nn.Linear(2 * _NUM_STATUS, channels) if config.ego_status == "measured" else None
+        self.surroundings = Surroundings(channels, inputs, grid)
         self.layers = nn.ModuleList(ReadLayer(channels) for _ in range(_NUM_LAYERS))
         self.tell = self.told = None
         if config.ego_status == "predicted":
@@ -56,7 +64,7 @@ class EgoQuery(nn.Module):
         map_BCYX = self.shrink(bev_BCYX)
         keys_BNC = self._encode_positions(frame, map_BCYX.shape[-2:]).to(map_BCYX.dtype)
         values_BNC = map_BCYX.flatten(2).transpose(1, 2)
-        query_B1C = self._begin(batch, frame)[:, None]
+        query_B1C = (self._begin(batch, frame) + self.surroundings(bev_BCYX, frame))[:, None]
         for layer in self.layers:
             query_B1C = layer(query_B1C, values_BNC + keys_BNC, values_BNC)
         if self.tell is None or self.told is None:
@@ -105,6 +113,26 @@ class EgoQuery(nn.Module):
         error_B2 = (status_B2 - torch.where(known_B2, true_B2, 0)).abs() * known_B2
         mean = (error_B2.sum(0) / divisor("planning_status", known_B2.sum(0))).sum()
         return {"planning_status": mean * self.config.loss_weight * self.config.status_weight}
+
+
+class Surroundings(nn.Module):
+    """The map around the vehicle, read at full resolution on a lattice, each place with weights of its own."""
+
+    points: Tensor  # [P, 2]
+
+    def __init__(self, channels: int, inputs: int, grid: BEVGrid) -> None:
+        super().__init__()
+        self.grid = grid
+        x, y = (torch.arange(start, end + step / 2, step) for start, end, step in (_ALONG, _ACROSS))
+        self.register_buffer("points", torch.cartesian_prod(x, y), persistent=False)
+        self.features = nn.Conv2d(inputs, _READ, 1)
+        # Thousands of weights move far in one step: the norm keeps that from being felt.
+        self.join = nn.Sequential(nn.Linear(len(self.points) * _READ, channels), nn.LayerNorm(channels))
+
+    def forward(self, bev_BCYX: Tensor, frame: EgoFrame) -> Tensor:
+        """[B, C] what is there; outside of the map there is nothing."""
+        xy_BP2 = frame.to_batch(self.points.expand(len(bev_BCYX), -1, -1))
+        return self.join(read_places(self.features(bev_BCYX), self.grid.place_of(xy_BP2)).flatten(1))
 
 
 class ReadLayer(nn.Module):

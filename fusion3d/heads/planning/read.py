@@ -66,9 +66,7 @@ class PathReader(nn.Module):
             ``undrivable``, the most that any is off the drivable area; NaN without an occupancy.
         """
         shape = path_BKT3.shape[:3]
-        xy_BKTP2 = frame.to_batch(ego_points(path_BKT3, self.points))
-        low = xy_BKTP2.new_tensor([self.grid.x[0], self.grid.y[0]])
-        place_BKTP2 = (xy_BKTP2 - low) / self.grid.resolution
+        place_BKTP2 = self.grid.place_of(frame.to_batch(ego_points(path_BKT3, self.points)))
         read_BKTPC = read_places(map_BCYX, place_BKTP2.flatten(1, 3)).unflatten(1, (*shape[1:], _NUM_POINTS))
         yaw_BKT = path_BKT3[..., 2]
         with torch.autocast(path_BKT3.device.type, enabled=False):
