@@ -110,7 +110,7 @@ def calibrate(
     result = {**about, "subsets": of_subsets}
     write_json(Path(out_dir, FILE), result)
     if keep:
-        save_temperatures(checkpoint, temperatures, {"fit_split": fit_split})
+        save_temperatures(checkpoint, temperatures, {"fit_split": fit_split}, ema)
     return result
 
 

@@ -145,8 +145,19 @@ def load_model(checkpoint: str | Path, ema: bool = True, config: Config | None =
     folder = find_checkpoint(checkpoint)
     config = load_config_of(folder) if config is None else config
     model = build_model(config, pretrained=False)
-    load_weights(model, folder / (EMA if ema and (folder / EMA).is_file() else MODEL), config)
+    load_weights(model, weights_file(folder, ema), config)
     return model.eval(), config
+
+
+def weights_file(folder: str | Path, ema: bool = True) -> Path:
+    """The weights of a checkpoint, or of a run's newest one, that are evaluated.
+
+    Args:
+        folder: of the checkpoint or the run.
+        ema: their average, where there is one.
+    """
+    checkpoint = find_checkpoint(folder)
+    return checkpoint / (EMA if ema and (checkpoint / EMA).is_file() else MODEL)
 
 
 def load_weights(module: nn.Module, path: Path, config: Config) -> None:

@@ -103,7 +103,7 @@ def evaluate(
     if not tables.annotated:
         raise DataError(f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict")
     set_deterministic(config.deterministic)
-    temperatures = load_temperatures(checkpoint, list(chosen)) if config.evaluation.calibrated else {}
+    temperatures = load_temperatures(checkpoint, list(chosen), ema) if config.evaluation.calibrated else {}
     model, _ = load_model(checkpoint, ema, config)
     output = run_shared(model, config, chosen, device, with_occupancy="occupancy" in tasks)
     if output is None:

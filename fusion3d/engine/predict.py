@@ -66,16 +66,18 @@ def predict(
     if tracks and config.detection is None:
         raise ConfigError("--tracks: detection is null, and tracks are made of its boxes")
     set_deterministic(config.deterministic)
-    model, _ = load_model(checkpoint, ema, config)
     name = list(possible)[-1]
+    calibrated = config.evaluation.calibrated and config.detection is not None
+    temperatures = load_temperatures(checkpoint, [name], ema) if calibrated else {}
+    model, _ = load_model(checkpoint, ema, config)
     output = run_shared(model, config, {name: possible[name]}, device, keep_forecasts=True)
     if output is None:
         return None
     found = output.subsets[name]
     if config.detection is not None:
         records = found.records(output.poses)
-        if config.evaluation.calibrated:
-            records = soften(records, load_temperatures(checkpoint, [name])[name])
+        if name in temperatures:
+            records = soften(records, temperatures[name])
         write_submission(Path(out_dir, RESULTS_FILE), records, found.used)
         if tracks:
             tables = Tables.open(config.data.root, config.data.version)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fusion3d.engine.checkpoint import EMA, MODEL, find_checkpoint
+from fusion3d.engine.checkpoint import weights_file
 from fusion3d.errors import CheckpointError, ConfigError
 from fusion3d.types import SENSORS
 
@@ -66,17 +66,6 @@ def start_from(model: nn.Module, folders: Sequence[str | Path], fresh: Sequence[
         )
     left = [name for name in state if name not in found]
     return [*said, f"start: {len(left)} are new: {count_parts(left) or 'none'}"] if said else []
-
-
-def weights_file(folder: str | Path, ema: bool = True) -> Path:
-    """The weights of a checkpoint, or of a run's newest one, that are evaluated.
-
-    Args:
-        folder: of the checkpoint or the run.
-        ema: their average, where there is one.
-    """
-    checkpoint = find_checkpoint(folder)
-    return checkpoint / (EMA if ema and (checkpoint / EMA).is_file() else MODEL)
 
 
 def averaged_weights(folder: str | Path) -> dict[str, Tensor]:

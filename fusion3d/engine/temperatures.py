@@ -1,6 +1,7 @@
 """The temperatures of a checkpoint's scores: a file beside its weights, written by ``calibrate``.
 
-They are by subset of the sensors and class, for a model is as sure with one sensor as it is right with that one.
+They are by subset of the sensors and class, for a model is as sure with one sensor as it is right with that one; and
+they are of the weights that they were fitted with, the averaged ones or the last.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion3d.engine.checkpoint import find_checkpoint
+from fusion3d.engine.checkpoint import weights_file
 from fusion3d.errors import CheckpointError
 from fusion3d.files import read_json, write_json
 from fusion3d.metrics.calibration import apply_temperature
@@ -23,25 +24,39 @@ FILE = "temperatures.json"
 Temperatures = dict[str, dict[str, float]]  # by subset, then class
 
 
-def save_temperatures(checkpoint: str | Path, temperatures: Temperatures, about: Mapping[str, Any]) -> Path:
+def save_temperatures(
+    checkpoint: str | Path, temperatures: Temperatures, about: Mapping[str, Any], ema: bool = True
+) -> Path:
     """Write a checkpoint's temperatures beside its weights, with what is said ``about`` them.
+
+    Args:
+        checkpoint: or its run.
+        temperatures: by subset and class.
+        about: what else a reader should know.
+        ema: they are of the averaged weights, where there are any.
 
     Raises:
         CheckpointError: there is no checkpoint.
         Fusion3DError: the file cannot be written.
     """
-    return write_json(find_checkpoint(checkpoint) / FILE, {**about, "temperatures": temperatures})
+    weights = weights_file(checkpoint, ema)
+    return write_json(weights.parent / FILE, {**about, "weights": weights.name, "temperatures": temperatures})
 
 
-def load_temperatures(checkpoint: str | Path, subsets: Sequence[str]) -> Temperatures:
-    """A checkpoint's temperatures for these subsets.
+def load_temperatures(checkpoint: str | Path, subsets: Sequence[str], ema: bool = True) -> Temperatures:
+    """A checkpoint's temperatures for these subsets, and the averaged weights or (not ``ema``) the last.
 
     Raises:
-        CheckpointError: there are none, or they cannot be read, lack a subset or class, or are not positive.
+        CheckpointError: there are none, or they are of the other weights, cannot be read, lack a subset or class, or
+            are not positive.
     """
-    path = find_checkpoint(checkpoint) / FILE
-    again = "run calibrate with this checkpoint"
-    found = read_json(path, f"for evaluation.calibrated {again}", error=CheckpointError).get("temperatures", {})
+    weights = weights_file(checkpoint, ema)
+    path = weights.with_name(FILE)
+    again = f"run calibrate{'' if ema else ' --no-ema'} with this checkpoint"
+    file = read_json(path, f"for evaluation.calibrated {again}", error=CheckpointError)
+    if file.get("weights") != weights.name:
+        raise CheckpointError(f"{path} is of {file.get('weights')}, and {weights.name} is evaluated; {again}")
+    found = file.get("temperatures", {})
     known: Temperatures = {}
     for subset in subsets:
         try:

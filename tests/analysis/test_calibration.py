@@ -97,6 +97,11 @@ def test_a_checkpoint_is_calibrated_and_evaluated_so(config, checkpoint, tmp_pat
         assert row["before"]["all"]["right"] == row["after"]["all"]["right"]
         assert row["after"]["all"]["ECE"] < row["before"]["all"]["ECE"]  # noise at 0.1 that is hardly ever right
     assert load_temperatures(checkpoint, ["lidar"]) == {"lidar": told["subsets"]["lidar"]["temperature"]}
+    (checkpoint / "ema.safetensors").write_bytes(b"others, that appear later")
+    with pytest.raises(CheckpointError, match=r"of model\.safetensors, and ema\.safetensors is .*; run calibrate with"):
+        load_temperatures(checkpoint, ["lidar"])
+    assert load_temperatures(checkpoint, ["lidar"], ema=False)
+    (checkpoint / "ema.safetensors").unlink()
 
     sure = dataclasses.replace(config, evaluation=EvaluationConfig(calibrated=True))
     plain = evaluate(checkpoint, config, tmp_path / "plain", ["lidar"])

@@ -13,9 +13,8 @@ import torch
 from fusion3d.analysis.comparison.rows import TOGETHER, Row
 from fusion3d.build import build_model
 from fusion3d.config import Config, differences, from_dict, to_dict
-from fusion3d.engine.checkpoint import check_same_config, list_checkpoints
+from fusion3d.engine.checkpoint import check_same_config, list_checkpoints, weights_file
 from fusion3d.engine.environment import headline
-from fusion3d.engine.start import weights_file
 from fusion3d.engine.train import num_subsets
 from fusion3d.errors import CheckpointError, ConfigError
 from fusion3d.files import read_json, write_json

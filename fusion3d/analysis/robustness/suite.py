@@ -12,7 +12,7 @@ from fusion3d.analysis.comparison.runs import data_digest, settings_that_differ,
 from fusion3d.analysis.robustness.conditions import CLEAN, Condition, Family
 from fusion3d.config import Config, from_dict, to_dict
 from fusion3d.data.nuscenes import Tables
-from fusion3d.engine.checkpoint import load_model
+from fusion3d.engine.checkpoint import load_model, weights_file
 from fusion3d.engine.columns import found_columns
 from fusion3d.engine.distributed import Processes
 from fusion3d.engine.ground_truth import detection_truth
@@ -20,7 +20,6 @@ from fusion3d.engine.inference import choose_subsets
 from fusion3d.engine.leaderboard import check_history
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import one_voice, run_among
-from fusion3d.engine.start import weights_file
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.files import read_json, write_json
 from fusion3d.metrics.detection import score_detections
