@@ -77,7 +77,8 @@ def _planning(metrics: dict[str, Any]) -> list[str]:
     ]
     if modes := scores.get("modes"):
         names = [name for name in modes if not name.startswith("minFDE")]
-        lines += ["", table_line("paths to choose from", names), table_line("", [modes[name] for name in names])]
+        numbers = [f"{modes[name]:.0f}" if name in ("N", "K") else modes[name] for name in names]
+        lines += ["", table_line("paths to choose from", names), table_line("", numbers)]
     return lines
 
 

@@ -41,8 +41,8 @@ class Overlap:
         if not shapes or mask.shape[1] != count or not np.isfinite(probability).all():
             raise ValueError(
                 f"probabilities {list(probability.shape)}, mask {list(mask.shape)}, known {list(known.shape)}; "
-                f"expected [B, {count}, Y, X] twice and [B, {count}], and finite probabilities: look at the head's "
-                "output"
+                f"expected [B, {count}, Y, X] twice and that or [B, {count}], and finite probabilities: look at the "
+                "head's output"
             )
         # How many thresholds each cell reaches, counted once for all of them.
         steps_BNYX = np.searchsorted(

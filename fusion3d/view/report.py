@@ -183,11 +183,12 @@ def _occupancy(metrics: Mapping[str, Any]) -> str:
     subsets = {name: row["occupancy"] for name, row in (metrics.get("subsets") or {}).items() if "occupancy" in row}
     if not subsets:
         return ""
-    rows = {
-        name: occupancy_columns(row, "IoU@best") for name, row in (subsets | (metrics.get("occupancy") or {})).items()
-    }
+    every = subsets | (metrics.get("occupancy") or {})
+    rows = {name: occupancy_columns(row, "IoU@best") for name, row in every.items() if "IoU@best" in row}
+    if not rows:
+        return ""
     columns = [(name, "IoU@best", True) for name in next(iter(rows.values()))]
-    return _contest(rows, columns, list(subsets), metrics.get("occupancy_protocol"))
+    return _contest(rows, columns, [name for name in subsets if name in rows], metrics.get("occupancy_protocol"))
 
 
 def _contest(rows: Mapping[str, Any], columns: Any, of_model: list[str], protocol: Any) -> str:

@@ -85,9 +85,10 @@ def test_what_no_sensor_saw_or_nobody_found_counts_as_it_should():
 
 
 def test_every_subset_is_scored_and_shares_make_the_whole():
-    config = small_config(motion={"channels": 8}, planning=None)
+    config = small_config(motion={"channels": 8}, planning=None, occupancy={"channels": 8})
     model, data, subsets = build_model(config).eval(), RandomData(config, 4), sensor_subsets(config)
-    whole = run_split(model, data, subsets, 2, 0, CPU)
+    grids = config.grid, config.map_grid
+    whole = run_split(model, data, subsets, 2, 0, CPU, grids=grids)
     for name, of_subset in whole.subsets.items():
         assert len(of_subset.agents) == 4 and not of_subset.forecasts, name
         assert len(of_subset.agents["sample-3"].label) == 0, "it is not annotated"
@@ -100,13 +101,16 @@ def test_every_subset_is_scored_and_shares_make_the_whole():
             self.rank = rank
 
     data.tokens = [f"sample-{i}" for i in range(4)]
-    parts = [run_split(model, Share(data, stretches(data, 2, False), Place(i)), subsets, 2, 0, CPU) for i in (0, 1)]
-    joined = join_outputs(parts, data.tokens)
+    shares = [Share(data, stretches(data, 2, False), Place(rank)) for rank in (0, 1)]
+    joined = join_outputs([run_split(model, of, subsets, 2, 0, CPU, grids=grids) for of in shares], data.tokens)
+    assert whole.still.scores()["IoU@0.5"]["vehicle@0s"] == 1
+    np.testing.assert_equal(vars(joined.still), vars(whole.still))
     for name in subsets:
         np.testing.assert_equal(
             score_forecasts([*joined.subsets[name].agents.values()]),
             score_forecasts([*whole.subsets[name].agents.values()]),
         )
+        np.testing.assert_equal(vars(joined.subsets[name].occupancy), vars(whole.subsets[name].occupancy))
     kept = run_split(model, data, {"lidar": ("lidar",)}, 2, 0, CPU, keep_forecasts=True).subsets["lidar"]
     assert list(kept.forecasts) == data.tokens and not kept.agents
     assert all(len(kept.forecasts[token]) == len(kept.boxes[token]) for token in data.tokens)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fusion3d.errors import Fusion3DError
+from fusion3d.metrics.occupancy import LAYERS
 from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart, round_ticks, running_mean
 from fusion3d.view.report import write_report
@@ -243,6 +244,19 @@ def test_the_map_has_its_rows_and_baselines(tmp_path):
     assert [text for _, text in page.row("lidar")[1:]] == ["0.300", "0.400", *["0.300"] * 4, DASH, "0.300"]
     assert page.row("camera + lidar")[1] == ("best", "0.400 best")
     assert page.row("everywhere")[1] == ("", "0.700") and "cells < counted" in page.text
+
+
+def test_the_occupancy_has_its_rows_and_what_stays_as_it_is(tmp_path):
+    def row(value: float) -> dict:
+        layers = dict.fromkeys(LAYERS, value) | {"vru@0s": None, "static@0s": value + 0.2, "drivable": None}
+        return {"IoU@0.5": layers, "IoU@best": layers}
+
+    subsets = {"lidar": {"occupancy": row(0.3)}, "camera+lidar": {"occupancy": row(0.4)}, "camera": {"occupancy": {}}}
+    metrics = {"subsets": subsets, "occupancy": {"still": row(0.7)}, "occupancy_protocol": "cells < counted"}
+    page = Page(write_report(tmp_path / "a.html", metrics).read_text())
+    assert [text for _, text in page.row("lidar")[1:]] == ["0.400", *["0.300"] * 5, "0.350", DASH]
+    assert page.row("camera + lidar")[1] == ("best", "0.500 best")
+    assert page.row("still")[1] == ("", "0.800") and "cells < counted" in page.text
 
 
 def test_forecasts_have_a_row_for_every_subset_and_for_constant_velocity(tmp_path):
