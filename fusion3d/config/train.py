@@ -100,4 +100,4 @@ class EvaluationConfig:
     """Scores at the checkpoint's temperatures, which ``calibrate`` wrote beside its weights: as sure as they are right.
     No AP changes."""
     stride: Count = 1
-    """Every how many-th keyframe of the split is looked at; above 1 the numbers are those of a sample of it."""
+    """Every how many-th keyframe of each scene is looked at, at least one; above 1 numbers are of a sample of it."""

@@ -194,7 +194,8 @@ def read_weights(expected: Mapping[str, Tensor], path: Path, config: Config) -> 
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
             f"{path} belongs to another model: {'; '.join(wrong[:3])}{more}. "
-            f"{_settings_that_differ(config, path.parent)}; use the checkpoint's own configuration"
+            f"{_settings_that_differ(config, path.parent)}; use the checkpoint's own configuration or, where that is "
+            "what was used, the version of fusion3d that it was trained with"
         )
     return found
 

@@ -37,7 +37,7 @@ def run_shared(
         subsets: sensors by subset name.
         device: torch device name; None takes the GPU where there is one.
         keep_forecasts: as of ``run_split``.
-        with_occupancy: score the occupancy of a model that has the head, which takes time for every subset.
+        with_occupancy: score what a model with an occupancy head says of it, which takes time.
 
     Returns:
         What one process would have found; None by a process that is not the first.
@@ -67,11 +67,11 @@ def run_among(
     """``run_shared`` for processes that have found each other: they do so once."""
     seen = set().union(*subsets.values())
     check_corruptions(config, seen, f"the choice of sensors ({', '.join(subsets)}; of the model and data.sensors)")
-    dataset, stream = open_split(config, config.data.split, training=False), streams(config)
-    batch_size, workers = config.train.batch_size, config.data.workers
+    dataset = open_split(config, config.data.split, training=False, with_occupancy=with_occupancy)
+    stream, batch_size, workers = streams(config), config.train.batch_size, config.data.workers
     share = Share(dataset, stretches(dataset, batch_size, stream), where)
     views = views_of(config)
-    grids = (config.grid, config.map_grid) if with_occupancy and config.occupancy is not None else None
+    grids = (config.grid, config.map_grid) if with_occupancy else None
     part = run_split(model, share, subsets, batch_size, workers, where.device, views, stream, keep_forecasts, grids)
     parts = where.collect(part)
     return join_outputs(parts, dataset.tokens) if where.first else None

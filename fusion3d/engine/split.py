@@ -54,13 +54,14 @@ def check_branches(config: Config) -> None:
             )
 
 
-def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
+def open_split(config: Config, split: str, training: bool, with_occupancy: bool = False) -> NuScenesDataset:
     """A split of the configured data set.
 
     Args:
         config: sensors, sizes, augmentation and the number of steps ahead.
         split: name.
         training: with augmentation, and without boxes that have too few points.
+        with_occupancy: with all that an occupancy is scored by, which takes time to read.
 
     Raises:
         ConfigError: ``data.corruptions`` befall nothing that is read, or objects are to be pasted where a head learns
@@ -72,6 +73,7 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
     clips = config.temporal if training or not streams(config) else None
     # What paths are worth, and who will be where, is learned of maps and of how things go on.
     chooses, fills = config.planning is not None and config.planning.head == "anchors", config.occupancy is not None
+    judged = with_occupancy or (training and (chooses or fills))
     if (chooses or fills) and augment is not None and augment.paste is not None:
         head = "planning.head 'anchors'" if chooses else "occupancy"
         raise ConfigError(
@@ -86,8 +88,8 @@ def open_split(config: Config, split: str, training: bool) -> NuScenesDataset:
         config.seed,
         training=training,
         steps=config.steps,
-        with_map=config.map is not None or fills or (training and chooses),
-        with_motion=config.motion is not None or fills or (training and chooses),
+        with_map=config.map is not None or judged,
+        with_motion=config.motion is not None or judged,
         keyframes=1 if clips is None else clips.keyframes,
         epochs=config.train.epochs,
         stride=1 if training else config.evaluation.stride,

@@ -125,10 +125,10 @@ def test_what_there_is_too_little_of(synthetic_root):
 def test_maps_and_motion_are_read_to_learn_of_them(config):
     sample = open_split(config, config.data.train_split, training=True)[0]
     assert sample.motion is not None and sample.map_mask is not None and sample.motion.path.mask.shape[1] == 6
+    sample = open_split(config, config.data.split, training=False, with_occupancy=True)[0]
+    assert sample.motion is not None and sample.map_mask is not None
     sample = open_split(config, config.data.split, training=False)[0]
-    assert sample.motion is not None and sample.map_mask is not None, "the occupancy is scored"
-    sample = open_split(dataclasses.replace(config, occupancy=None), config.data.split, training=False)[0]
-    assert sample.motion is None and sample.map_mask is None
+    assert sample.motion is None and sample.map_mask is None, "nothing is scored by them"
 
 
 def test_evaluation_tells_of_the_choice(config, run, tmp_path):
