@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -125,6 +125,10 @@ class BEVGrid:
         """x, y counted in cells from the grid's corner, [..., 2]: the middle of a cell is at one half."""
         return (xy - xy.new_tensor([self.x[0], self.y[0]])) / self.resolution
 
+    def xy_of(self, place: Tensor) -> Tensor:
+        """The inverse of ``place_of``."""
+        return place.new_tensor([self.x[0], self.y[0]]) + place * self.resolution
+
     def centers(self, device: torch.device | str = "cpu") -> Tensor:
         """[Y, X, 2] float32: ego x, y of every cell centre [m]."""
         rows, cols = self.shape
@@ -222,15 +226,25 @@ class Trajectory:
     yaw: Tensor  # [..., T] float32 [rad]
     mask: Tensor  # [..., T] bool, False where it is not known
 
+    def __getitem__(self, keep: Any) -> Trajectory:
+        """What is selected along the first axes."""
+        return Trajectory(self.position[keep], self.yaw[keep], self.mask[keep])
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+        """All parts, one after another along the first axis."""
+        return Trajectory(*(torch.cat([getattr(part, name) for part in parts]) for name in ("position", "yaw", "mask")))
+
 
 @dataclass(frozen=True)
 class Motion:
-    """How what is around goes on, in the frame of now (or the augmented one) like the ``Trajectory`` of the ego.
+    """What is around and how it goes on, in the frame of now (or the augmented one) like the ``Trajectory`` of the ego.
 
     A things: first the ``boxes`` of the sample, in their order, then whatever else is annotated now or later on.
     """
 
-    path: Trajectory  # [A, T] gravity centres from above; mask False where a thing is not annotated
+    now: Trajectory  # [A] gravity centres from above; mask False where a thing is not annotated
+    path: Trajectory  # [A, T] the same at every step
     size: Tensor  # [A, 3] float32 length, width, height [m]
     label: Tensor  # [A] int64, index in DETECTION_CLASSES, -1 none of them
 
@@ -239,8 +253,17 @@ class Motion:
 
     def __getitem__(self, keep: slice | Tensor) -> Motion:
         """The things selected by a slice, a bool mask or an index tensor."""
-        path = Trajectory(self.path.position[keep], self.path.yaw[keep], self.path.mask[keep])
-        return Motion(path, self.size[keep], self.label[keep])
+        return Motion(self.now[keep], self.path[keep], self.size[keep], self.label[keep])
+
+    @staticmethod
+    def cat(parts: Sequence[Motion]) -> Motion:
+        """The things of all parts, one after another; they have as many steps."""
+        return Motion(
+            Trajectory.cat([part.now for part in parts]),
+            Trajectory.cat([part.path for part in parts]),
+            torch.cat([part.size for part in parts]),
+            torch.cat([part.label for part in parts]),
+        )
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,12 @@ def load_motion(tables: Tables, sample: int, steps: int, min_points: int = 0) ->
     position[at], heading[at], mask[at] = center[later, :2], yaw[later], True
     # Things are the boxes of now, but where a table has an instance twice in a sample: then both are the same thing.
     each = np.concatenate([place[: len(now)], np.arange(place[: len(now)].max(initial=-1) + 1, len(first))])
-    rows = np.concatenate([rows[: len(now)], rows[first[order]][each[len(now) :]]])
+    met = np.concatenate([np.arange(len(now)), first[order][each[len(now) :]]])  # of ``rows``: where each is met first
+    here = ~later[met]
+    place, turn = np.where(here[:, None], center[met, :2], 0), np.where(here, yaw[met], 0)
+    start = Trajectory(_tensor(place), _tensor(turn), torch.from_numpy(here))
     path = Trajectory(_tensor(position[each]), _tensor(heading[each]), torch.from_numpy(mask[each]))
-    return Motion(path, _tensor(tables.box_size[rows]), _tensor(tables.box_class[rows]))
+    return Motion(start, path, _tensor(tables.box_size[rows[met]]), _tensor(tables.box_class[rows[met]]))
 
 
 def _rows(tables: Tables, sample: int) -> np.ndarray:

@@ -206,8 +206,8 @@ def _move_trajectory(path: Trajectory, matrix: Tensor) -> Trajectory:
 
 
 def _move_motion(motion: Motion, matrix: Tensor) -> Motion:
-    size = motion.size * matrix[2, 2].to(motion.size)
-    return dataclasses.replace(motion, path=_move_trajectory(motion.path, matrix), size=size)
+    now, path = _move_trajectory(motion.now, matrix), _move_trajectory(motion.path, matrix)
+    return dataclasses.replace(motion, now=now, path=path, size=motion.size * matrix[2, 2].to(motion.size))
 
 
 def _move_status(status: EgoStatus, matrix: Tensor, mirrored: bool) -> EgoStatus:

@@ -62,9 +62,7 @@ class PillarNet(nn.Module):
 
         Every point must be in a pillar of the plan. A feature that is NaN or infinite was not measured, and is 0.
         """
-        grid = self.grid
         features_PF = features_PF.nan_to_num(0.0, 0.0, 0.0)
         offset_P3 = xyz_P3 - ops.segment_reduce(xyz_P3, plan, "mean")[plan.segment]
-        low = xyz_P3.new_tensor([grid.x[0], grid.y[0]])
-        steps_P2 = (xyz_P3[:, :2] - low) / grid.resolution
+        steps_P2 = self.grid.place_of(xyz_P3[:, :2])
         return torch.cat([features_PF, xyz_P3 / 10, offset_P3, steps_P2 - steps_P2.floor() - 0.5], dim=1)

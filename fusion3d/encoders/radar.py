@@ -90,7 +90,7 @@ class ReturnStreams(nn.Module):
         kept = inside_R.nonzero()[:, 0]
         returns_RF, sample_R = returns_RF[kept], sample_R[kept]
         with torch.autocast(returns_RF.device.type, enabled=False):
-            steps_R2 = (returns_RF[:, :2] - returns_RF.new_tensor([grid.x[0], grid.y[0]])) / grid.resolution
+            steps_R2 = grid.place_of(returns_RF[:, :2])
             in_cell_R2 = steps_R2 - steps_R2.floor() - 0.5
             described_RF = torch.cat([describe(returns_RF), returns_RF[:, :3] / 10, in_cell_R2], dim=1)
         features_RC = self.streams(described_RF, returns_RF[:, :2], sample_R, num_samples).float()

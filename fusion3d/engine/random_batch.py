@@ -135,7 +135,7 @@ def _random_boxes(config: Config, count: int, generator: torch.Generator) -> Box
     count = len(spots)
     corner = torch.stack([spots % (cols // 4), spots // (cols // 4)], dim=1)
     cell = corner * 4 + 1 + torch.rand(count, 2, generator=generator)
-    xy = torch.tensor([grid.x[0], grid.y[0]]) + cell * grid.resolution
+    xy = grid.xy_of(cell)
     label = torch.arange(count) % len(DETECTION_CLASSES)
     size = usual_sizes()[label] * (0.9 + 0.2 * torch.rand(count, 3, generator=generator))
     velocity = torch.randn(count, 2, generator=generator) * 3
@@ -159,7 +159,8 @@ def _random_motion(boxes: Boxes, steps: int, generator: torch.Generator) -> Moti
     rate = torch.randn(len(boxes), generator=generator) * 0.3
     position, yaw = constant_turn(boxes, torch.arange(1, steps + 1) * TIME_STEP, rate)
     mask = boxes.velocity.isfinite().all(1)[:, None].expand(-1, steps).clone()
-    return Motion(Trajectory(position, yaw, mask), boxes.size, boxes.label)
+    now = Trajectory(boxes.center[:, :2], boxes.yaw, torch.ones(len(boxes), dtype=torch.bool))
+    return Motion(now, Trajectory(position, yaw, mask), boxes.size, boxes.label)
 
 
 def give_anchors(model: nn.Module) -> None:

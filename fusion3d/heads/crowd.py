@@ -227,7 +227,7 @@ class MapReader(nn.Module):
             )
             place_QE2 = turn((points_QP2[:, None] + steps_QHP2).flatten(1, 2), yaw_Q) + center_Q2[:, None]
             place_QHP2 = place_QE2.unflatten(1, (num_heads, num_points))
-            cells = [(place_QHP2 - place_QHP2.new_tensor([g.x[0], g.y[0]])) / g.resolution for g in maps.grids]
+            cells = [grid.place_of(place_QHP2) for grid in maps.grids]
         return self.out(
             ops.ms_deform_attn(
                 maps.value,

@@ -86,9 +86,7 @@ def place_boxes(
         grid: where cells are.
     """
     usual = usual_sizes(label_K.device)[label_K]
-    low = said["offset"].new_tensor([grid.x[0], grid.y[0]])
-    xy = low + (anchor_K2 + said["offset"]) * grid.resolution
-    center = torch.cat([xy, said["height"] + usual[..., 2:] / 2], dim=-1)
+    center = torch.cat([grid.xy_of(anchor_K2 + said["offset"]), said["height"] + usual[..., 2:] / 2], dim=-1)
     return center, box_sizes(said["size"], usual), torch.atan2(*said["yaw"].unbind(-1))
 
 

@@ -26,8 +26,6 @@ from fusion3d.types import (
     TIME_STEP,
     Batch,
     BEVGrid,
-    Boxes,
-    Motion,
     Occupancy,
 )
 
@@ -42,8 +40,8 @@ _GROUPS = torch.tensor([OCCUPANTS.index(name) for name in _NAMES])
 class OccupancyHead(nn.Module):
     """BEV map to ``Occupancy``, as logits.
 
-    Agents are the boxes of now and, later on, ``Motion``; things of none of the ten classes are static. A time counts
-    where its keyframe is known. The focal loss (Lin et al., 2017, without alpha) is a sum over the cells divided by how
+    Agents are whatever ``Motion`` has; things of none of the ten classes are static. A time counts where its keyframe
+    is known. The focal loss (Lin et al., 2017, without alpha) is a sum over the cells divided by how
     many are occupied, as a heatmap's, for most are empty; that of the drivable area is the mean over the cells where a
     map knows it.
 
@@ -108,38 +106,23 @@ def occupied(batch: Batch, grid: BEVGrid) -> tuple[Tensor, Tensor]:
     """Where things are: [B, S, G, Y, X] bool as ``paint`` has it, and [B, S] bool, which times are known."""
     there = torch.zeros(len(batch), *_SHAPE, *grid.shape, dtype=torch.bool, device=batch.command.device)
     known_BS = torch.zeros(there.shape[:2], dtype=torch.bool, device=there.device)
-    if batch.boxes is None:
+    if batch.motion is None:
         return there, known_BS
     boxes, layers, masks = [], [], []
-    for sample, now in enumerate(batch.boxes):
-        moving = [] if batch.motion is None else _later(batch.motion[sample])
-        for number, label, box, mask in [(0, now.label, footprints(now), torch.ones_like(now.label)), *moving]:
-            boxes.append(box)
-            layers.append((sample * len(_STEPS) + number) * len(OCCUPANTS) + _GROUPS.to(label)[label])
-            masks.append(mask.bool())
+    for sample, motion in enumerate(batch.motion):
+        for number, step in enumerate(_STEPS):
+            if step <= motion.path.mask.shape[1]:
+                at = motion.path[:, step - 1] if step else motion.now
+                boxes.append(torch.cat([at.position, motion.size[:, :2], at.yaw[:, None]], dim=1))
+                layers.append((sample * len(_STEPS) + number) * len(OCCUPANTS) + _GROUPS.to(motion.label)[motion.label])
+                masks.append(at.mask)
     paint(there.view(-1, *grid.shape), torch.cat(layers), torch.cat(boxes), torch.cat(masks), grid)
     for number, step in enumerate(_STEPS):
         if step == 0:
             known_BS[:, number] = batch.annotated
-        elif batch.motion is not None and batch.future is not None and step <= batch.future.mask.shape[1]:
+        elif batch.future is not None and step <= batch.future.mask.shape[1]:
             known_BS[:, number] = batch.annotated & batch.future.mask[:, step - 1]
     return there, known_BS
-
-
-def _later(motion: Motion) -> list[tuple[int, Tensor, Tensor, Tensor]]:
-    """For each time ahead its number among OCCUPANCY_TIMES, and labels, rectangles and masks of all things."""
-    path, found = motion.path, []
-    for number, step in enumerate(_STEPS):
-        if 0 < step <= path.mask.shape[1]:
-            at = step - 1
-            box = torch.cat([path.position[:, at], motion.size[:, :2], path.yaw[:, at, None]], dim=1)
-            found.append((number, motion.label, box, path.mask[:, at]))
-    return found
-
-
-def footprints(boxes: Boxes) -> Tensor:
-    """[K, 5] boxes from above: x, y, length, width, yaw."""
-    return torch.cat([boxes.center[:, :2], boxes.size[:, :2], boxes.yaw[:, None]], dim=1)
 
 
 def paint(cells_LYX: Tensor, layer_A: Tensor, box_A5: Tensor, mask_A: Tensor, grid: BEVGrid) -> None:
@@ -159,7 +142,7 @@ def paint(cells_LYX: Tensor, layer_A: Tensor, box_A5: Tensor, mask_A: Tensor, gr
     reach = int((box_A5[:, 2:4].norm(dim=1).amax() / 2 / grid.resolution).ceil())
     step = torch.arange(-reach, reach + 1, device=box_A5.device)
     dy, dx = (part.flatten() for part in torch.meshgrid(step, step, indexing="ij"))
-    cell_A2 = ((box_A5[:, :2] - box_A5.new_tensor([grid.x[0], grid.y[0]])) / grid.resolution).floor()
+    cell_A2 = grid.place_of(box_A5[:, :2]).floor()
     ix, iy = cell_A2[:, :1] + dx, cell_A2[:, 1:] + dy
     x = grid.x[0] + (ix + 0.5) * grid.resolution - box_A5[:, :1]
     y = grid.y[0] + (iy + 0.5) * grid.resolution - box_A5[:, 1:2]

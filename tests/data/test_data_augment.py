@@ -56,7 +56,7 @@ def test_the_inverse_gives_everything_back(sample, **world):
     assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(before, tensors(sample), strict=True))
     back = transform_sample(there, np.linalg.inv(matrix))
     assert back.command == sample.command and back.cameras.channels == sample.cameras.channels
-    for name in ("boxes", "future", "past", "motion.path"):
+    for name in ("boxes", "future", "past", "motion.now", "motion.path"):
         for value in (attrgetter(name)(back), attrgetter(name)(sample)):
             value.yaw.copy_(torch.remainder(value.yaw + 1e-4, 2 * math.pi))  # -pi is pi
     for ours, original in zip(tensors(back), tensors(sample), strict=True):

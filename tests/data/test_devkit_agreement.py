@@ -119,6 +119,10 @@ def test_motion_of_all_around(nusc, tables, samples):
         assert len(motion) == len(now.union(*later))
         np.testing.assert_array_equal(motion.label[: len(boxes)], boxes.label)
         np.testing.assert_array_equal(motion.size[: len(boxes)], boxes.size)
+        np.testing.assert_array_equal(motion.now.position[: len(boxes)], boxes.center[:, :2])
+        np.testing.assert_array_equal(motion.now.yaw[: len(boxes)], boxes.yaw)
+        assert motion.now.mask[: len(now)].all() and not motion.now.mask[len(now) :].any()
+        assert not motion.now.position[len(now) :].any()
         for step, there in enumerate(later):
             assert int(motion.path.mask[:, step].sum()) == len(there)
             places = motion.path.position[motion.path.mask[:, step], step]

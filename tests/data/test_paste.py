@@ -176,6 +176,8 @@ def test_what_is_pasted_stands_clear_and_is_counted(synthetic_root, database, in
     assert not after.motion.path.mask[len(before.boxes) : len(after.boxes)].any()
     kept = torch.cat([torch.arange(len(before.boxes)), torch.arange(len(after.boxes), len(after.motion))])
     assert torch.equal(after.motion[kept].path.position, before.motion.path.position)
+    now = after.motion.now[: len(after.boxes)]
+    assert now.mask.all() and torch.equal(now.position, after.boxes.center[:, :2])
     assert len(set(after.boxes.instance)) == len(after.boxes)
     assert (
         torch.bincount(pasted.label, minlength=10) <= (14 - torch.bincount(everything.label, minlength=10)).clamp(min=0)

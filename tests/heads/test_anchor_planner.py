@@ -153,7 +153,7 @@ def test_it_learns_to_drive_better_than_its_best_anchor():
     batch = dataclasses.replace(batch, future=future, status=None, motion=None)
     bev = torch.rand(4, INPUTS, *GRID.shape)
     optimizer, history = torch.optim.Adam(head.parameters(), 5e-3), []
-    for _ in range(120):
+    for _ in range(150):
         optimizer.zero_grad()
         loss = torch.stack(list(head.losses(head(bev, batch), batch).values())).sum()
         loss.backward()

@@ -193,8 +193,7 @@ def test_found_boxes_learn_from_the_nearest_true_one_of_their_class():
     torch.testing.assert_close(targets.position[:20][targets.known[:20]], expected[targets.known[:20]])
     # A batch that knows fewer steps, one of which is a gap, and a model that asks for more.
     motion.path.mask[:, 1] = False
-    short = Motion(dataclasses.replace(motion.path, position=motion.path.position[:, :3], yaw=motion.path.yaw[:, :3],
-                   mask=motion.path.mask[:, :3]), motion.size, motion.label)  # fmt: skip
+    short = dataclasses.replace(motion, path=motion.path[:, :3])
     cut = head.targets(Agents.of(batch.boxes), dataclasses.replace(batch, motion=(short,)))
     assert torch.equal(cut.known[:, :3], short.path.mask & MOVES[true.label][:, None]) and not cut.known[:, 3:].any()
 
@@ -210,7 +209,7 @@ def test_the_best_way_takes_it_all():
     truth = torch.tensor([[2.0, 1.0]]).expand(6, 2)
     path.position[:] = box.center[:, :2] + turn(truth[None], box.yaw)
     path.yaw[:] = 1.0
-    batch = dataclasses.replace(batch, boxes=(box,), motion=(Motion(path, size, torch.tensor([CAR])),))
+    batch = dataclasses.replace(batch, boxes=(box,), motion=(Motion(path[:, 0], path, size, torch.tensor([CAR])),))
     position = torch.zeros(1, 2, 3, 6, 2) + truth
     position[:, :, 0, :, 0] += 3.0  # every step 3 m off
     position[:, :, 1, :, 0] += 2.0  # 2 m: the best over the known steps

@@ -19,7 +19,6 @@ from fusion3d.types import (
     OCCUPANTS,
     Batch,
     BEVGrid,
-    Boxes,
     Motion,
     Occupancy,
     Trajectory,
@@ -63,8 +62,7 @@ def test_painting_is_the_plain_loop(seed):
 
 
 def test_who_is_where_when():
-    """A car drives off, a pedestrian turns up in 2 s, an animal is not known of any class; a bus has no label yet."""
-    car = Boxes.of(torch.tensor([[4.3, 0.0, 1.0]]), torch.tensor([[4.0, 2.0, 1.5]]), torch.zeros(1))
+    """A car drives off, a pedestrian turns up in 2 s, an animal is of no class."""
     steps = torch.arange(1, 7)
     position = torch.stack([4.3 + 2.0 * steps, torch.zeros(6)], dim=1)
     place = torch.stack([position, torch.tensor([[-4.0, 4.0]]).expand(6, 2), torch.tensor([[0.4, -6.0]]).expand(6, 2)])
@@ -72,24 +70,25 @@ def test_who_is_where_when():
     mask[1, :3], mask[0, 5] = False, False
     size = torch.tensor([[4.0, 2.0, 1.5], [0.6, 0.6, 1.7], [0.5, 0.5, 0.5]])
     label = torch.tensor([0, DETECTION_CLASSES.index("pedestrian"), -1])
-    motion = Motion(Trajectory(place, torch.zeros(3, 6), mask), size, label)
+    start = torch.tensor([[4.3, 0.0], [torch.nan, torch.nan], [0.4, -6.0]])
+    now = Trajectory(start, torch.zeros(3), torch.tensor([True, False, True]))
+    motion = Motion(now, Trajectory(place, torch.zeros(3, 6), mask), size, label)
     batch = make_batch(1)
     assert batch.future is not None
     known = torch.tensor([[True] * 4 + [False] * 2])
     future = dataclasses.replace(batch.future, mask=known)
-    batch = dataclasses.replace(batch, boxes=(car,), motion=(motion,), future=future)
+    batch = dataclasses.replace(batch, motion=(motion,), future=future)
     there, sure = occupied(batch, GRID)
     assert sure.tolist() == [[True, True, True, False]], "3 s are beyond the drive"
     count = there[0].flatten(2).sum(2)
     vehicle, vru, static = range(len(OCCUPANTS))
     assert count[:, vehicle].tolist() == [10, 10, 10, 0] and count[:, vru].tolist() == [0, 0, 1, 1]
-    assert count[:, static].tolist() == [0, 1, 1, 1]
+    assert count[:, static].tolist() == [1, 1, 1, 1]
     for time, seconds in enumerate(OCCUPANCY_TIMES[:3]):
         cells = GRID.centers()[there[0, time, vehicle]]
         assert ((cells.mean(0) - torch.tensor([4.3 + 4 * seconds, 0.0])).abs() < 0.41).all()
-    assert not occupied(dataclasses.replace(batch, motion=None), GRID)[1][0, 1:].any()
     nobody = dataclasses.replace(batch, annotated=torch.zeros(1, dtype=torch.bool))
-    assert not occupied(nobody, GRID)[1].any() and not occupied(dataclasses.replace(batch, boxes=None), GRID)[1].any()
+    assert not occupied(nobody, GRID)[1].any() and not occupied(dataclasses.replace(batch, motion=None), GRID)[1].any()
 
 
 def test_it_goes_with_the_world():

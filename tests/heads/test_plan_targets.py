@@ -36,10 +36,10 @@ TOUCHING = 1e-3  # [m] nearer to touching than this, rounding decides
 
 
 def batch_of(of: Drives, grid: BEVGrid = GRID, road: torch.Tensor | None = None) -> Batch:
-    """Samples of known worlds as a batch: who is there now are boxes, the others come later."""
+    """Samples of known worlds as a batch."""
     config = dataclasses.replace(Config(), grid=grid, data=dataclasses.replace(Config().data, image_size=(8, 8)))
     base = random_batch(config, len(of), 0, 0, 0)
-    boxes, motions = [], []
+    motions = []
     for sample in range(len(of)):
         mine = of.agents[(of.agents.sample == sample) & (of.agents.step >= 0) & (of.agents.step <= 6)]
         tracks = sorted(set(mine.track.tolist()), key=lambda t: (0 not in mine.step[mine.track == t], t))
@@ -49,10 +49,8 @@ def batch_of(of: Drives, grid: BEVGrid = GRID, road: torch.Tensor | None = None)
         box, there = torch.from_numpy(place).float(), torch.from_numpy(mask)
         size = torch.from_numpy(np.array([mine.box[mine.track == t][0, 2:4] for t in tracks]).reshape(-1, 2))
         size = torch.nn.functional.pad(size, (0, 1), value=1.5).float()
-        now = torch.nn.functional.pad(box[there[:, 0], 0, :2], (0, 1))
-        boxes.append(Boxes.of(now, size[: len(now)], box[there[:, 0], 0, 4]))
-        path = Trajectory(box[:, 1:, :2], box[:, 1:, 4], there[:, 1:])
-        motions.append(Motion(path, size, torch.full((len(tracks),), -1)))
+        path = Trajectory(box[..., :2], box[..., 4], there)
+        motions.append(Motion(path[:, 0], path[:, 1:], size, torch.full((len(tracks),), -1)))
     future = torch.from_numpy(of.future).float()
     turned = torch.from_numpy(-of.past[:, 0, 2] / of.past_time[:, 0]).float()
     known = torch.zeros(len(of), len(MAP_CLASSES), dtype=torch.bool)
@@ -62,7 +60,6 @@ def batch_of(of: Drives, grid: BEVGrid = GRID, road: torch.Tensor | None = None)
         mask[:, 0] = road
     return dataclasses.replace(
         base,
-        boxes=tuple(boxes),
         motion=tuple(motions),
         future=Trajectory(future[..., :2], future[..., 2], torch.from_numpy(of.known)),
         status=EgoStatus(torch.from_numpy(of.velocity).float(), torch.zeros(len(of), 2), turned),

@@ -11,6 +11,8 @@ import torch
 from fusion3d.config import Config, PlanningConfig
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.heads.planning import QueryPlanner
+from fusion3d.heads.planning.ego import Surroundings
+from fusion3d.heads.planning.frame import EgoFrame
 from fusion3d.heads.planning.query import PlannedPath
 from fusion3d.types import Batch, BEVGrid, EgoStatus, Trajectory
 
@@ -150,27 +152,15 @@ def test_it_learns_a_path():
     assert losses[-1] < 0.05 * losses[0]
 
 
-def test_it_learns_to_stop_for_what_is_ahead():
-    """Four cells of 1600 tell whether to drive on, in a map that is noise elsewhere."""
-    head, batch = make_head(), make_batch(8)
-    optimizer = torch.optim.Adam(head.parameters(), 3e-3)
-
-    def scene(seed: int) -> tuple[torch.Tensor, Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        bev, blocked = torch.rand(8, 4, *GRID.shape, generator=generator), torch.rand(8, generator=generator) < 0.5
-        bev[:, 0, 19:21, 32:34] = 4.0 * blocked[:, None, None]  # 10 m ahead
-        path = torch.zeros(8, 6, 2)
-        path[~blocked, :, 0] = torch.arange(1.0, 7.0)
-        known = torch.ones(8, 6, dtype=torch.bool)
-        return bev, dataclasses.replace(batch, future=Trajectory(path, torch.zeros(8, 6), known))
-
-    for step in range(150):
-        bev, there = scene(step)
-        optimizer.zero_grad()
-        head.losses(head(bev, there), there)["planning"].backward()
-        optimizer.step()
-    bev, there = scene(1000)
-    assert there.future is not None
-    with torch.no_grad():
-        error = (head.eval()(bev, there).position - there.future.position).norm(dim=-1)[:, -1]
-    assert error.max() < 2.0, "6 m apart"
+@pytest.mark.parametrize("resolution", [0.4, 0.6, 0.8, 1.6, 3.2])
+def test_no_cell_around_the_vehicle_is_overlooked(resolution):
+    grid = BEVGrid(x=(-57.6, 57.6), y=(-57.6, 57.6), resolution=resolution)
+    near, aug_from_ego = Surroundings(4, 4, grid), torch.eye(4)[None]
+    aug_from_ego[0, :2, 3] = torch.tensor([3.0, -2.0])
+    frame = EgoFrame.heading(dataclasses.replace(make_batch(1), aug_from_ego=aug_from_ego))
+    bev = torch.rand(1, 4, *grid.shape, requires_grad=True)
+    (near(bev, frame) * torch.randn(1, 4)).sum().backward()
+    assert bev.grad is not None
+    read, (x, y) = bev.grad[0].abs().sum(0) > 0, (grid.centers() - aug_from_ego[0, :2, 3]).unbind(-1)
+    assert read[(x > -20) & (x < 45) & (y.abs() < 20)].all()
+    assert not read[(x < -24) | (x > 49) | (y.abs() > 24)].any(), "far off there is the attention"

@@ -118,7 +118,7 @@ def _of_query(said: QueryBoxes, grid: BEVGrid, target: Target) -> Answer:
     cell_Q = said.cell[0, of_class_Q]
     value_Q = (said.heatmap[0, label].flatten()[cell_Q] + said.logits[-1, 0, of_class_Q, label]).float() / 2
     cells_Q2 = (corners(cell_Q, grid) + 0.5 + said.offset[-1, 0, of_class_Q]).detach().float()
-    xy_Q2 = cells_Q2.new_tensor([grid.x[0], grid.y[0]]) + cells_Q2 * grid.resolution
+    xy_Q2 = grid.xy_of(cells_Q2)
     if target.place is None:
         score_Q = said.heatmap[0, label].flatten()[cell_Q].sigmoid() * said.logits[-1, 0, of_class_Q, label].sigmoid()
         chosen = int(score_Q.argmax())

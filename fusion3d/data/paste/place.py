@@ -258,12 +258,11 @@ def _clashes(candidates: Boxes, there: Boxes) -> _Clashes:
 def _join(motion: Motion, at: int, boxes: Boxes) -> Motion:
     """Boxes put between others and what is no box, as things of which nobody knows how they go on."""
     count, steps = len(boxes), motion.path.mask.shape[1]
-    parts = motion.path.position, motion.path.yaw, motion.path.mask, motion.size, motion.label
-    new = *(part.new_zeros(count, steps, *part.shape[2:]) for part in parts[:3]), boxes.size, boxes.label
-    position, yaw, mask, size, label = (
-        torch.cat([part[:at], of_new, part[at:]]) for part, of_new in zip(parts, new, strict=True)
+    now = Trajectory(boxes.center[:, :2], boxes.yaw, torch.ones(count, dtype=torch.bool))
+    path = Trajectory(
+        torch.zeros(count, steps, 2), torch.zeros(count, steps), torch.zeros(count, steps, dtype=torch.bool)
     )
-    return Motion(Trajectory(position, yaw, mask), size, label)
+    return Motion.cat([motion[:at], Motion(now, path, boxes.size, boxes.label), motion[at:]])
 
 
 def _footprints(boxes: Boxes) -> Tensor:

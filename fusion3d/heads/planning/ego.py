@@ -6,6 +6,7 @@ Letters: B samples, N map tokens, Q queries, C channels, Y X grid cells.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion3d.bev.tokens import read_places
@@ -30,13 +31,13 @@ class EgoQuery(nn.Module):
     """BEV map, command and status to what the vehicle should know of all of it.
 
     Everything happens in a frame of the vehicle's own: the tokens' positions go in as they are seen from it, and so
-    does the status. The query begins with its surroundings, because attention to a thousand tokens begins as their
-    mean, in which what is ahead is lost.
+    does the status. The query begins with its surroundings, for attention to a thousand tokens begins as their mean, in
+    which what is ahead is lost.
 
-    ``ego_status`` none: the status stays outside; measured: it goes in, and in training is often left
-    out (``status_dropout``), so that the map is not forgotten over it (AD-MLP, arXiv 2305.10430); predicted: speed and
-    yaw rate are told from the map, learned from past poses, and only what is told goes in (SparseDrive, Sun et al.,
-    2024, whose ten measured numbers come of the CAN bus).
+    ``ego_status`` none: the status stays outside; measured: it goes in, and in training is often left out
+    (``status_dropout``), so that the map is not forgotten over it (AD-MLP, arXiv 2305.10430); predicted: speed and yaw
+    rate are told from the map, learned from past poses, and only what is told goes in (SparseDrive, Sun et al., 2024,
+    whose ten measured numbers come of the CAN bus).
     """
 
     def __init__(self, config: PlanningConfig, inputs: int, grid: BEVGrid) -> None:
@@ -116,7 +117,7 @@ class EgoQuery(nn.Module):
 
 
 class Surroundings(nn.Module):
-    """The map around the vehicle, read at full resolution on a lattice, each place with weights of its own."""
+    """The map around the vehicle on a lattice, each place with weights of its own."""
 
     points: Tensor  # [P, 2]
 
@@ -126,13 +127,15 @@ class Surroundings(nn.Module):
         x, y = (torch.arange(start, end + step / 2, step) for start, end, step in (_ALONG, _ACROSS))
         self.register_buffer("points", torch.cartesian_prod(x, y), persistent=False)
         self.features = nn.Conv2d(inputs, _READ, 1)
+        self.smear = 2 * max(round((_ALONG[2] / grid.resolution - 1) / 2), 0) + 1  # [cells] from point to point, odd
         # Thousands of weights move far in one step: the norm keeps that from being felt.
         self.join = nn.Sequential(nn.Linear(len(self.points) * _READ, channels), nn.LayerNorm(channels))
 
     def forward(self, bev_BCYX: Tensor, frame: EgoFrame) -> Tensor:
         """[B, C] what is there; outside of the map there is nothing."""
+        map_BCYX = F.avg_pool2d(self.features(bev_BCYX), self.smear, 1, self.smear // 2, count_include_pad=False)
         xy_BP2 = frame.to_batch(self.points.expand(len(bev_BCYX), -1, -1))
-        return self.join(read_places(self.features(bev_BCYX), self.grid.place_of(xy_BP2)).flatten(1))
+        return self.join(read_places(map_BCYX, self.grid.place_of(xy_BP2)).flatten(1))
 
 
 class ReadLayer(nn.Module):

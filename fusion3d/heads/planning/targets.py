@@ -65,18 +65,14 @@ def collides(path_KT3: Tensor, things: Things) -> Tensor:
 def things_around(batch: Batch, sample: int, frame: EgoFrame, steps: int) -> Things:
     """Everything annotated around a sample, at present and in ``steps`` steps."""
     assert batch.motion is not None
-    motion, now = batch.motion[sample], batch.boxes[sample] if batch.boxes is not None else None
+    motion, frame = batch.motion[sample], frame[sample]
     count, ahead = len(motion), min(steps, motion.path.mask.shape[1])
-    frame = frame[sample]
     pose = motion.size.new_zeros(count, steps + 1, 3)
     mask = torch.zeros(count, steps + 1, dtype=torch.bool, device=pose.device)
-    pose[:, 1 : ahead + 1, :2] = frame.to_ego(motion.path.position[None, :, :ahead])[0]
-    pose[:, 1 : ahead + 1, 2] = frame.yaw_to_ego(motion.path.yaw[None, :, :ahead])[0]
-    mask[:, 1 : ahead + 1] = motion.path.mask[:, :ahead]
-    if now is not None and len(now) <= count:
-        pose[: len(now), 0, :2] = frame.to_ego(now.center[None, :, :2])[0]
-        pose[: len(now), 0, 2] = frame.yaw_to_ego(now.yaw[None])[0]
-        mask[: len(now), 0] = True
+    for step, of in ((slice(0, 1), motion.now[:, None]), (slice(1, ahead + 1), motion.path[:, :ahead])):
+        pose[:, step, :2] = frame.to_ego(of.position[None])[0]
+        pose[:, step, 2] = frame.yaw_to_ego(of.yaw[None])[0]
+        mask[:, step] = of.mask
     return Things(pose, motion.size[:, :2] / frame.scale, mask)
 
 
