@@ -81,9 +81,9 @@ def _check_planning(config: Config) -> None:
         return
     if planning.anchors.reject and config.detection is None:
         raise ConfigError("planning.anchors.reject is true, and detection is null: there are no boxes to look at")
-    asked = [name for name in ("occupied", "undrivable") if planning.anchors.score_weights.get(name)]
+    asked = [name for name in ("occupied", "undrivable") if planning.anchors.prices.get(name)]
     if asked and config.occupancy is None:
-        raise ConfigError(f"planning.anchors.score_weights weighs {asked[0]!r}, and occupancy is null: nothing says it")
+        raise ConfigError(f"planning.anchors.prices has {asked[0]!r}, and occupancy is null: nothing says it")
 
 
 def _check_no_maps_meet(config: Config) -> None:

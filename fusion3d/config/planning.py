@@ -25,9 +25,10 @@ class AnchorConfig:
     """Weight of their heading."""
     score_weight: Amount = 0.5
     """Weight of foreseeing what every path is worth."""
-    score_weights: ScoreAmounts = field(default_factory=dict)
-    """When a path is chosen: weights of the logarithms of what speaks for it, against that of imitation, where they are
-    not the usual ones (collision and off_road 1, all others 0.3). Of occupied and undrivable: with ``occupancy``."""
+    prices: ScoreAmounts = field(default_factory=dict)
+    """The path is chosen that is expected to cost least: a metre for every metre from where the human drives, and for a
+    collision or what else is bad, were it certain, these [m], where they are not the usual ones (collision 40, off_road
+    5, all others 0). Of occupied and undrivable: with ``occupancy``."""
     reject: bool = False
     """Do not choose a path that hits a detected box, rolled out, if there is another."""
     reject_score: Fraction = 0.3

@@ -112,9 +112,9 @@ def test_what_there_is_too_little_of(synthetic_root):
     assert find_anchors(build_model(query), query, dataset) == []
     for wrong, told in (
         ({"detection": None}, "planning.anchors.reject is true, and detection is null"),
-        ({"occupancy": None}, "weighs 'occupied', and occupancy is null"),
+        ({"occupancy": None}, "prices has 'occupied', and occupancy is null"),
     ):
-        weighed = make_config(synthetic_root, anchors={"reject": True, "score_weights": {"occupied": 1.0}})
+        weighed = make_config(synthetic_root, anchors={"reject": True, "prices": {"occupied": 1.0}})
         with pytest.raises(ConfigError, match=told):
             build_model(dataclasses.replace(weighed, **wrong))
     unread = dataclasses.replace(long, planning=dataclasses.replace(long.planning, head="query"))  # type: ignore[type-var]

@@ -67,16 +67,16 @@ def test_without_anchors_it_says_what_is_missing():
     other(torch.rand(2, INPUTS, *GRID.shape), make_batch())
 
 
-def test_a_new_one_drives_its_anchors_and_prefers_none():
+def test_a_new_one_knows_its_anchors_and_drives_the_one_in_the_middle():
     config = PlanningConfig(head="anchors", channels=8, anchors=AnchorConfig(count=3))
     head, batch = AnchorPlanner(config, INPUTS, GRID, GRID), make_batch()
     give_anchors(head)
     said = head(torch.rand(2, INPUTS, *GRID.shape), batch)
     plan, modes = head.decode(said, batch)
-    assert modes is not None and modes.chosen.tolist() == [0, 0] and modes.score.shape == (2, 3, len(PLAN_SCORES))
+    assert modes is not None and modes.chosen.tolist() == [1, 1] and modes.score.shape == (2, 3, len(PLAN_SCORES))
     torch.testing.assert_close(modes.path.position, head.anchors[..., :2].expand(2, -1, -1, -1))
     torch.testing.assert_close(modes.path.yaw, head.anchors[..., 2].expand(2, -1, -1))
-    torch.testing.assert_close(plan.position, modes.path.position[:, 0])
+    torch.testing.assert_close(plan.position, modes.path.position[:, 1])
     torch.testing.assert_close(modes.imitation, torch.full((2, 3), 1 / 3))
     assert (modes.score[..., :4] == 0.5).all() and modes.score[..., 4:].isnan().all(), "nobody says who is where"
 
@@ -293,7 +293,7 @@ def test_what_the_occupancy_says_is_read_under_the_path_at_its_time():
     torch.testing.assert_close(halfway[2], torch.tensor([0.5, 0.5, 0.0]))  # at 1.5 s
 
 
-def test_weights_of_the_choice_choose():
+def test_prices_choose():
     head, batch = make_head(), make_batch()
     said = head(torch.rand(2, INPUTS, *GRID.shape), batch)
     score = torch.zeros_like(said.score)
@@ -303,8 +303,8 @@ def test_weights_of_the_choice_choose():
     likely = said.imitation.clone()
     likely[..., 1] = 3.0
     said = dataclasses.replace(said, imitation=likely)
-    weights = dict.fromkeys(PLAN_SCORES, 0.0)
-    head.config = dataclasses.replace(head.config, anchors=AnchorConfig(count=5, score_weights=weights))  # type: ignore[arg-type]
+    prices = dict.fromkeys(PLAN_SCORES, 0.0)
+    head.config = dataclasses.replace(head.config, anchors=AnchorConfig(count=5, prices=prices))  # type: ignore[arg-type]
     assert head.decode(said, batch)[1].chosen.tolist() == [1, 1], "imitation alone"  # type: ignore[union-attr]
 
 
@@ -312,8 +312,8 @@ def test_wrong_settings():
     for values, told in (
         ({"head": "ankors"}, "head: expected one of 'query', 'anchors'"),
         ({"anchors": {"count": 0}}, r"planning\.anchors\.count: expected at least 1"),
-        ({"anchors": {"score_weights": {"colision": 1.0}}}, "expected one of 'collision'"),
-        ({"anchors": {"score_weights": {"comfort": -1.0}}}, "score_weights: expected 0 or more each"),
+        ({"anchors": {"prices": {"colision": 1.0}}}, "expected one of 'collision'"),
+        ({"anchors": {"prices": {"comfort": -1.0}}}, "prices: expected 0 or more each"),
         ({"status_dropout": 1.5}, r"planning\.status_dropout: expected 0 to 1"),
     ):
         with pytest.raises(ConfigError, match=told):

@@ -21,7 +21,7 @@ from fusion3d.config import Config
 from fusion3d.data.augment import bev_matrix, transform_batch
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.geometry.driving import comfortable, overlap_depth, progress
-from fusion3d.heads.planning.choice import crashes, worth
+from fusion3d.heads.planning.choice import crashes, expected_cost
 from fusion3d.heads.planning.frame import EgoFrame
 from fusion3d.heads.planning.targets import LEARNED, drivable, score_targets
 from fusion3d.metrics.planning import Drives, Ground
@@ -217,18 +217,26 @@ def test_the_map_is_looked_up_by_cell():
 
 
 def test_the_choice():
-    """Logs by hand; what nothing is said of does not count."""
-    likely, score = torch.tensor([[0.0, 1.0]]), torch.tensor([[[2.0, -1.0, 0.5, 0.0], [-2.0, 1.0, 0.5, 3.0]]])
-    cost, weights = torch.tensor([[[0.25, 0.0], [1.0, 0.5]]]), (1.0, 2.0, 0.5, 0.3, 0.4, 0.2)
-    found = worth(likely, score, cost, weights)[0]
-    for mode in range(2):
+    """Costs by hand; what nothing is said of costs nothing."""
+    path = torch.randn(1, 3, 6, 3)
+    likely = torch.tensor([[0.0, 1.0, -0.5]])
+    score = torch.tensor([[[2.0, -1.0, 0.5, 0.0], [-2.0, 1.0, 0.5, 3.0], [0.0, 0.0, 0.0, 0.0]]])
+    cost, prices = torch.tensor([[[0.25, 0.0], [1.0, 0.5], [0.0, 0.0]]]), (10.0, 2.0, 0.5, 0.3, 0.4, 0.2)
+    found = expected_cost(path, likely, score, cost, prices)[0]
+    total = sum(math.exp(value) for value in likely[0].tolist())
+    for mode in range(3):
+        expected = 0.0
+        for other in range(3):
+            away = [
+                math.dist(a[:2], b[:2]) for a, b in zip(path[0, mode].tolist(), path[0, other].tolist(), strict=True)
+            ]
+            expected += math.exp(likely[0, other]) / total * sum(away) / 6
         p = [1 / (1 + math.exp(-s)) for s in score[0, mode].tolist()]
-        goods = (1 - p[0], 1 - p[1], p[2], p[3], *(max(1 - c, 1e-3) for c in cost[0, mode].tolist()))
-        imitation = math.exp(likely[0, mode]) / (1 + math.e)
-        expected = math.log(imitation) + sum(w * math.log(g) for w, g in zip(weights, goods, strict=True))
-        assert found[mode].item() == pytest.approx(expected, abs=1e-5)
-    unsaid = worth(likely, score, torch.full_like(cost, torch.nan), weights)
-    torch.testing.assert_close(unsaid, worth(likely, score, torch.zeros_like(cost), weights))
+        bad = (p[0], p[1], 1 - p[2], 1 - p[3], *cost[0, mode].tolist())
+        expected += sum(price * value for price, value in zip(prices, bad, strict=True))
+        assert found[mode].item() == pytest.approx(expected, abs=1e-4)
+    unsaid = expected_cost(path, likely, score, torch.full_like(cost, torch.nan), prices)
+    torch.testing.assert_close(unsaid, expected_cost(path, likely, score, torch.zeros_like(cost), prices))
 
 
 def test_a_path_into_a_found_box_is_out_if_there_is_another():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion3d.config import PlanningConfig
 from fusion3d.counts import divisor
 from fusion3d.errors import ConfigError
-from fusion3d.heads.planning.choice import crashes, worth
+from fusion3d.heads.planning.choice import crashes, expected_cost
 from fusion3d.heads.planning.ego import EgoQuery, ReadLayer
 from fusion3d.heads.planning.frame import EgoFrame
 from fusion3d.heads.planning.read import PathReader
@@ -22,8 +22,7 @@ from fusion3d.heads.planning.targets import LEARNED, driven_path, score_targets
 from fusion3d.types import PLAN_SCORES, Batch, BEVGrid, Boxes, Forecast, Occupancy, PlanModes, Trajectory
 
 _PASSES = 2
-# Of the logarithms of PLAN_SCORES against that of imitation.
-USUAL_WEIGHTS = dict(zip(PLAN_SCORES, (1.0, 1.0, 0.3, 0.3, 0.3, 0.3), strict=True))
+USUAL_PRICES = dict(zip(PLAN_SCORES, (40.0, 5.0, 0.0, 0.0, 0.0, 0.0), strict=True))  # [m] of being bad at it for sure
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class AnchorPlanner(nn.Module):
     def path_of(self, said: ScoredPaths, batch: Batch) -> Tensor:
         """[B, T, 2] the positions of the path that is chosen, in the frame of the batch, with their graph."""
         sample_B = torch.arange(len(batch), device=said.score.device)
-        chosen_BT3 = said.path[-1][sample_B, self._worth(said).argmax(1)]
+        chosen_BT3 = said.path[-1][sample_B, self._cost(said).argmin(1)]
         return EgoFrame.whole(batch).to_batch(chosen_BT3[..., :2])
 
     @torch.no_grad()
@@ -171,7 +170,7 @@ class AnchorPlanner(nn.Module):
         boxes: tuple[Boxes, ...] | None = None,
         motion: tuple[Forecast, ...] | None = None,
     ) -> tuple[Trajectory, PlanModes | None]:
-        """The path that is worth most, and all of them.
+        """The path that is expected to cost least, and all of them.
 
         Args:
             said: of ``forward``.
@@ -180,11 +179,11 @@ class AnchorPlanner(nn.Module):
                 is another.
             motion: how these go on, where it is known; else straight on.
         """
-        frame, path_BKT3, worth_BK = EgoFrame.whole(batch), said.path[-1], self._worth(said)
+        frame, path_BKT3, cost_BK = EgoFrame.whole(batch), said.path[-1], self._cost(said)
         if self.config.anchors.reject and boxes is not None:
             hit_BK = crashes(path_BKT3, boxes, frame, self.config.anchors.reject_score, motion)
-            worth_BK = worth_BK.masked_fill(hit_BK, -torch.inf)
-        chosen_B = worth_BK.argmax(1)
+            cost_BK = cost_BK.masked_fill(hit_BK, torch.inf)
+        chosen_B = cost_BK.argmin(1)
         position_BKT2, yaw_BKT = frame.to_batch(path_BKT3[..., :2]), frame.yaw_to_batch(path_BKT3[..., 2])
         paths = Trajectory(position_BKT2, yaw_BKT, torch.ones_like(yaw_BKT, dtype=torch.bool))
         score_BKS = torch.cat([said.score.sigmoid(), said.cost], dim=-1)
@@ -194,9 +193,10 @@ class AnchorPlanner(nn.Module):
         return plan, modes
 
     @torch.no_grad()
-    def _worth(self, said: ScoredPaths) -> Tensor:
-        weights = {**USUAL_WEIGHTS, **self.config.anchors.score_weights}
-        return worth(said.imitation[-1], said.score, said.cost, [weights[name] for name in PLAN_SCORES])
+    def _cost(self, said: ScoredPaths) -> Tensor:
+        prices = {**USUAL_PRICES, **self.config.anchors.prices}
+        each = [prices[name] for name in PLAN_SCORES]
+        return expected_cost(said.path[-1], said.imitation[-1], said.score, said.cost, each)
 
 
 def _said(channels: int, outputs: int) -> nn.Sequential:

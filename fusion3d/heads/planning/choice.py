@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fusion3d.heads.planning.frame import EgoFrame
@@ -13,23 +12,29 @@ from fusion3d.heads.planning.targets import LEARNED, Things, collides
 from fusion3d.heads.rollout import constant_velocity, rollout
 from fusion3d.types import TIME_STEP, Boxes, Forecast
 
-_GOOD = {"collision": -1.0, "off_road": -1.0, "comfort": 1.0, "progress": 1.0}  # what is bad counts by its absence
-_LEAST = 1e-3  # probability below which one no longer counts against a path
+_GOOD = torch.tensor([name in ("comfort", "progress") for name in LEARNED])  # the others are bad
 
 
-def worth(imitation_BK: Tensor, scores_BKS: Tensor, costs_BK2: Tensor, weights: Sequence[float]) -> Tensor:
-    """[B, K] log probability of a path as the human's, plus the weighted logs of what speaks for it (Hydra-MDP).
+def expected_cost(
+    path_BKT3: Tensor, imitation_BK: Tensor, scores_BKS: Tensor, costs_BK2: Tensor, prices: Sequence[float]
+) -> Tensor:
+    """[B, K] what a path is expected to cost [m]: how far from it the human drives, and what it may run into.
+
+    The likeliest path is not the best one: of many that are likely alone, those that are alike count together, and what
+    is unlikely and terrible counts too (least risk, as Bayes would decide).
 
     Args:
-        imitation_BK: logits.
+        path_BKT3: as seen from the vehicle.
+        imitation_BK: logits of being the human's.
         scores_BKS: logits by LEARNED.
         costs_BK2: occupied and undrivable, in [0, 1]; NaN where nothing is said of them.
-        weights: by PLAN_SCORES.
+        prices: by PLAN_SCORES, of what is certain [m].
     """
-    good_BKS = F.logsigmoid(scores_BKS * scores_BKS.new_tensor([_GOOD[name] for name in LEARNED]))
-    clear_BK2 = (1 - costs_BK2.nan_to_num()).clamp(min=_LEAST).log()
-    of_each = torch.cat([good_BKS, clear_BK2], dim=-1)
-    return imitation_BK.log_softmax(-1) + (of_each * of_each.new_tensor(weights)).sum(-1)
+    away_BKK = (path_BKT3[:, :, None, :, :2] - path_BKT3[:, None, :, :, :2]).norm(dim=-1).mean(-1)
+    bad_BKS = torch.where(_GOOD.to(scores_BKS.device), -scores_BKS, scores_BKS).sigmoid()
+    bad_BKS = torch.cat([bad_BKS, costs_BK2.nan_to_num()], dim=-1)
+    far_BK = (away_BKK * imitation_BK.softmax(-1)[:, None]).sum(-1)
+    return far_BK + (bad_BKS * bad_BKS.new_tensor(prices)).sum(-1)
 
 
 def crashes(
