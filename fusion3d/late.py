@@ -16,7 +16,8 @@ from fusion3d.bev.temporal import Memory
 from fusion3d.counts import named
 from fusion3d.heads.merge import mean_path, merge_agents, merge_boxes
 from fusion3d.model import Fusion3D, Sensed
-from fusion3d.types import Batch, Boxes, EgoStatus, Forecast, Occupancy, Predictions, Trajectory, to_device
+from fusion3d.rows import to_device
+from fusion3d.types import Batch, Boxes, EgoStatus, Forecast, Occupancy, Predictions, Trajectory
 
 JOINT = "joint"  # the model of all sensors
 

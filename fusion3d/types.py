@@ -20,12 +20,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusion3d.errors import ConfigError
+from fusion3d.rows import concat, select, to_device
 
 DETECTION_CLASSES = (
     "car", "truck", "bus", "trailer", "construction_vehicle",
@@ -55,20 +56,6 @@ TIME_STEP = 0.5  # seconds between keyframes, and between planned positions
 PLAN_SCORES = ("collision", "off_road", "comfort", "progress", "occupied", "undrivable")
 OCCUPANTS = ("vehicle", "vru", "static")  # vru: people and cycles; static: all that does not move by itself
 OCCUPANCY_TIMES = (0.0, 1.0, 2.0, 3.0)  # [s] from now
-
-T_ = TypeVar("T_")
-
-
-def to_device(value: T_, device: torch.device | str) -> T_:
-    """Move every tensor inside dataclasses, tuples and lists to ``device``; anything else is returned as it is."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)  # type: ignore[return-value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        moved = {f.name: to_device(getattr(value, f.name), device) for f in dataclasses.fields(value)}
-        return type(value)(**moved)
-    if isinstance(value, (tuple, list)):
-        return type(value)(to_device(item, device) for item in value)  # type: ignore[return-value]
-    return value
 
 
 @dataclass(frozen=True)
@@ -155,13 +142,9 @@ class Boxes:
     def __len__(self) -> int:
         return self.center.shape[0]
 
-    def __getitem__(self, keep: Tensor) -> Boxes:
-        """The boxes selected by a bool mask or an index tensor."""
-        chosen = torch.arange(len(self), device=keep.device)[keep].tolist() if self.instance else []
-        return Boxes(
-            **{f.name: getattr(self, f.name)[keep] for f in dataclasses.fields(self) if f.name != "instance"},
-            instance=tuple(self.instance[i] for i in chosen),
-        )
+    def __getitem__(self, keep: slice | Tensor) -> Boxes:
+        """The boxes selected by a slice, a bool mask or an index tensor."""
+        return select(self, keep)
 
     @staticmethod
     def of(
@@ -199,14 +182,7 @@ class Boxes:
     def cat(parts: Sequence[Boxes]) -> Boxes:
         """The boxes of all parts, one after another; instance tokens where every part that has boxes has them."""
         named = all(len(part.instance) == len(part) for part in parts)
-        return Boxes(
-            **{
-                f.name: torch.cat([getattr(part, f.name) for part in parts])
-                for f in dataclasses.fields(Boxes)
-                if f.name != "instance"
-            },
-            instance=tuple(token for part in parts for token in part.instance) if named else (),
-        )
+        return concat(parts if named else [dataclasses.replace(part, instance=()) for part in parts])
 
     @staticmethod
     def empty() -> Boxes:
@@ -228,12 +204,7 @@ class Trajectory:
 
     def __getitem__(self, keep: Any) -> Trajectory:
         """What is selected along the first axes."""
-        return Trajectory(self.position[keep], self.yaw[keep], self.mask[keep])
-
-    @staticmethod
-    def cat(parts: Sequence[Trajectory]) -> Trajectory:
-        """All parts, one after another along the first axis."""
-        return Trajectory(*(torch.cat([getattr(part, name) for part in parts]) for name in ("position", "yaw", "mask")))
+        return select(self, keep)
 
 
 @dataclass(frozen=True)
@@ -253,17 +224,12 @@ class Motion:
 
     def __getitem__(self, keep: slice | Tensor) -> Motion:
         """The things selected by a slice, a bool mask or an index tensor."""
-        return Motion(self.now[keep], self.path[keep], self.size[keep], self.label[keep])
+        return select(self, keep)
 
     @staticmethod
     def cat(parts: Sequence[Motion]) -> Motion:
         """The things of all parts, one after another; they have as many steps."""
-        return Motion(
-            Trajectory.cat([part.now for part in parts]),
-            Trajectory.cat([part.path for part in parts]),
-            torch.cat([part.size for part in parts]),
-            torch.cat([part.label for part in parts]),
-        )
+        return concat(parts)
 
 
 @dataclass(frozen=True)
@@ -279,12 +245,12 @@ class Forecast:
 
     def __getitem__(self, keep: slice | Tensor) -> Forecast:
         """The boxes selected by a slice, a bool mask or an index tensor."""
-        return Forecast(self.position[keep], self.yaw[keep], self.score[keep])
+        return select(self, keep)
 
     @staticmethod
     def cat(parts: Sequence[Forecast]) -> Forecast:
         """The forecasts of all parts, one after another; they have as many ways and steps."""
-        return Forecast(*(torch.cat([getattr(part, name) for part in parts]) for name in ("position", "yaw", "score")))
+        return concat(parts)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ import re
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d.config import from_dict
 from fusion3d.errors import ConfigError
-from fusion3d.types import BEVGrid, Boxes, to_device
+from fusion3d.rows import concat, select, to_device
+from fusion3d.types import BEVGrid, Boxes, Motion, Trajectory
 
 
 def test_grid_cells_by_floor() -> None:
@@ -51,6 +52,7 @@ def test_a_cell_centre_is_in_its_cell(row: int, column: int) -> None:
     xy = grid.centers()[row, column]
     cell, inside = grid.cell_of(torch.cat([xy, torch.zeros(1)]))
     assert bool(inside) and int(cell) == row * 6 + column
+    assert grid.place_of(xy).tolist() == [column + 0.5, row + 0.5] and torch.equal(grid.xy_of(grid.place_of(xy)), xy)
 
 
 def test_boxes_are_selected_with_their_instances() -> None:
@@ -60,6 +62,23 @@ def test_boxes_are_selected_with_their_instances() -> None:
     assert boxes[torch.tensor([2])].instance == ("c",)
     assert len(Boxes.empty()) == 0 and len(Boxes.empty()[torch.zeros(0, dtype=torch.bool)]) == 0
     assert torch.isnan(boxes.velocity).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(cut=st.integers(0, 5), keep=st.lists(st.booleans(), min_size=5, max_size=5))
+def test_rows_are_selected_and_joined_in_whatever_holds_them(cut: int, keep: list[bool]) -> None:
+    path = Trajectory(torch.rand(5, 6, 2), torch.rand(5, 6), torch.rand(5, 6) < 0.5)
+    motion = Motion(path[:, 0], path, torch.rand(5, 3), torch.arange(5))
+    names = tuple("abcde")
+    assert concat([names[:cut], names[cut:]]) == names
+    joined, mask = Motion.cat([motion[:cut], motion[cut:]]), torch.tensor(keep)
+    for rows in (mask, mask.nonzero()[:, 0]):
+        chosen = select(joined, rows)
+        assert chosen.label.tolist() == [i for i in range(5) if keep[i]] == joined[rows].label.tolist()
+        for name in ("position", "yaw", "mask"):
+            assert torch.equal(getattr(chosen.path, name), getattr(path, name)[mask])
+            assert torch.equal(getattr(chosen.now, name), getattr(path, name)[mask, 0])
+        assert select(names, rows) == tuple(name for name, there in zip(names, keep, strict=True) if there)
 
 
 def test_to_device_keeps_structure() -> None:

@@ -25,7 +25,8 @@ from fusion3d.data.augment import (
     transform_trajectory,
 )
 from fusion3d.heads.merge import mean_path, merge_agents, merge_boxes
-from fusion3d.types import Batch, Predictions, to_device
+from fusion3d.rows import to_device
+from fusion3d.types import Batch, Predictions
 
 _ANGLES = (0.0, 6.25, -6.25, 12.5, -12.5)  # [degrees]
 _MIRRORS = ((False, False), (True, False), (False, True), (True, True))

@@ -20,7 +20,8 @@ from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.visualize import choose, open_clips, restrict
 from fusion3d.errors import Fusion3DError
 from fusion3d.late import Model
-from fusion3d.types import Sample, Trajectory, to_device
+from fusion3d.rows import to_device
+from fusion3d.types import Sample, Trajectory
 from fusion3d.view import pictures
 from fusion3d.view.heat import draw_heat
 
