@@ -102,7 +102,7 @@ class LateFusion(nn.Module):
         elif all(answer.boxes is not None for answer in answers.values()):
             boxes = tuple(self._merge([a.boxes[i] for a in of_sample], device) for i, of_sample in enumerate(chosen))
         if all(answer.plan is not None for answer in answers.values()):
-            paths = [mean_path([_path(a.plan, i) for a in of_sample]) for i, of_sample in enumerate(chosen)]
+            paths = [mean_path([a.plan[i] for a in of_sample]) for i, of_sample in enumerate(chosen)]
             position, yaw, mask = (torch.stack([getattr(p, k) for p in paths]) for k in ("position", "yaw", "mask"))
             plan = Trajectory(position, yaw, mask)
         if all(answer.map is not None for answer in answers.values()):
@@ -133,10 +133,6 @@ _OCCUPANCY = tuple(field.name for field in dataclasses.fields(Occupancy))
 def _mean(of_samples: Sequence[Sequence[Tensor]]) -> Tensor:
     """[B, ...] the mean of each sample's answers."""
     return torch.stack([torch.stack(list(of_sample)).mean(0) for of_sample in of_samples])
-
-
-def _path(plan: Trajectory, sample: int) -> Trajectory:
-    return Trajectory(plan.position[sample], plan.yaw[sample], plan.mask[sample])
 
 
 def _only(batch: Batch, there: Tensor) -> Batch:

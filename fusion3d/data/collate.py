@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fusion3d.rows import concat, select
 from fusion3d.types import Batch, Boxes, Cameras, EgoStatus, History, Motion, PointCloud, Sample, Trajectory
 
 
@@ -105,11 +106,7 @@ def _stack_trajectories(items: list[Trajectory | None]) -> Trajectory | None:
         raise ValueError(f"trajectories of different lengths in one batch: {sorted(steps)} steps")
     unknown = Trajectory(*(torch.zeros_like(part) for part in (there.position, there.yaw, there.mask)))
     filled = [unknown if item is None else item for item in items]
-    return Trajectory(
-        position=torch.stack([item.position for item in filled]),
-        yaw=torch.stack([item.yaw for item in filled]),
-        mask=torch.stack([item.mask for item in filled]),
-    )
+    return concat([item[None] for item in filled])
 
 
 def _stack_status(items: list[EgoStatus | None]) -> EgoStatus | None:
@@ -118,11 +115,7 @@ def _stack_status(items: list[EgoStatus | None]) -> EgoStatus | None:
     nan = torch.tensor(torch.nan)
     unknown = EgoStatus(velocity=nan.repeat(2), acceleration=nan.repeat(2), yaw_rate=nan)
     filled = [unknown if item is None else item for item in items]
-    return EgoStatus(
-        velocity=torch.stack([item.velocity for item in filled]),
-        acceleration=torch.stack([item.acceleration for item in filled]),
-        yaw_rate=torch.stack([item.yaw_rate for item in filled]),
-    )
+    return concat([select(item, None) for item in filled])
 
 
 def _stack_masks(items: list[Tensor | None]) -> Tensor | None:

@@ -139,7 +139,7 @@ def look(
             boxes = None if found.boxes is None else found.boxes[0]
             motion = None if found.motion is None else found.motion[0]
             if found.plan is not None:
-                plan = Trajectory(found.plan.position[0], found.plan.yaw[0], found.plan.mask[0])
+                plan = found.plan[0]
             if found.map is not None:
                 sample = dataclasses.replace(sample, map_mask=found.map[0] >= _MAP_THRESHOLD, map_known=None)
             if found.occupancy is not None:

@@ -21,7 +21,7 @@ from fusion3d.engine.visualize import choose, open_clips, restrict
 from fusion3d.errors import Fusion3DError
 from fusion3d.late import Model
 from fusion3d.rows import to_device
-from fusion3d.types import Sample, Trajectory
+from fusion3d.types import Sample
 from fusion3d.view import pictures
 from fusion3d.view.heat import draw_heat
 
@@ -90,7 +90,7 @@ def _draw(model: Model, sample: Sample, said: Explanation, path: Path, config: C
     if found.boxes is not None:
         boxes = found.boxes[0][found.boxes[0].score >= pictures.MIN_SCORE]
     if found.plan is not None:
-        plan = Trajectory(found.plan.position[0], found.plan.yaw[0], found.plan.mask[0])
+        plan = found.plan[0]
     name, maps = next(reversed(said.images.items()), ("", ()))  # the joint model's, where there are several
     channels = () if sample.cameras is None else sample.cameras.channels
     images = {channel: heat.numpy() for channel, heat in zip(channels, maps, strict=False)}

@@ -189,8 +189,7 @@ class AnchorPlanner(nn.Module):
         score_BKS = torch.cat([said.score.sigmoid(), said.cost], dim=-1)
         modes = PlanModes(paths, said.imitation[-1].softmax(-1), score_BKS, chosen_B)
         sample_B = torch.arange(len(batch), device=chosen_B.device)
-        plan = Trajectory(*(part[sample_B, chosen_B] for part in (position_BKT2, yaw_BKT, paths.mask)))
-        return plan, modes
+        return paths[sample_B, chosen_B], modes
 
     @torch.no_grad()
     def _cost(self, said: ScoredPaths) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusion3d.rows import select
 from fusion3d.types import Batch
 
 
@@ -73,8 +74,7 @@ class EgoFrame:
 
     def __getitem__(self, sample: int) -> EgoFrame:
         """That of one sample alone, B = 1."""
-        row = slice(sample, sample + 1)
-        return EgoFrame(self.forward[row], self.left[row], self.place[row])
+        return select(self, slice(sample, sample + 1))
 
 
 def _like(of_sample: Tensor, values: Tensor) -> Tensor:
