@@ -31,7 +31,7 @@ from fusion3d.analysis.comparison.rows import (
 from fusion3d.build import build_model
 from fusion3d.config import Config, DataConfig, DetectionConfig, FusionConfig, load_config
 from fusion3d.engine.checkpoint import Position, checkpoint_folder, save_checkpoint
-from fusion3d.errors import CheckpointError, ConfigError, Fusion3DError
+from fusion3d.errors import CheckpointError, ConfigError, DataError, Fusion3DError
 from fusion3d.files import write_json
 from fusion3d.types import SENSORS
 
@@ -59,14 +59,14 @@ def test_every_operator_and_stage_of_the_configuration_has_a_row():
 def test_each_row_builds_and_says_what_it_is():
     base = load_config(ROOT / "configs" / "demo.yaml", ["--train.subsets", "3"])
     chosen = best_rows({row.name: 0.0 for row in OPERATORS})
-    singles = tuple(f"out/{name}/seed-0" for name in ("radar", "lidar", "camera"))
+    singles = tuple(f"out/{name}/seed-3" for name in ("radar", "lidar", "camera"))
     for row in (*alone(SENSORS), TOGETHER, *OPERATORS, *STAGES, *chosen):
         run = runs.make_run(base, row, 3, BUDGET, Path("out"))
         runs.check(run)
         assert run.seed == run.config.seed == 3 and str(run) == f"{row.name} seed 3"
         if not row.alone:
             assert (run.config.fusion.stage, run.config.fusion.operator) == (row.stage, row.operator)
-            before = () if row == TOGETHER else ("out/together/seed-0",)
+            before = () if row == TOGETHER else ("out/together/seed-3",)
             assert run.config.train.start == (*before, *singles)
             assert (run.config.train.epochs, run.config.train.learning_rate) == (2 + (row == TOGETHER), 1e-3)
             names = build_model(run.config, pretrained=False).state_dict()
@@ -162,7 +162,7 @@ def test_rows_and_seeds_must_both_part_it_from_zero():
         return {str(i): {j: row * i + seed * j + 1.0 for j in range(3)} for i in range(3)}
 
     def gain_of(numbers: dict) -> summary.Gain:
-        return summary.gain(numbers, "NDS", "all", "few", lambda value: value)
+        return summary.gain(numbers, "NDS", "all", "few")
 
     steady = gain_of(number(0, 0))
     assert steady.distinguishable and steady.mean == 1.0
@@ -205,7 +205,9 @@ def test_the_page_says_the_numbers(tmp_path):
     assert dict(zip(heads, rows["late"], strict=True))["seeds"] == "2" and rows["late"][-1] == "-"
     lidar = dict(zip(heads, rows["lidar"], strict=True))
     assert (lidar["L"], lidar["C"], lidar["NDS, C+L+R"], lidar["seeds"]) == ("0.300", "-", "-", "1")
-    assert "best pair" in text and "best single sensor" in text and "model of lidar alone (0.300)" in text
+    assert "best pair" in text and "best single sensor" in text
+    lead = np.mean([summary.nds(joint[row][0]) for row in joint]) - 0.3  # of the one seed that both have
+    assert f"against the model of lidar alone: {lead:+.3f}" in text
     plot = (tmp_path / "fusion.svg").read_bytes()
     assert ElementTree.fromstring(plot).tag.endswith("svg") and len(plot) < 200_000
     values = json.loads((tmp_path / "fusion.json").read_text())
@@ -343,10 +345,10 @@ def compare(config: Path, out: Path, *more: str) -> int:
     return main.main([str(config), *options, *more])
 
 
-def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch, capsys):
-    """With runs that are invented: who is trained when, and what a second call does."""
+@pytest.fixture
+def invented(monkeypatch) -> list[str]:
+    """The names of runs as they are done; they are not trained, and their numbers are invented."""
     done: list[str] = []
-    measured: list[int] = []
 
     def invent(several, jobs_at_once, say):
         for one in several:
@@ -359,18 +361,26 @@ def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch,
             write_json(one.folder / runs.METRICS, {"subsets": numbers, "num_samples": 6})
 
     def cost(several, device, say):
-        measured.append(len(several))
+        done.append(f"cost of {len(several)} rows")
         return {one.row.name: {"parameters": 10, "gflops": 1.0, "milliseconds": 5.0} for one in several}
 
     monkeypatch.setattr(main, "run_all", invent)
     monkeypatch.setattr(main.costs, "measure", cost)
+    return done
+
+
+def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, invented, capsys):
+    """Who is trained when, and what a second call does."""
     with pytest.raises(Fusion3DError, match="no row is finished"):
         compare(small_config, tmp_path, "--report")
     assert compare(small_config, tmp_path, "--seeds", "0", "1") == 0
     count = len(OPERATORS) + len(STAGES)
-    assert done[:4] == ["lidar seed 0", "radar seed 0", "together seed 0", f"{OPERATORS[0].name} seed 0"]
-    assert done[3 + count] == f"{OPERATORS[0].name} seed 1" and len(done) == 3 + 2 * count + 2 * 3
-    assert {name.split()[0] for name in done[3 + 2 * count :]} == {
+    done, cost = invented[:-1], invented[-1]
+    assert cost == f"cost of {2 + count + 3} rows"
+    before = [f"{name} seed {seed}" for seed in (0, 1) for name in ("lidar", "radar")]
+    assert done[:7] == [*before, "together seed 0", "together seed 1", f"{OPERATORS[0].name} seed 0"]
+    assert done[6 + count] == f"{OPERATORS[0].name} seed 1" and len(done) == 6 + 2 * count + 2 * 3
+    assert {name.split()[0] for name in done[6 + 2 * count :]} == {
         "hierarchical-add", "hierarchical-gated", "hybrid-add"
     }  # fmt: skip
     out = capsys.readouterr().out
@@ -378,13 +388,33 @@ def test_the_order_of_work_and_what_is_kept(small_config, tmp_path, monkeypatch,
     text = (tmp_path / "fusion.md").read_text()
     assert text in out and str(tmp_path) not in text + (tmp_path / "fusion.json").read_text()
     assert text.count("\n| ") == 2 + 2 + count + 3
-    done.clear()
+    invented.clear()
     assert compare(small_config, tmp_path, "--seeds", "0", "1") == 0
-    assert done == [] and measured == [2 + count + 3]  # what is known is not measured again
+    assert invented == []  # what is known is not measured again
     assert compare(small_config, tmp_path, "--seeds", "2", "2", "--only", "hybrid-tensor", "late") == 0
-    assert done == ["late seed 2", "hybrid-tensor seed 2"] and measured[1:] == [2 + count + 3 + 1]
+    assert invented[3:] == ["late seed 2", "hybrid-tensor seed 2", f"cost of {2 + count + 3 + 1} rows"]
     with pytest.raises(CheckpointError, match=r"detection\.velocity_weight: 1\.0 there, 0\.5 here"):
         compare(small_config, tmp_path, "--report", "--seeds", "0", "--detection.velocity_weight", "0.5")
+
+
+def test_runs_of_other_pages_stand_on_the_page(small_config, tmp_path, invented):
+    """Two seeds in one place are the same page as each in a place of its own; what is not the same is refused."""
+    assert compare(small_config, tmp_path / "both", "--seeds", "0", "1") == 0
+    assert compare(small_config, tmp_path / "first", "--seeds", "0") == 0
+    invented.clear()
+    first = tmp_path / "first" / "fusion.json"
+    assert compare(small_config, tmp_path / "second", "--seeds", "1", "--with", str(first)) == 0
+    assert {name.split()[-1] for name in invented[:-1]} == {"1"}
+    pages = [tmp_path / name / "fusion.md" for name in ("both", "second")]
+    assert pages[0].read_text() == pages[1].read_text() and "seeds (0, 1)" in pages[0].read_text()
+    page = json.loads(first.read_text())
+    for key, value in (("budget", {}), ("data", "0"), ("settings", {"seed": 3})):
+        other = write_json(tmp_path / "other.json", page | {key: value})
+        with pytest.raises(DataError, match=rf"another comparison: its {key} differ"):
+            compare(small_config, tmp_path / "second", "--report", "--seeds", "1", "--with", str(other))
+    write_json(tmp_path / "other.json", page | {"rows": {"gated": {}}})
+    with pytest.raises(DataError, match=r"--with takes the \.json file of a page"):
+        compare(small_config, tmp_path / "second", "--report", "--with", str(tmp_path / "other.json"))
 
 
 @pytest.mark.slow

@@ -1,16 +1,16 @@
 """The verb ``compare_fusion``: train every way to fuse on the same budget, and write one table and one plot.
 
-First each sensor alone, and all of them together; then every operator in the middle stage and every stage without an
-operator, all beginning with what these learned, and what fuses anew; then the other stages with the operators that were
-best. Runs that are finished are kept, one that was killed goes on, and the page can be written from what is there at
-any time.
+With every seed, first each sensor alone, and all of them together; then every operator in the middle stage and every
+stage without an operator, all beginning with what these learned, and what fuses anew; then the other stages with the
+operators that were best. Runs that are finished are kept, one that was killed goes on, and the page can be written from
+what is there at any time. Seeds may be run on several machines: a page takes in the runs of others.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,21 @@ import torch
 
 from fusion3d.analysis.comparison import costs
 from fusion3d.analysis.comparison.command import make_parser, read_options
+from fusion3d.analysis.comparison.elsewhere import Elsewhere, read_pages
 from fusion3d.analysis.comparison.jobs import run_all
-from fusion3d.analysis.comparison.page import make_header, write_page
+from fusion3d.analysis.comparison.page import make_header, settings_of, write_page
 from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, TOGETHER, WITH_OPERATOR, Row, alone, best_rows
 from fusion3d.analysis.comparison.runs import (
-    ALONE_SEED,
     Budget,
     Run,
     check,
+    data_digest,
     environments,
     finished,
     make_run,
     unfinished,
 )
-from fusion3d.analysis.comparison.summary import Metrics, estimate, nds
+from fusion3d.analysis.comparison.summary import Metrics, nds
 from fusion3d.config import Config
 from fusion3d.engine.environment import environment, headline
 from fusion3d.errors import ConfigError, Fusion3DError
@@ -50,27 +51,14 @@ class Comparison:
     seeds: tuple[int, ...]
     out: Path
     only: tuple[str, ...] = ()  # rows; empty: all, and the best of the stages with an operator
-
-    def before(self) -> tuple[list[Run], Run]:
-        """The sensors' own models, and that of all of them.
-
-        Raises:
-            ConfigError: the settings of one do not fit each other.
-        """
-        singles, together = (
-            [self.run(row, ALONE_SEED) for row in alone(self.base.branches)],
-            self.run(TOGETHER, ALONE_SEED),
-        )
-        for run in (*singles, together):
-            check(run)
-        return singles, together
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)  # runs that stand on the page too
 
     def run(self, row: Row, seed: int) -> Run:
         """A row's run."""
         return make_run(self.base, row, seed, self.budget, self.out)
 
     def runs(self, rows: Sequence[Row]) -> list[Run]:
-        """Of rows that fuse: one seed after the other, so that what is there at any time is even.
+        """Of several rows: one seed after the other, so that what is there at any time is even.
 
         Raises:
             ConfigError: a row's settings do not fit each other.
@@ -92,23 +80,25 @@ class Comparison:
         return [row for row in ROWS if row.name in self.only]
 
     def last_rows(self) -> list[Row]:
-        """The stages with the best operators, by their mean NDS with all sensors."""
+        """The stages with the operators that were best, by the NDS with all sensors, with the first seed of all."""
         if self.only:
             return []
+        first = min((*self.seeds, *self.elsewhere.seeds))
         runs = {row.name: self.finished(row) for row in OPERATORS}
-        return list(best_rows({name: estimate([*map(nds, of.values())]).mean for name, of in runs.items()}))
+        return list(best_rows({name: nds(of[first]) for name, of in runs.items() if first in of}))
 
     def finished(self, row: Row) -> dict[int, Metrics]:
-        """By seed, what is there of a row.
+        """By seed, what is there of a row, and elsewhere.
 
         Raises:
             CheckpointError: it is of other settings, data or beginnings.
         """
-        return finished(self.of_row(row))
+        found = {**self.elsewhere.rows.get(row.name, {}), **finished(self.of_row(row))}
+        return dict(sorted(found.items()))
 
     def of_row(self, row: Row) -> list[Run]:
-        """A row's runs, of every seed."""
-        return [self.run(row, seed) for seed in ((ALONE_SEED,) if row.alone else self.seeds)]
+        """A row's runs here, of every seed."""
+        return [self.run(row, seed) for seed in self.seeds]
 
 
 def compare(comparison: Comparison, jobs: int) -> None:
@@ -119,13 +109,12 @@ def compare(comparison: Comparison, jobs: int) -> None:
         CheckpointError: a folder holds a run of other settings.
         Fusion3DError: runs failed.
     """
-    (singles, together), first = (
-        comparison.before(),
-        comparison.runs(comparison.first_rows()),
-    )  # checked before training
+    singles, together, first = map(  # checked before any is trained
+        comparison.runs, (alone(comparison.base.branches), [TOGETHER], comparison.first_rows())
+    )
     steps = {
         "each sensor alone": lambda: singles,
-        "all together": lambda: [together],
+        "all together": lambda: together,
         "rows": lambda: first,
         "stages with the best operators": lambda: comparison.runs(comparison.last_rows()),
     }
@@ -170,21 +159,29 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
     if not joint:
         raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
     cost = measured(comparison.out)
+    seeds = sorted({seed for runs in joint.values() for seed in runs})
     protocol = (
-        f"Same data, seeds ({', '.join(map(str, comparison.seeds))}) and budget for every row: "
+        f"Same data, seeds ({', '.join(map(str, seeds))}) and budget for every row: "
         f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the model of all "
-        "sensors together, or late fusion with those of the sensors' own models, wherever names and shapes fit "
-        "(`train.start`); what fuses is new in all of them (`train.fresh`)."
+        "sensors together, or late fusion with those of the sensors' own models, of the same seed, wherever names and "
+        "shapes fit (`train.start`); what fuses is new in all of them (`train.fresh`). Stages are tried with the "
+        f"operators that were best with seed {seeds[0]}."
     )
     if "about" in cost:
         protocol += f" ms: on {headline(cost['about'])}."
-    made_on = environments(run for row in (*alone(comparison.base.branches), *ROWS) for run in comparison.of_row(row))
-    header = make_header(comparison.base, name, made_on, protocol)
-    return write_page(path, singles, joint, cost.get("rows", {}), header)
+    here = environments(run for row in (*alone(comparison.base.branches), *ROWS) for run in comparison.of_row(row))
+    made_on = {headline(about): about for about in (*comparison.elsewhere.environments, *here)}
+    header = make_header(comparison.base, name, [*made_on.values()], protocol)
+    return write_page(path, singles, joint, cost.get("rows", {}), header | same(comparison.base, comparison.budget))
+
+
+def same(base: Config, budget: Budget) -> dict[str, Any]:
+    """What runs must have in common to stand on one page: ``elsewhere.SAME``."""
+    return {"settings": settings_of(base), "budget": asdict(budget), "data": data_digest(base)}
 
 
 def main(argv: list[str]) -> int:
-    """``compare_fusion CONFIG [--only ROW ...] [--seeds N ...] [--epochs N] [--jobs N] [--report] [--a.b value]``."""
+    """``compare_fusion CONFIG [--only ROW ...] [--seeds N ...] [--with PAGE ...] [--report] [--a.b value ...]``."""
     parser = make_parser(
         "compare_fusion",
         "Train and evaluate every way to fuse on the same data, seeds and budget: one table, one plot.",
@@ -194,6 +191,9 @@ def main(argv: list[str]) -> int:
         seeds=(0, 1, 2),
     )
     parser.add_argument("--only", nargs="+", default=(), metavar="ROW", help="rows, such as gated or hybrid-concat")
+    parser.add_argument(
+        "--with", nargs="+", type=Path, default=(), metavar="PAGE.json", help="pages of other seeds, to be joined"
+    )
     parser.add_argument("--epochs", type=int, default=1, help="of each row")
     parser.add_argument("--together-epochs", type=int, default=4, metavar="N", help="of all sensors before the rows")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate of these epochs")
@@ -206,7 +206,8 @@ def main(argv: list[str]) -> int:
     if min(*options.alone_epochs, options.together_epochs, options.epochs) < 1:
         raise ConfigError("--epochs, --alone-epochs and --together-epochs: expected at least 1")
     budget = Budget(tuple(options.alone_epochs), options.together_epochs, options.epochs, options.rate)
-    comparison = Comparison(base, budget, options.seeds, options.out, tuple(options.only))
+    elsewhere = read_pages(vars(options)["with"], same(base, budget))
+    comparison = Comparison(base, budget, options.seeds, options.out, tuple(options.only), elsewhere)
     if not options.report:
         compare(comparison, options.jobs)
     print(report(comparison, options.page, options.config))

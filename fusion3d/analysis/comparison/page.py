@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fusion3d.analysis.comparison.rows import REFERENCE
+from fusion3d.analysis.comparison.runs import MAY_DIFFER
 from fusion3d.analysis.comparison.summary import (
     Gain,
     Metrics,
     Scores,
+    above,
     best,
     difference,
     estimate,
-    gain,
     gains,
     mean_nds,
     nds,
@@ -50,10 +51,14 @@ def make_header(base: Config, name: str, made_on: Sequence[Mapping[str, Any]], p
         made_on: of ``environments``.
         protocol: what was done, in words.
     """
-    settings = {key: value for key, value in differences(base).items() if key != "data.root"}
     lines = [headline(about) for about in made_on] or [base.data.version]
     about = f"{' | '.join(lines)}; {name}"
-    return {"about": about, "protocol": protocol, "settings": settings, "environments": list(made_on)}
+    return {"about": about, "protocol": protocol, "settings": settings_of(base), "environments": list(made_on)}
+
+
+def settings_of(base: Config) -> dict[str, Any]:
+    """The settings that make the numbers what they are, where they are not the default."""
+    return {key: value for key, value in differences(base).items() if key not in MAY_DIFFER}
 
 
 def head_lines(title: str, header: Mapping[str, Any], plot: Path, shown: str) -> list[str]:
@@ -144,26 +149,18 @@ def _gain_lines(said: Sequence[Gain], alone: Scores, joint: Scores) -> list[str]
     runs, first = sum(map(len, joint.values())), _any(joint)
     size = whole(first).count("+") + 1
     kinds = {2: "best pair", 1: "best single sensor"}
-    own = {name: estimate([*map(nds, trained.values())]).mean for name, trained in alone.items()}
+    own = (above(joint, sensor, trained) for sensor, trained in alone.items())
     return [
         f"Over {runs} runs of {len(joint)} rows, each paired with itself under fewer sensors; 95 % t-intervals with "
         "every row counted once and with every seed counted once, since runs of one row, or of one seed, may be alike. "
         "What is not parted from zero by both is not distinguishable. Other scenes may say something else: all runs "
-        f"were scored on the same {first['num_samples']} keyframes and began with the same models of single sensors. "
-        "The best of the smaller subsets is the one with the highest mean on these very runs, which favours it. The "
-        "model of a sensor alone is one run, whose own spread is in no interval.",
+        f"were scored on the same {first['num_samples']} keyframes. The best of the smaller subsets is the one with "
+        "the highest mean on these very runs, which favours it.",
         "",
         *(f"- **{kinds[count]}**: {best(said, count)}" for count in range(size - 1, 0, -1)),
         *(f"- {one}" for one in said),
-        *(
-            f"- {gain(joint, 'NDS', whole(first), f'the model of {name} alone ({level:.3f})', _above(level))}"
-            for name, level in own.items()
-        ),
+        *(f"- {one}" for one in own if one is not None),
     ]
-
-
-def _above(level: float) -> Callable[[Metrics], float]:
-    return lambda metrics: nds(metrics) - level
 
 
 def _any(scores: Scores) -> Metrics:
@@ -201,6 +198,7 @@ def _plain(
     keep = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
     return {
         **header,
+        "num_samples": _any(joint)["num_samples"],
         "rows": {
             name: {
                 "seeds": {

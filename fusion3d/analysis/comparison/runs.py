@@ -24,7 +24,6 @@ RECORD, METRICS = "record.json", Path("evaluation", "metrics.json")
 # measured, and a trunk that has done without is slow to use it.
 FILL_ORDER = ("radar", "lidar", "camera")
 FUSES = {"late": (), "hybrid": ("models.joint.fuse",)}  # by stage, what begins anew in every row; elsewhere "fuse"
-ALONE_SEED = 0
 MAY_DIFFER = {  # neither learned nor scored otherwise; the beginnings are compared by what is in them
     "data.root", "data.workers", "train.log_every", "train.checkpoint_every", "train.start", "augment.paste.database",
 }  # fmt: skip
@@ -43,7 +42,7 @@ class Budget:
         """In words."""
         alone = ", ".join(f"{name} {count}" for name, count in zip(base.branches, self.alone_epochs, strict=True))
         return (
-            f"epochs of each sensor alone (seed {ALONE_SEED}, peak rate {base.train.learning_rate:g}): {alone}; "
+            f"epochs of each sensor alone (peak rate {base.train.learning_rate:g}): {alone}; "
             f"of all together with {TOGETHER.operator}: {self.together_epochs}; of each row: {self.joint_epochs} (peak "
             f"rate {self.joint_rate:g}, each sample under {num_subsets(base)} of its subsets of sensors in a step)"
         )
@@ -88,14 +87,17 @@ class Run:
 
 
 def make_run(base: Config, row: Row, seed: int, budget: Budget, out: Path) -> Run:
-    """The run of a row: of one sensor, of them all before any is compared, or of them all as it is compared."""
+    """The run of a row: of one sensor, of them all before any is compared, or of them all as it is compared.
+
+    Whatever it begins with is of the same seed: what differs between seeds is all that chance does.
+    """
     if row.alone:
         epochs = dict(zip(base.branches, budget.alone_epochs, strict=True))[row.alone[0]]
         return trained(base, row, seed, out, epochs=epochs, subsets=1, start=(), fresh=())
-    start = tuple(str(run_folder(out, name, ALONE_SEED)) for name in FILL_ORDER if name in base.branches)
+    start = tuple(str(run_folder(out, name, seed)) for name in FILL_ORDER if name in base.branches)
     epochs, fresh = budget.together_epochs, ()
     if row != TOGETHER:
-        start = (str(run_folder(out, TOGETHER.name, ALONE_SEED)), *start)
+        start = (str(run_folder(out, TOGETHER.name, seed)), *start)
         epochs, fresh = budget.joint_epochs, FUSES.get(row.stage, ("fuse",))
     return trained(base, row, seed, out, epochs=epochs, learning_rate=budget.joint_rate, start=start, fresh=fresh)
 

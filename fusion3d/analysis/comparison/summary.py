@@ -108,17 +108,15 @@ class Gain:
         )
 
 
-def gain(scores: Scores, metric: str, more: str, less: str, of: Callable[[Metrics], float]) -> Gain:
+def gain(numbers: Mapping[str, Mapping[int, float]], metric: str, more: str, less: str) -> Gain:
     """A gain from a number of each run.
 
     Args:
-        scores: of rows, each with a run at least.
+        numbers: positive is better; by row, each with a run at least, and seed.
         metric: its name.
         more: what is compared.
         less: with what.
-        of: the number; positive is better.
     """
-    numbers = {row: {seed: of(metrics) for seed, metrics in runs.items()} for row, runs in scores.items()}
     seeds = sorted({seed for runs in numbers.values() for seed in runs})
     by_seed = [[runs[seed] for runs in numbers.values() if seed in runs] for seed in seeds]
     means = [[sum(group) / len(group) for group in groups] for groups in (map(_values, numbers.values()), by_seed)]
@@ -149,7 +147,25 @@ def _between(scores: Scores, metric: str, more: str, less: str, sign: int) -> Ga
     def of(metrics: Metrics) -> float:
         return sign * (metrics["subsets"][more][metric] - metrics["subsets"][less][metric])
 
-    return gain(scores, metric if sign > 0 else f"{metric} (lower by)", more, less, of)
+    numbers = {row: {seed: of(metrics) for seed, metrics in runs.items()} for row, runs in scores.items()}
+    return gain(numbers, metric if sign > 0 else f"{metric} (lower by)", more, less)
+
+
+def above(scores: Scores, sensor: str, alone: Mapping[int, Metrics]) -> Gain | None:
+    """What the rows gain over the model of one sensor, seed by seed; None where they share no seed.
+
+    Args:
+        scores: of the rows that fuse.
+        sensor: its name.
+        alone: by seed, what its own model reaches.
+    """
+    numbers = {
+        row: {seed: nds(metrics) - nds(alone[seed]) for seed, metrics in runs.items() if seed in alone}
+        for row, runs in scores.items()
+    }
+    numbers = {row: runs for row, runs in numbers.items() if runs}
+    first = next(iter(next(iter(scores.values())).values()))
+    return gain(numbers, "NDS", whole(first), f"the model of {sensor} alone") if numbers else None
 
 
 def best(found: Sequence[Gain], size: int) -> Gain:
