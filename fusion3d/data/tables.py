@@ -1,27 +1,21 @@
-"""The JSON tables of a nuScenes data set, read into columns: strings become rows, chains become indices.
-
-A table is decoded piece by piece and only the keys in ``SCHEMA`` are kept, vectors as plain doubles: neither the text
-of v1.0-trainval's 1.2 GB sample_data nor its rows as dicts ever stand in memory whole. Its strings do, until the
-columns are built.
-"""
+"""The JSON tables of a nuScenes data set, read into columns: tokens become rows, chains become indices."""
 
 from __future__ import annotations
 
-import json
-import re
-from array import array
-from collections.abc import Iterator
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fusion3d.data.columns import Columns, find_rows, split_names
 from fusion3d.errors import DataError
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES
 
 REFERENCE_CHANNEL = "LIDAR_TOP"
 
-# What is read of each table: a type, or the length of a vector of numbers. "token" is read always.
+# What is read of each table: a type, or the length of a vector of numbers (see ``Columns``).
 SCHEMA: dict[str, dict[str, Any]] = {
     "category": {"name": str},
     "attribute": {"name": str},
@@ -56,110 +50,12 @@ CLASS_OF = {
     "movable_object.barrier": "barrier",
 }
 _VISIBILITY = {"v0-40": 1, "v40-60": 2, "v60-80": 3, "v80-100": 4}
-_CHUNK = 1 << 24  # characters read at once
-_BETWEEN = re.compile(r"[\s,]*")
 
 
 def detection_class(category: str) -> int:
     """Index in DETECTION_CLASSES of a nuScenes category name, -1 for none of the ten (devkit's mapping)."""
     name = CLASS_OF.get(category)
     return -1 if name is None else DETECTION_CLASSES.index(name)
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON array, one after the other.
-
-    Raises:
-        DataError: the file is missing, or is not a JSON array of objects.
-    """
-    decode = json.JSONDecoder().raw_decode
-    try:
-        with path.open(encoding="utf-8") as file:
-            text, at = file.read(_CHUNK).lstrip(), 1
-            if text[:1] != "[":
-                raise DataError(f"{path}: expected a JSON array, found {text[:20]!r}; unpack the table again")
-            while True:
-                end = _BETWEEN.match(text, at)
-                at = end.end() if end else at
-                if text[at : at + 1] == "]":
-                    return
-                try:
-                    row, at = decode(text, at)
-                except json.JSONDecodeError as error:  # either the rest is not read yet, or the file is damaged
-                    chunk = file.read(_CHUNK)
-                    if not chunk:
-                        raise DataError(f"{path} is no valid JSON ({error}); unpack the table again") from error
-                    text, at = text[at:] + chunk, 0
-                    continue
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}: expected an array of objects, found {row!r} in it")
-                yield row
-    except FileNotFoundError as error:
-        raise DataError(f"table {path} is missing; check the data root and the version, or unpack it again") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read table {path}: {error}") from error
-
-
-class Columns:
-    """One table as columns, and the row of each of its tokens."""
-
-    def __init__(self, folder: Path, table: str) -> None:
-        """Reads ``<folder>/<table>.json`` by its schema; DataError names row and key of what does not fit."""
-        self.path = folder / f"{table}.json"
-        schema = {"token": str} | SCHEMA[table]
-        columns: dict[str, Any] = {key: array("d") if isinstance(kind, int) else [] for key, kind in schema.items()}
-        kinds = list(schema.items())
-        for number, row in enumerate(read_rows(self.path)):
-            for key, kind in kinds:
-                value = row.get(key)
-                if isinstance(kind, int):
-                    if not isinstance(value, list) or len(value) != kind:
-                        self._refuse(number, row, key, f"a list of {kind} numbers")
-                    try:
-                        columns[key].extend(value)
-                    except TypeError:
-                        self._refuse(number, row, key, f"a list of {kind} numbers")
-                elif isinstance(value, kind):
-                    columns[key].append(value)
-                else:
-                    self._refuse(number, row, key, kind.__name__)
-        self._columns = {
-            key: np.frombuffer(columns[key], dtype=np.float64).reshape(-1, kind)
-            if isinstance(kind, int)
-            else columns[key]
-            for key, kind in kinds
-        }
-        self.row = {token: number for number, token in enumerate(columns["token"])}
-        if len(self.row) != len(self):
-            raise DataError(f"{self.path}: a token occurs twice; unpack the table again")
-
-    def _refuse(self, number: int, row: dict[str, Any], key: str, expected: str) -> None:
-        found = repr(row[key]) if key in row else "nothing"
-        raise DataError(
-            f"{self.path}: row {number} (token {row.get('token')!r}): {key}: expected {expected}, found {found}"
-        )
-
-    def __len__(self) -> int:
-        return len(self._columns["token"])
-
-    def __getitem__(self, key: str) -> Any:
-        return self._columns[key]
-
-    def rows_in(self, key: str, other: Columns, optional: bool = False) -> np.ndarray:
-        """[len] int32: the row in ``other`` that each token in ``key`` names; -1 for "" where optional."""
-        index = {"": -1, **other.row} if optional else other.row
-        try:
-            return np.fromiter((index[token] for token in self[key]), dtype=np.int32, count=len(self))
-        except KeyError as error:
-            raise DataError(
-                f"{self.path}: {key} names token {error.args[0]!r}, which {other.path.name} does not have; "
-                "the tables are of different versions or damaged: unpack them again"
-            ) from error
-
-
-def strings(values: list[str]) -> np.ndarray:
-    """A column of strings as UTF-8 bytes: a quarter of numpy's unicode, and no pickle in a file."""
-    return np.array([value.encode() for value in values], dtype=np.bytes_) if values else np.zeros(0, dtype="S1")
 
 
 def build_columns(folder: Path) -> dict[str, np.ndarray]:
@@ -173,38 +69,42 @@ def build_columns(folder: Path) -> dict[str, np.ndarray]:
     missing = [t for t in SCHEMA if t not in ANNOTATION_TABLES and not (folder / f"{t}.json").is_file()]
     if missing:
         raise DataError(f"{folder} lacks {', '.join(f'{t}.json' for t in missing)}; unpack this version's tables again")
-    sample, scene, log = (Columns(folder, table) for table in ("sample", "scene", "log"))
-    columns = _scene_columns(folder, scene, log)
+    there = [(folder / f"{table}.json").is_file() for table in ANNOTATION_TABLES]
+    wanted = [table for table in SCHEMA if any(there) or table not in ANNOTATION_TABLES]
+    with ThreadPoolExecutor() as pool:  # the loops that read them are compiled
+        found = pool.map(lambda table: Columns(folder / f"{table}.json", SCHEMA[table]), wanted)
+        tables = dict(zip(wanted, found, strict=True))
+    sample, scene = tables["sample"], tables["scene"]
+    columns = _scene_columns(scene, tables["log"], tables["map"])
     columns |= {
-        "sample_token": strings(sample["token"]),
-        "sample_time": np.array(sample["timestamp"], dtype=np.int64),
+        "sample_token": sample["token"],
+        "sample_time": sample["timestamp"],
         "sample_scene": sample.rows_in("scene_token", scene),
         "sample_prev": sample.rows_in("prev", sample, optional=True),
         "sample_next": sample.rows_in("next", sample, optional=True),
     }
-    columns |= _data_columns(folder, sample)
+    columns |= _data_columns(tables)
     columns |= _reference_columns(columns)
-    return columns | _annotation_columns(folder, sample)
+    return columns | _annotation_columns(tables)
 
 
-def _scene_columns(folder: Path, scene: Columns, log: Columns) -> dict[str, np.ndarray]:
-    maps = Columns(folder, "map")
+def _scene_columns(scene: Columns, log: Columns, maps: Columns) -> dict[str, np.ndarray]:
     map_of_log = {token: number for number, tokens in enumerate(maps["log_tokens"]) for token in tokens}
     return {
-        "scene_token": strings(scene["token"]),
-        "scene_name": strings(scene["name"]),
-        "scene_description": strings(scene["description"]),
-        "scene_location": strings([log["location"][row] for row in scene.rows_in("log_token", log)]),
-        "scene_map": np.array([map_of_log.get(token, -1) for token in scene["log_token"]], dtype=np.int32),
-        "map_file": strings(maps["filename"]),
+        "scene_token": scene["token"],
+        "scene_name": scene["name"],
+        "scene_description": scene["description"],
+        "scene_location": log["location"][scene.rows_in("log_token", log)],
+        "scene_map": np.array([map_of_log.get(token, -1) for token in scene.words("log_token")], dtype=np.int32),
+        "map_file": maps["filename"],
     }
 
 
-def _data_columns(folder: Path, sample: Columns) -> dict[str, np.ndarray]:
-    sensor, calibration, pose = (Columns(folder, table) for table in ("sensor", "calibrated_sensor", "ego_pose"))
-    data = Columns(folder, "sample_data")
-    channels = sorted(set(sensor["channel"]) | {REFERENCE_CHANNEL})
-    channel = np.array([channels.index(name) for name in sensor["channel"]], dtype=np.int32)
+def _data_columns(tables: Mapping[str, Columns]) -> dict[str, np.ndarray]:
+    sample, sensor, pose, data = (tables[table] for table in ("sample", "sensor", "ego_pose", "sample_data"))
+    calibration = tables["calibrated_sensor"]
+    channels = sorted({*sensor.words("channel"), REFERENCE_CHANNEL})
+    channel = np.array([channels.index(name) for name in sensor.words("channel")], dtype=np.int32)
     calibration_channel = channel[calibration.rows_in("sensor_token", sensor)]
     intrinsic = np.full((len(calibration), 3, 3), np.nan)
     for number, value in enumerate(calibration["camera_intrinsic"]):
@@ -219,32 +119,33 @@ def _data_columns(folder: Path, sample: Columns) -> dict[str, np.ndarray]:
         data.rows_in("calibrated_sensor_token", calibration),
         data.rows_in("sample_token", sample),
     )
-    key = np.flatnonzero(np.array(data["is_key_frame"], dtype=bool))
+    key = np.flatnonzero(data["is_key_frame"])
     key_data = np.full((len(sample), len(channels)), -1, dtype=np.int32)
     key_data[data_sample[key], calibration_channel[data_calibration[key]]] = key
     # File names repeat their folder, log and channel: those are stored once.
-    split = [name.rpartition("__") for name in data["filename"]]
-    prefixes = {prefix: number for number, prefix in enumerate(dict.fromkeys(s[0] + s[1] for s in split))}
+    prefix, suffix = split_names(data["filename"])
+    first = find_rows(prefix, prefix)  # where each prefix occurs for the first time
+    prefixes = np.unique(first)
     return {
-        "channel_name": strings(channels),
+        "channel_name": np.array([channel.encode() for channel in channels]),
         "key_data": key_data,
-        "calibration_token": strings(calibration["token"]),
+        "calibration_token": calibration["token"],
         "calibration_channel": calibration_channel,
         "calibration_translation": calibration["translation"],
         "calibration_rotation": calibration["rotation"],
         "calibration_intrinsic": intrinsic,
-        "pose_time": np.array(pose["timestamp"], dtype=np.int64),
+        "pose_time": pose["timestamp"],
         "pose_translation": pose["translation"],
         "pose_rotation": pose["rotation"],
         "data_sample": data_sample,
         "data_calibration": data_calibration,
         "data_pose": data.rows_in("ego_pose_token", pose),
-        "data_time": np.array(data["timestamp"], dtype=np.int64),
+        "data_time": data["timestamp"],
         "data_prev": data.rows_in("prev", data, optional=True),
         "data_size": np.stack([data["height"], data["width"]], axis=-1).astype(np.int32).reshape(-1, 2),
-        "data_prefix": np.array([prefixes[s[0] + s[1]] for s in split], dtype=np.int32),
-        "data_suffix": strings([s[2] for s in split]),
-        "file_prefix": strings(list(prefixes)),
+        "data_prefix": np.searchsorted(prefixes, first).astype(np.int32),
+        "data_suffix": suffix,
+        "file_prefix": prefix[prefixes],
     }
 
 
@@ -268,31 +169,32 @@ def _reference_columns(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"sample_pose": pose, "reference_time": reference_time}
 
 
-def _annotation_columns(folder: Path, sample: Columns) -> dict[str, np.ndarray]:
-    category, attribute, visibility = (Columns(folder, table) for table in ("category", "attribute", "visibility"))
-    there = [(folder / f"{table}.json").is_file() for table in ANNOTATION_TABLES]
-    if not any(there):  # a data set to predict on: no box at all
+def _annotation_columns(tables: Mapping[str, Columns]) -> dict[str, np.ndarray]:
+    sample, category, attribute, visibility = (
+        tables[table] for table in ("sample", "category", "attribute", "visibility")
+    )
+    if "sample_annotation" not in tables:  # a data set to predict on: no box at all
         return _no_annotations(len(sample), category)
-    instance, box = (Columns(folder, table) for table in ANNOTATION_TABLES)
+    instance, box = tables["instance"], tables["sample_annotation"]
     bad = ~(np.isfinite(box["translation"]).all(1) & np.isfinite(box["rotation"]).all(1) & (box["size"] > 0).all(1))
     bad |= np.abs(np.linalg.norm(box["rotation"], axis=1) - 1) > 1e-3
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise DataError(
-            f"{box.path}: box {box['token'][row]!r} has centre {box['translation'][row].tolist()}, size "
+            f"{box.path}: box {box['token'][row].decode()!r} has centre {box['translation'][row].tolist()}, size "
             f"{box['size'][row].tolist()}, rotation {box['rotation'][row].tolist()}: expected finite numbers, sizes "
             "above 0 and a unit quaternion; repair or remove the row"
         )
     box_sample = box.rows_in("sample_token", sample)
     order = np.argsort(box_sample, kind="stable")  # boxes of a sample lie together, in the table's order
     place = np.append(np.argsort(order), -1).astype(np.int32)  # old row -> new row; -1 stays -1
-    classes = np.array([detection_class(name) for name in category["name"]], dtype=np.int8)
+    classes = np.array([detection_class(name) for name in category.words("name")], dtype=np.int8)
     attributes = {
-        token: ATTRIBUTES.index(name) for token, name in zip(attribute["token"], attribute["name"],
-            strict=True)
+        token: ATTRIBUTES.index(name)
+        for token, name in zip(attribute.words("token"), attribute.words("name"), strict=True)
         if name in ATTRIBUTES
-    }  # fmt: skip
-    levels = np.array([_VISIBILITY.get(level, 0) for level in visibility["level"]] + [0], dtype=np.int8)
+    }
+    levels = np.array([_VISIBILITY.get(level, 0) for level in visibility.words("level")] + [0], dtype=np.int8)
     box_instance = box.rows_in("instance_token", instance)
     box_category = instance.rows_in("category_token", category)[box_instance]
     columns = {
@@ -311,12 +213,12 @@ def _annotation_columns(folder: Path, sample: Columns) -> dict[str, np.ndarray]:
         "box_next": place[box.rows_in("next", box, optional=True)],
     }
     columns = {name: column[order] for name, column in columns.items()}
-    time = np.array(sample["timestamp"], dtype=np.int64)[box_sample[order]]
+    time = sample["timestamp"][box_sample[order]]
     columns["box_velocity"] = box_velocities(columns["box_center"], time, columns["box_prev"], columns["box_next"])
     columns["box_start"] = np.searchsorted(box_sample[order], np.arange(len(sample) + 1)).astype(np.int64)
     return columns | {
-        "instance_token": strings(instance["token"]),
-        "category_name": strings(category["name"]),
+        "instance_token": instance["token"],
+        "category_name": category["name"],
     }
 
 
@@ -349,4 +251,4 @@ def _no_annotations(num_samples: int, category: Columns) -> dict[str, np.ndarray
         np.float64), "box_start": ((num_samples + 1,), np.int64), "instance_token": ((0,), "S1"),
     }  # fmt: skip
     columns = {name: np.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
-    return columns | {"category_name": strings(category["name"])}
+    return columns | {"category_name": category["name"]}

@@ -1,0 +1,216 @@
+"""One JSON table of a nuScenes data set as columns of plain arrays.
+
+The file is mapped, not loaded, and its bytes are read by compiled loops: neither its text nor its rows as dicts ever
+stand in memory, and several tables can be read at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion3d.data import table_kernels as kernels
+from fusion3d.errors import DataError
+
+CHUNK = 1 << 16  # rows that are looked for at once
+
+
+class Columns:
+    """The columns of a table.
+
+    ``columns[key]`` is, by the key's kind: str: bytes [n], as UTF-8; int: int64 [n]; bool: bool [n]; a number k:
+    float64 [n, k], of lists of k numbers; list: a Python list of whatever lists the rows have.
+    """
+
+    def __init__(self, path: Path, kinds: Mapping[str, Any]) -> None:
+        """Reads the table.
+
+        Args:
+            path: JSON file, an array of objects.
+            kinds: of the keys that are read; "token" is read always, and has to differ from row to row.
+
+        Raises:
+            DataError: the file is missing, or is not such a table; the row and the key of what does not fit are named.
+        """
+        self.path = path
+        kinds = {"token": str, **kinds}
+        text = _map(path)
+        parts: dict[str, list[np.ndarray]] = {key: [] for key in kinds}
+        for first, spans in _pieces(path, text, list(kinds)):
+            for column, (key, kind) in enumerate(kinds.items()):
+                values, wrong = _read(text, np.ascontiguousarray(spans[:, column]), kind)
+                if wrong >= 0:
+                    raise DataError(_refusal(path, text, list(kinds), spans[wrong], first + wrong, key, kind))
+                parts[key].append(values)
+        self._columns: dict[str, Any] = {key: np.concatenate(parts.pop(key)) for key in kinds}
+        token = self["token"]
+        if (find_rows(token, token) != np.arange(len(token))).any():
+            raise DataError(f"{path}: a token occurs twice; unpack the table again")
+        for key in (key for key, kind in kinds.items() if kind is list):
+            self._columns[key] = _lists(path, key, self[key].tolist())
+
+    def __len__(self) -> int:
+        return len(self._columns["token"])
+
+    def __getitem__(self, key: str) -> Any:
+        return self._columns[key]
+
+    def words(self, key: str) -> list[str]:
+        """A column of strings, as Python's."""
+        return [word.decode() for word in self[key].tolist()]
+
+    def rows_in(self, key: str, other: Columns, optional: bool = False) -> np.ndarray:
+        """[n] int32: the row in ``other`` that each token in ``key`` names; -1 for "" where optional.
+
+        Raises:
+            DataError: there is no such row.
+        """
+        rows = find_rows(self[key], other["token"])
+        unknown = rows < 0
+        if optional:
+            unknown &= self[key] != b""
+        if unknown.any():
+            raise DataError(
+                f"{self.path}: {key} names token {self[key][unknown][0].decode()!r}, which {other.path.name} does not "
+                "have; the tables are of different versions or damaged: unpack them again"
+            )
+        return rows
+
+
+def find_rows(words: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """[n] int32: the first row of ``table``, bytes [m], that is the word, for each of ``words`` [n]; -1 for none."""
+    return kernels.find_rows(_eights(words), _eights(table))
+
+
+def split_names(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes [n] up to the last ``__``, which is kept, and from there on; a name without it has nothing before."""
+    characters = _characters(names)
+    cut = kernels.after_double_underscore(characters)
+    width = max(1, characters.shape[1])
+    parts = [np.zeros((len(names), width), dtype=np.uint8) for _ in range(2)]
+    kernels.split_words(characters, cut, *parts)
+    return (_words(parts[0]), _words(parts[1]))
+
+
+def _characters(words: np.ndarray) -> np.ndarray:
+    """Bytes [n] as uint8 [n, W]."""
+    return np.ascontiguousarray(words).view(np.uint8).reshape(len(words), words.dtype.itemsize)
+
+
+def _eights(words: np.ndarray) -> np.ndarray:
+    """Bytes [n] as uint64 [n, W]: eight of them after the other."""
+    width = -(-words.dtype.itemsize // 8)
+    return np.ascontiguousarray(words, dtype=f"S{8 * width}").view(np.uint64).reshape(len(words), width)
+
+
+def _words(characters: np.ndarray) -> np.ndarray:
+    """uint8 [n, W] as bytes [n], no wider than the longest."""
+    used = np.flatnonzero(characters.any(0))
+    width = int(used[-1]) + 1 if len(used) else 1
+    return np.ascontiguousarray(characters[:, :width]).view(f"S{width}").reshape(len(characters))
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        return np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.zeros(0, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise DataError(f"table {path} is missing; check the data root and the version, or unpack it again") from error
+    except OSError as error:
+        raise DataError(f"cannot read table {path}: {error}") from error
+
+
+def _pieces(path: Path, text: np.ndarray, keys: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """The number of a first row, and where the values of the next rows lie [R, keys, 2]; one piece at least."""
+    head = bytes(text[:64])
+    start = head.lstrip()
+    if start[:1] != b"[":
+        raise DataError(f"{path}: expected a JSON array, found {start[:20]!r}; unpack the table again")
+    names = _characters(np.array([key.encode() for key in keys]))
+    first, at, state = 0, len(head) - len(start) + 1, kernels.MORE
+    while state == kernels.MORE:
+        spans = np.empty((CHUNK, len(keys), 2), dtype=np.int64)
+        count, at, state = kernels.scan_rows(text, at, names, spans)
+        yield first, spans[:count]
+        first += count
+    near = bytes(text[at : at + 20])
+    if state == kernels.NOT_AN_OBJECT:
+        raise DataError(f"{path}: expected an array of objects, found {near!r} in it; unpack the table again")
+    if state != kernels.END:
+        reason = "it is cut off" if state == kernels.CUT else f"found {near!r} at byte {at}"
+        raise DataError(f"{path} is no valid JSON ({reason}); unpack the table again")
+
+
+def _read(text: np.ndarray, spans: np.ndarray, kind: Any) -> tuple[np.ndarray, int]:
+    """The values at ``spans`` [R, 2], and the first row of them that is none of the kind; -1 where all are."""
+    wrong = _first(spans[:, 0] < 0)
+    if wrong >= 0:
+        return np.zeros(0), wrong
+    if isinstance(kind, int):
+        numbers = np.empty((len(spans), kind))
+        return numbers, kernels.read_vectors(text, spans, numbers)
+    if kind is int:
+        numbers = np.empty(len(spans), dtype=np.int64)
+        return numbers, kernels.read_integers(text, spans, numbers)
+    if kind is bool:
+        words = _copy(text, spans)[0]
+        return words == b"true", _first((words != b"true") & (words != b"false"))
+    wrong = _first(text[spans[:, 0]] != ord("[" if kind is list else '"'))
+    if wrong >= 0 or kind is list:
+        return (np.zeros(0) if wrong >= 0 else _copy(text, spans)[0]), wrong
+    words, escaped = _copy(text, spans + np.array([1, -1]))
+    for row in np.flatnonzero(escaped | (_characters(words) >= 128).any(1)):
+        try:  # as Python reads it: what it refuses is refused, and escapes are what they mean
+            words[row] = word = json.loads(bytes(text[slice(*spans[row])])).encode()
+            if b"\0" in word:  # the end of a word in an array
+                raise ValueError
+        except ValueError:
+            return words, int(row)
+    return words, -1
+
+
+def _first(wrong: np.ndarray) -> int:
+    """The first true row, -1 where none is."""
+    return int(wrong.argmax()) if wrong.any() else -1
+
+
+def _copy(text: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes [R] at ``spans`` [R, 2], and in which of them something is escaped."""
+    width = max(1, int((spans[:, 1] - spans[:, 0]).max(initial=0)))
+    characters = np.zeros((len(spans), width), dtype=np.uint8)
+    escaped = kernels.copy_strings(text, spans, characters)
+    return characters.view(f"S{width}").reshape(len(spans)), escaped
+
+
+def _lists(path: Path, key: str, texts: list[bytes]) -> list[list[Any]]:
+    """The lists that are written as these; the same one for the same text."""
+    values: dict[bytes, list[Any]] = {}
+    for text in texts:
+        if text not in values:
+            try:
+                values[text] = json.loads(text)
+            except ValueError as error:
+                raise DataError(f"{path}: {key}: {text[:60]!r} is no valid JSON; unpack the table again") from error
+    return [values[text] for text in texts]
+
+
+def _refusal(path: Path, text: np.ndarray, keys: list[str], spans: np.ndarray, row: int, key: str, kind: Any) -> str:
+    """What to say of a value that is not what it should be.
+
+    Args:
+        path: of the table.
+        text: all of it.
+        keys: that are read.
+        spans: [keys, 2], where the row's values are.
+        row: its number.
+        key: whose value it is.
+        kind: that was expected.
+    """
+    token, found = (
+        bytes(text[slice(*spans[keys.index(name)])])[:60].decode(errors="replace") for name in ("token", key)
+    )
+    expected = f"a list of {kind} numbers" if isinstance(kind, int) else kind.__name__
+    return f"{path}: row {row} (token {token or 'nothing'}): {key}: expected {expected}, found {found or 'nothing'}"

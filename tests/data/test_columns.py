@@ -1,0 +1,185 @@
+"""A table's columns against Python's reading of the same JSON, and what is said of tables that are damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fusion3d.data import columns
+from fusion3d.data.columns import Columns, find_rows, split_names
+from fusion3d.errors import DataError
+
+KINDS = {"name": str, "count": int, "flag": bool, "vector": 3, "tags": list}
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+OTHER = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": WORDS,
+            "count": st.integers(-(10**18) + 1, 10**18 - 1),
+            "flag": st.booleans(),
+            "vector": st.lists(st.floats() | st.integers(-(10**20), 10**20), min_size=3, max_size=3),
+            "tags": st.lists(WORDS, max_size=2),
+            "other": OTHER,
+            "tok": OTHER,
+        }
+    ),
+    max_size=9,
+)
+
+
+@st.composite
+def tables(draw) -> tuple[list[dict], str]:
+    """Rows with tokens, their keys in any order, and their text in one of the ways that it is written."""
+    rows = [{**row, "token": f"{number:032x}"} for number, row in enumerate(draw(ROWS))]
+    rows = [dict(draw(st.permutations(list(row.items())))) for row in rows]
+    indent, ascii_only = draw(st.sampled_from([None, 0, 2])), draw(st.booleans())
+    separators = draw(st.sampled_from([None, (",", ":"), (" ,\n", " : ")]))
+    return rows, json.dumps(rows, indent=indent, ensure_ascii=ascii_only, separators=separators)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("columns") / "table.json"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(table=tables(), chunk=st.sampled_from([1, 2, 1000]))
+def test_columns_are_what_python_reads(path, monkeypatch, table, chunk):
+    rows, text = table
+    monkeypatch.setattr(columns, "CHUNK", chunk)
+    path.write_text(text, encoding="utf-8")
+    found = Columns(path, KINDS)
+    assert len(found) == len(rows)
+    for key in ("token", "name"):
+        assert found.words(key) == [row[key] for row in rows] and found[key].dtype.kind == "S"
+    assert found["count"].dtype == np.int64 and found["count"].tolist() == [row["count"] for row in rows]
+    assert found["flag"].dtype == bool and found["flag"].tolist() == [row["flag"] for row in rows]
+    assert found["tags"] == [row["tags"] for row in rows]
+    expected = np.array([[float(value) for value in row["vector"]] for row in rows]).reshape(-1, 3)
+    assert found["vector"].tobytes() == expected.tobytes() or np.array_equal(found["vector"], expected, equal_nan=True)
+
+
+@given(
+    number=st.floats(allow_nan=False, allow_infinity=False), form=st.sampled_from(["r", ".17g", ".25e", ".3f", ".16f"])
+)
+@settings(max_examples=400, deadline=None)
+def test_numbers_are_rounded_as_python_rounds_them(path, number, form):
+    text = repr(number) if form == "r" else format(number, form)
+    path.write_text(f'[{{"token":"a","vector":[{text},-{text.lstrip("-")} , 5e-324\n]}}]')
+    found = Columns(path, {"vector": 3})["vector"][0]
+    expected = [float(text), -float(text.lstrip("-")), 5e-324]
+    assert [math.copysign(1, value) for value in found] == [math.copysign(1, value) for value in expected]
+    assert found.tolist() == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(table=tables(), data=st.data())
+def test_a_damaged_table_is_an_error_or_read_as_python_does(path, table, data):
+    text = table[1].rstrip().encode()
+    cut = data.draw(st.integers(0, len(text) - 1))
+    path.write_bytes(text[:cut])
+    with pytest.raises(DataError, match=r"table\.json"):
+        Columns(path, KINDS)
+    damaged = text[:cut] + data.draw(st.binary(min_size=1, max_size=1)) + text[cut + 1 :]
+    path.write_bytes(damaged)
+    try:
+        found = Columns(path, KINDS)
+    except DataError as error:
+        assert "table.json" in str(error)
+        return
+    try:
+        rows = json.loads(damaged)
+    except ValueError:
+        return  # what lies between values is not looked at closely
+    assert found["count"].tolist() == [row["count"] for row in rows]
+    assert found.words("name") == [row["name"] for row in rows]
+
+
+ROW = {"token": "a", "name": "n", "count": 1, "flag": True, "vector": [1, 2, 3], "tags": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": 3}, "name: expected str, found 3"),
+        ({"name": None}, "name: expected str, found null"),
+        ({"name": "\0"}, "name: expected str"),
+        ({"count": 1.5}, "count: expected int, found 1.5"),
+        ({"count": "1"}, 'count: expected int, found "1"'),
+        ({"count": 10**30}, "count: expected int"),
+        ({"flag": 1}, "flag: expected bool, found 1"),
+        ({"vector": [1, 2]}, r"vector: expected a list of 3 numbers, found \[1, 2\]"),
+        ({"vector": [1, 2, 3, 4]}, "a list of 3 numbers"),
+        ({"vector": [1, 2, "3"]}, "a list of 3 numbers"),
+        ({"vector": [1, 2, [3]]}, "a list of 3 numbers"),
+        ({"vector": [1, 2, True]}, "a list of 3 numbers"),
+        ({"vector": {"x": 1}}, "a list of 3 numbers"),
+        ({"tags": "a"}, "tags: expected list"),
+        ({"token": 7}, "token: expected str, found 7"),
+    ],
+)
+def test_what_does_not_fit_is_named(path, change, message):
+    path.write_text(json.dumps([{**ROW, "token": "first"}, {**ROW, **change}]))
+    with pytest.raises(DataError, match=rf"row 1 \(token .*{message}"):
+        Columns(path, KINDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a JSON array"),
+        ("{}", "expected a JSON array"),
+        ("[1]", "expected an array of objects"),
+        ('[{"token" "a"}]', "no valid JSON .*at byte 10"),
+        ('[{"token":"a",3:1}]', "no valid JSON"),
+        ('[{"token":"a","x":[1}}]', "no valid JSON"),
+        ('[{"token":"a","x":}]', "no valid JSON"),
+        ('[{"token":"a"}', "cut off"),
+        ('[{"token":"a', "cut off"),
+        ('[{"token":"a"},{"token":"a"}]', "a token occurs twice"),
+    ],
+)
+def test_what_is_no_table_is_said(path, text, message):
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"table\.json.*{message}"):
+        Columns(path, {})
+
+
+def test_bytes_that_are_no_text_are_refused(path):
+    path.write_bytes(b'[{"token":"\xff"}]')
+    with pytest.raises(DataError, match="token: expected str"):
+        Columns(path, {})
+    path.write_bytes(b'[{"token":"a","tags":["\xff"]}]')
+    with pytest.raises(DataError, match=r"tags: .* is no valid JSON"):
+        Columns(path, {"tags": list})
+
+
+WIDE = st.lists(st.text("ab", max_size=20), max_size=30)
+
+
+@given(words=WIDE, table=WIDE)
+@settings(deadline=None)
+def test_words_are_found_where_they_stand_first(words, table):
+    as_bytes = [np.array([word.encode() for word in of] or [b""])[: len(of)] for of in (words, table)]
+    expected = [table.index(word) if word in table else -1 for word in words]
+    assert find_rows(*as_bytes).tolist() == expected
+
+
+@given(names=st.lists(st.text("a_", max_size=9), min_size=1, max_size=9))
+@settings(deadline=None)
+def test_names_are_split_after_their_last_double_underscore(names):
+    parts = [name.rpartition("__") for name in names]
+    first, last = split_names(np.array([name.encode() for name in names]))
+    assert first.tolist() == [(part[0] + part[1]).encode() for part in parts]
+    assert last.tolist() == [part[2].encode() for part in parts]
