@@ -1,7 +1,6 @@
 """One JSON table of a nuScenes data set as columns of plain arrays.
 
-The file is mapped, not loaded, and its bytes are read by compiled loops: neither its text nor its rows as dicts ever
-stand in memory, and several tables can be read at once.
+Its bytes are read by compiled loops: its rows never stand in memory as dicts, and several tables can be read at once.
 """
 
 from __future__ import annotations
@@ -17,13 +16,19 @@ from fusion3d.data import table_kernels as kernels
 from fusion3d.errors import DataError
 
 CHUNK = 1 << 16  # rows that are looked for at once
+_LISTS = (list, list[str])
+LONGEST = 1 << 14  # bytes of a string, or of a list: a column is as wide as its longest
 
 
 class Columns:
     """The columns of a table.
 
     ``columns[key]`` is, by the key's kind: str: bytes [n], as UTF-8; int: int64 [n]; bool: bool [n]; a number k:
-    float64 [n, k], of lists of k numbers; list: a Python list of whatever lists the rows have.
+    float64 [n, k], of lists of k numbers; list: a Python list of whatever lists the rows have; list[str]: of lists of
+    strings.
+
+    What the rows say is what Python's ``json`` reads, where a key stands twice too. Keys are found as they are, not
+    with escapes; values that are not asked for are not looked at closely.
     """
 
     def __init__(self, path: Path, kinds: Mapping[str, Any]) -> None:
@@ -38,7 +43,7 @@ class Columns:
         """
         self.path = path
         kinds = {"token": str, **kinds}
-        text = _map(path)
+        text = _load(path)
         parts: dict[str, list[np.ndarray]] = {key: [] for key in kinds}
         for first, spans in _pieces(path, text, list(kinds)):
             for column, (key, kind) in enumerate(kinds.items()):
@@ -48,10 +53,10 @@ class Columns:
                 parts[key].append(values)
         self._columns: dict[str, Any] = {key: np.concatenate(parts.pop(key)) for key in kinds}
         token = self["token"]
-        if (find_rows(token, token) != np.arange(len(token))).any():
-            raise DataError(f"{path}: a token occurs twice; unpack the table again")
-        for key in (key for key, kind in kinds.items() if kind is list):
-            self._columns[key] = _lists(path, key, self[key].tolist())
+        if (find_rows(token, token) != np.arange(len(token))).any() or (token == b"").any():
+            raise DataError(f"{path}: a token is empty, or occurs twice; unpack the table again")
+        for key in (key for key, kind in kinds.items() if kind in _LISTS):
+            self._columns[key] = _lists(path, key, self[key].tolist(), kinds[key] is not list)
 
     def __len__(self) -> int:
         return len(self._columns["token"])
@@ -114,9 +119,10 @@ def _words(characters: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(characters[:, :width]).view(f"S{width}").reshape(len(characters))
 
 
-def _map(path: Path) -> np.ndarray:
+def _load(path: Path) -> np.ndarray:
+    """Its bytes. They are not mapped: a file that is cut while it is mapped ends the process."""
     try:
-        return np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.zeros(0, dtype=np.uint8)
+        return np.fromfile(path, dtype=np.uint8)
     except FileNotFoundError as error:
         raise DataError(f"table {path} is missing; check the data root and the version, or unpack it again") from error
     except OSError as error:
@@ -125,7 +131,10 @@ def _map(path: Path) -> np.ndarray:
 
 def _pieces(path: Path, text: np.ndarray, keys: list[str]) -> Iterator[tuple[int, np.ndarray]]:
     """The number of a first row, and where the values of the next rows lie [R, keys, 2]; one piece at least."""
-    head = bytes(text[:64])
+    zero = kernels.find_zero(text)
+    if zero >= 0:  # what a copy or a disk leaves where it failed; no JSON has any
+        raise DataError(f"{path} is no valid JSON (found a zero at byte {zero}); copy or unpack the table again")
+    head = bytes(text[:LONGEST])
     start = head.lstrip()
     if start[:1] != b"[":
         raise DataError(f"{path}: expected a JSON array, found {start[:20]!r}; unpack the table again")
@@ -139,37 +148,63 @@ def _pieces(path: Path, text: np.ndarray, keys: list[str]) -> Iterator[tuple[int
     near = bytes(text[at : at + 20])
     if state == kernels.NOT_AN_OBJECT:
         raise DataError(f"{path}: expected an array of objects, found {near!r} in it; unpack the table again")
-    if state != kernels.END:
-        reason = "it is cut off" if state == kernels.CUT else f"found {near!r} at byte {at}"
+    if state != kernels.END or near.strip():
+        reason = f"found {near!r} at byte {at}" if near else "it is cut off"
         raise DataError(f"{path} is no valid JSON ({reason}); unpack the table again")
 
 
 def _read(text: np.ndarray, spans: np.ndarray, kind: Any) -> tuple[np.ndarray, int]:
     """The values at ``spans`` [R, 2], and the first row of them that is none of the kind; -1 where all are."""
-    wrong = _first(spans[:, 0] < 0)
+    wrong = _first((spans[:, 0] < 0) | (spans[:, 1] - spans[:, 0] > LONGEST))
     if wrong >= 0:
         return np.zeros(0), wrong
     if isinstance(kind, int):
-        numbers = np.empty((len(spans), kind))
-        return numbers, kernels.read_vectors(text, spans, numbers)
+        return _numbers(text, spans, np.empty((len(spans), kind)), kernels.read_vectors)
     if kind is int:
-        numbers = np.empty(len(spans), dtype=np.int64)
-        return numbers, kernels.read_integers(text, spans, numbers)
+        return _numbers(text, spans, np.empty(len(spans), dtype=np.int64), kernels.read_integers)
     if kind is bool:
-        words = _copy(text, spans)[0]
-        return words == b"true", _first((words != b"true") & (words != b"false"))
-    wrong = _first(text[spans[:, 0]] != ord("[" if kind is list else '"'))
-    if wrong >= 0 or kind is list:
+        wrong = _first(spans[:, 1] - spans[:, 0] > len("false"))
+        words = _copy(text, spans)[0] if wrong < 0 else np.zeros(0, dtype="S1")
+        return words == b"true", wrong if wrong >= 0 else _first((words != b"true") & (words != b"false"))
+    wrong = _first(text[spans[:, 0]] != ord("[" if kind in _LISTS else '"'))
+    if wrong >= 0 or kind in _LISTS:
         return (np.zeros(0) if wrong >= 0 else _copy(text, spans)[0]), wrong
-    words, escaped = _copy(text, spans + np.array([1, -1]))
-    for row in np.flatnonzero(escaped | (_characters(words) >= 128).any(1)):
-        try:  # as Python reads it: what it refuses is refused, and escapes are what they mean
-            words[row] = word = json.loads(bytes(text[slice(*spans[row])])).encode()
-            if b"\0" in word:  # the end of a word in an array
-                raise ValueError
-        except ValueError:
+    words, special = _copy(text, spans + np.array([1, -1]))
+    for row in np.flatnonzero(
+        special
+    ):  # as Python reads it: what it refuses is refused, and escapes are what they mean
+        word = _python(text, spans[row])
+        if word is None or "\0" in word:  # which ends a word in an array
             return words, int(row)
+        words[row] = word.encode()
     return words, -1
+
+
+def _numbers(text: np.ndarray, spans: np.ndarray, out: np.ndarray, read: Any) -> tuple[np.ndarray, int]:
+    """``out`` filled by a compiled loop, and where that does not know what to say, by Python; the row that is wrong."""
+    row = read(text, spans, 0, out)
+    while row >= 0:
+        value = _python(text, spans[row])
+        numbers = value if isinstance(value, list) else [value]
+        fits = isinstance(value, list) == (out.ndim == 2) and len(numbers) == out[row].size
+        if not fits or not all(type(number) in (int, float) for number in numbers):
+            return out, row
+        if out.ndim == 1 and not (type(value) is int and -(2**63) <= value < 2**63):
+            return out, row
+        out[row] = value
+        row = read(text, spans, row + 1, out)
+    return out, -1
+
+
+def _python(text: np.ndarray, span: np.ndarray) -> Any:
+    """What Python reads there; None where it refuses to."""
+    try:
+        value = json.loads(bytes(text[slice(*span)]))
+        if isinstance(value, str):
+            value.encode()  # half of a character, as an escape, is none
+        return value
+    except (ValueError, RecursionError):
+        return None
 
 
 def _first(wrong: np.ndarray) -> int:
@@ -178,22 +213,23 @@ def _first(wrong: np.ndarray) -> int:
 
 
 def _copy(text: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes [R] at ``spans`` [R, 2], and in which of them something is escaped."""
+    """The bytes [R] at ``spans`` [R, 2], and which of them are not plain."""
     width = max(1, int((spans[:, 1] - spans[:, 0]).max(initial=0)))
     characters = np.zeros((len(spans), width), dtype=np.uint8)
-    escaped = kernels.copy_strings(text, spans, characters)
-    return characters.view(f"S{width}").reshape(len(spans)), escaped
+    special = kernels.copy_strings(text, spans, characters)
+    return characters.view(f"S{width}").reshape(len(spans)), special
 
 
-def _lists(path: Path, key: str, texts: list[bytes]) -> list[list[Any]]:
+def _lists(path: Path, key: str, texts: list[bytes], of_strings: bool) -> list[list[Any]]:
     """The lists that are written as these; the same one for the same text."""
     values: dict[bytes, list[Any]] = {}
     for text in texts:
         if text not in values:
-            try:
-                values[text] = json.loads(text)
-            except ValueError as error:
-                raise DataError(f"{path}: {key}: {text[:60]!r} is no valid JSON; unpack the table again") from error
+            value = _python(np.frombuffer(text, dtype=np.uint8), np.array([0, len(text)]))
+            if value is None or (of_strings and not all(isinstance(item, str) for item in value)):
+                what = "a list of strings" if of_strings else "a list"
+                raise DataError(f"{path}: {key}: expected {what}, found {text[:60]!r}; unpack the table again")
+            values[text] = value
     return [values[text] for text in texts]
 
 
@@ -209,8 +245,8 @@ def _refusal(path: Path, text: np.ndarray, keys: list[str], spans: np.ndarray, r
         key: whose value it is.
         kind: that was expected.
     """
-    token, found = (
-        bytes(text[slice(*spans[keys.index(name)])])[:60].decode(errors="replace") for name in ("token", key)
-    )
+    of_row = dict(zip(keys, spans, strict=True))
+    token, found = (bytes(text[slice(*of_row[name])])[:60].decode(errors="replace") for name in ("token", key))
     expected = f"a list of {kind} numbers" if isinstance(kind, int) else kind.__name__
+    expected += f" of at most {LONGEST:,} bytes" if np.diff(of_row[key]) > LONGEST else ""
     return f"{path}: row {row} (token {token or 'nothing'}): {key}: expected {expected}, found {found or 'nothing'}"

@@ -8,13 +8,14 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-MORE, END, NOT_AN_OBJECT, BROKEN, CUT = range(5)  # how ``scan_rows`` stopped
+MORE, END, NOT_AN_OBJECT, BROKEN = range(4)  # how ``scan_rows`` stopped
 
-_QUOTE, _ESCAPE, _COLON, _COMMA, _MINUS, _DOT, _ZERO, _NINE = (ord(c) for c in '"\\:,-.09')
-_OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT, _SPACE = (ord(c) for c in "[]{} ")
-_POWERS = 10.0 ** np.arange(23)  # those that a double holds exactly
+_QUOTE, _ESCAPE, _COLON, _COMMA, _MINUS, _PLUS, _DOT, _ZERO, _NINE = (ord(c) for c in '"\\:,-+.09')
+_OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT, _SPACE, _EXPONENT = (ord(c) for c in "[]{} e")
+_TAB, _LINE_FEED, _RETURN, _LOWER = 9, 10, 13, 32  # the last: of a letter, what small ones have and capitals have not
+_POWERS = np.array([float(10**n) for n in range(23)])  # those that a double holds exactly
 _EXACT = 1 << 53
-# The C library's. strtod rounds correctly, and stops at whatever follows a number in a list.
+# The C library's. strtod rounds correctly; it is only asked about what was seen to be a number, and where that ends.
 _address, _C = numba.types.uintp, numba.types.ExternalFunction
 _memchr = _C("memchr", _address(_address, numba.types.intc, numba.types.uintp))
 _memcpy = _C("memcpy", _address(_address, _address, numba.types.uintp))
@@ -23,10 +24,18 @@ _strtod = _C("strtod", numba.types.float64(_address, _address))
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _skip(text: np.ndarray, at: int) -> int:
-    """Past white space and commas."""
-    while at < len(text) and (text[at] <= _SPACE or text[at] == _COMMA):
+    """Past white space."""
+    while at < len(text) and (text[at] == _SPACE or text[at] == _LINE_FEED or text[at] == _RETURN or text[at] == _TAB):
         at += 1
     return at
+
+
+@numba.njit(cache=True, nogil=True)
+def find_zero(text: np.ndarray) -> int:
+    """Where the first byte 0 is; -1 where there is none."""
+    base = np.uintp(text.ctypes.data)
+    found = _memchr(base, 0, np.uintp(len(text)))
+    return int(np.int64(found - base)) if found != 0 else -1
 
 
 @numba.njit(cache=True, nogil=True)
@@ -49,11 +58,10 @@ def _string_end(text: np.ndarray, at: int) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def _value_end(text: np.ndarray, at: int) -> int:
-    """One past the value that begins at ``at``, or ``at`` where it is none; -1 where the text ends before it does."""
-    begin = at
-    if text[at] == _QUOTE:
+    """One past the value that begins at ``at``; -1 where none does, or it has no end."""
+    begin, depth = at, 0
+    if at < len(text) and text[at] == _QUOTE:
         return _string_end(text, at + 1) + 1 or -1
-    depth = 0
     while at < len(text):
         here = text[at]
         if here == _QUOTE:
@@ -63,13 +71,13 @@ def _value_end(text: np.ndarray, at: int) -> int:
         elif here in (_OPEN_LIST, _OPEN_OBJECT):
             depth += 1
         elif here in (_CLOSE_LIST, _CLOSE_OBJECT):
-            if depth == 0:
-                return at  # the row's end
             depth -= 1
             if depth == 0:
-                return at + 1 if text[at] == text[begin] + 2 else begin  # "[" and "]", as "{" and "}", are 2 apart
+                return at + 1 if text[at] == text[begin] + 2 else -1  # "[" and "]", as "{" and "}", are 2 apart
+            if depth < 0:
+                return at if at > begin else -1  # the row's end
         elif depth == 0 and (here == _COMMA or here <= _SPACE):
-            return at
+            return at if at > begin else -1
         at += 1
     return -1
 
@@ -80,54 +88,62 @@ def scan_rows(text: np.ndarray, at: int, keys: np.ndarray, spans: np.ndarray) ->
 
     Args:
         text: [N] uint8, the file.
-        at: where to go on; 1 past the bracket at the beginning.
+        at: where to go on: past the bracket at the beginning, or at a row.
         keys: [K, W] uint8, the wanted keys, filled up with 0.
         spans: [R, K, 2] int64, is filled: beginning and end of each value, -1 where a row lacks the key.
 
     Returns:
         The number of rows found, where the next is or where reading failed, and why it stopped.
     """
+    at = _skip(text, at)
+    if at < len(text) and text[at] == _CLOSE_LIST:
+        return 0, at + 1, END
     for row in range(len(spans)):
-        at = _skip(text, at)
-        if at >= len(text):
-            return row, at, CUT
-        if text[at] != _OPEN_OBJECT:
-            return row, at, END if text[at] == _CLOSE_LIST else NOT_AN_OBJECT
-        at += 1
+        if at >= len(text) or text[at] != _OPEN_OBJECT:
+            return row, at, NOT_AN_OBJECT if at < len(text) else BROKEN
         spans[row] = -1
-        while True:
-            at = _skip(text, at)
-            if at >= len(text):
-                return row, at, CUT
-            if text[at] == _CLOSE_OBJECT:
-                at += 1
-                break
-            if text[at] != _QUOTE:
-                return row, at, BROKEN
-            begin = at + 1
-            end = _string_end(text, begin)
-            at = end + 1
-            while 0 < at < len(text) and text[at] <= _SPACE:
-                at += 1
-            if end < 0 or at >= len(text):
-                return row, len(text), CUT
-            if text[at] != _COLON:
-                return row, at, BROKEN
-            at += 1
-            while at < len(text) and text[at] <= _SPACE:
-                at += 1
-            value = at
-            at = _value_end(text, value) if value < len(text) else -1
-            if at < 0:
-                return row, len(text), CUT
-            if at == value:
-                return row, at, BROKEN
-            for k in range(len(keys)):
-                if _is_key(text, begin, end, keys[k]):
-                    spans[row, k, 0] = value
-                    spans[row, k, 1] = at
-                    break
+        at = _scan_row(text, at + 1, keys, spans[row])
+        if at < 0:
+            return row, -at, BROKEN
+        at = _skip(text, at)
+        if at < len(text) and text[at] == _CLOSE_LIST:
+            return row + 1, at + 1, END
+        if at >= len(text) or text[at] != _COMMA:
+            return row + 1, at, BROKEN
+        at = _skip(text, at + 1)
     return len(spans), at, MORE
+
+
+@numba.njit(cache=True, nogil=True)
+def _scan_row(text: np.ndarray, at: int, keys: np.ndarray, spans: np.ndarray) -> int:
+    """Find the values [K, 2] of a row whose first key is at ``at``; one past its end, or less than 0 for "not here"."""
+    at = _skip(text, at)
+    if at < len(text) and text[at] == _CLOSE_OBJECT:
+        return at + 1
+    while at < len(text) and text[at] == _QUOTE:
+        begin = at + 1
+        end = _string_end(text, begin)
+        if end < 0:
+            return -at
+        at = _skip(text, end + 1)
+        if at >= len(text) or text[at] != _COLON:
+            return -at
+        value = _skip(text, at + 1)
+        at = _value_end(text, value)
+        if at < 0:
+            return -value
+        for k in range(len(keys)):
+            if _is_key(text, begin, end, keys[k]):
+                spans[k, 0] = value
+                spans[k, 1] = at
+                break
+        at = _skip(text, at)
+        if at < len(text) and text[at] == _CLOSE_OBJECT:
+            return at + 1
+        if at >= len(text) or text[at] != _COMMA:
+            return -at
+        at = _skip(text, at + 1)
+    return -at
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -143,24 +159,30 @@ def _is_key(text: np.ndarray, begin: int, end: int, key: np.ndarray) -> bool:
 
 @numba.njit(cache=True, nogil=True)
 def copy_strings(text: np.ndarray, spans: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Copy the bytes of each span [n, 2] into a row of ``out`` [n, W] of zeros; true [n] where one is escaped."""
-    escaped = np.zeros(len(spans), dtype=np.bool_)
+    """Copy the bytes of each span [n, 2] into a row of ``out`` [n, W] of zeros.
+
+    Returns:
+        True [n] where some of them are not plain: escapes, control codes, or not ASCII.
+    """
+    special = np.zeros(len(spans), dtype=np.bool_)
     for row in range(len(spans)):
-        begin, size = spans[row, 0], np.uintp(spans[row, 1] - spans[row, 0])
-        source = text.ctypes.data + np.uintp(begin)
-        _memcpy(out[row].ctypes.data, source, size)
-        escaped[row] = _memchr(source, _ESCAPE, size) != 0
-    return escaped
+        begin, end = spans[row]
+        _memcpy(out[row].ctypes.data, text.ctypes.data + np.uintp(begin), np.uintp(end - begin))
+        found = False
+        for i in range(begin, end):
+            found |= (text[i] >= 128) | (text[i] == _ESCAPE) | (text[i] < _SPACE)
+        special[row] = found
+    return special
 
 
 @numba.njit(cache=True, nogil=True)
-def read_integers(text: np.ndarray, spans: np.ndarray, out: np.ndarray) -> int:
-    """Read whole numbers of up to 18 digits into ``out`` [n] int64; the first row that is none, or -1."""
-    for row in range(len(spans)):
+def read_integers(text: np.ndarray, spans: np.ndarray, first: int, out: np.ndarray) -> int:
+    """Read whole numbers, from row ``first`` on, into ``out`` [n] int64; the row that needs a closer look, or -1."""
+    for row in range(first, len(spans)):
         at, end = spans[row]
         negative = text[at] == _MINUS
         at += negative
-        if not 0 < end - at <= 18:
+        if not 0 < end - at <= 18 or (text[at] == _ZERO and end - at > 1):
             return row
         value = 0
         while at < end:
@@ -173,55 +195,95 @@ def read_integers(text: np.ndarray, spans: np.ndarray, out: np.ndarray) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def read_vectors(text: np.ndarray, spans: np.ndarray, out: np.ndarray) -> int:
-    """Read lists of numbers into ``out`` [n, k] float64, correctly rounded; the first row that is none, or -1."""
+def read_vectors(text: np.ndarray, spans: np.ndarray, first: int, out: np.ndarray) -> int:
+    """Read lists of numbers, correctly rounded, from row ``first`` on; the row that needs a closer look, or -1.
+
+    Args:
+        text: [N] uint8.
+        spans: [n, 2] int64, of the lists.
+        first: row to begin with.
+        out: [n, k] float64, is filled.
+    """
     stopped = np.zeros(1, dtype=np.uintp)
-    for row in range(len(spans)):
-        at, end = spans[row, 0], spans[row, 1] - 1
-        if text[at] != _OPEN_LIST:
+    count = out.shape[1]
+    for row in range(first, len(spans)):
+        at, end = spans[row, 0] + 1, spans[row, 1] - 1  # between the brackets
+        if text[at - 1] != _OPEN_LIST or text[end] != _CLOSE_LIST:
             return row
-        at += 1
-        for k in range(out.shape[1]):
+        for k in range(count):
             at = _skip(text, at)
-            value, after = _short_number(text, at)
+            after = _number_end(text, at)
             if after < 0:
-                value = _strtod(text.ctypes.data + np.uintp(at), stopped.ctypes.data)
-                after = int(np.int64(stopped[0]) - np.int64(text.ctypes.data))
-            if after == at or not (text[after] <= _SPACE or text[after] == _COMMA or after == end):
                 return row
+            value, exact = _short_number(text, at, after)
+            if not exact:
+                value = _strtod(text.ctypes.data + np.uintp(at), stopped.ctypes.data)
+                if np.int64(stopped[0]) - np.int64(text.ctypes.data) != after:  # another decimal point is the custom
+                    return row
             out[row, k] = value
-            at = after
-        if _skip(text, at) != end:
+            at = _skip(text, after)
+            if text[at] != (_COMMA if k < count - 1 else _CLOSE_LIST):
+                return row
+            at += 1
+        if at != end + 1:
             return row
     return -1
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _short_number(text: np.ndarray, at: int) -> tuple[float, int]:
-    """A decimal number whose digits a double holds exactly, and where it ends; -1 for any other.
+def _digits_end(text: np.ndarray, at: int) -> int:
+    while at < len(text) and _ZERO <= text[at] <= _NINE:
+        at += 1
+    return at
+
+
+@numba.njit(cache=True, nogil=True)
+def _number_end(text: np.ndarray, at: int) -> int:
+    """One past the number of JSON that begins at ``at`` and is followed by something; -1 where there is none."""
+    if at < len(text) and text[at] == _MINUS:
+        at += 1
+    first = at
+    at = _digits_end(text, at)
+    if at == first or (at - first > 1 and text[first] == _ZERO):
+        return -1
+    if at < len(text) and text[at] == _DOT:
+        first = at + 1
+        at = _digits_end(text, first)
+        if at == first:
+            return -1
+    if at < len(text) and text[at] | _LOWER == _EXPONENT:
+        at += 1
+        if at < len(text) and (text[at] == _MINUS or text[at] == _PLUS):
+            at += 1
+        first = at
+        at = _digits_end(text, first)
+        if at == first:
+            return -1
+    return at if at < len(text) else -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _short_number(text: np.ndarray, at: int, end: int) -> tuple[float, bool]:
+    """The number there, and whether it is exact: where a double holds all digits, and no exponent follows.
 
     One division of two doubles that are exact is correctly rounded (Clinger 1990, How to read floating point numbers
     accurately).
     """
     negative = text[at] == _MINUS
-    at += negative
-    first, digits, after_dot = at, 0, -1
-    while True:
-        here = text[at]
-        if _ZERO <= here <= _NINE:
-            digits = digits * 10 + np.int64(here - _ZERO)
-            if digits > _EXACT:
-                return 0.0, -1
-        elif here == _DOT and after_dot < 0 and at > first:
-            after_dot = at + 1
+    digits, places, behind = 0, 0, 0
+    for i in range(at + negative, end):
+        here = text[i]
+        if here == _DOT:
+            behind = 1
+        elif here > _NINE:
+            return 0.0, False
         else:
-            break
-        at += 1
-    places = at - after_dot if after_dot >= 0 else 0
-    if at == first or at == after_dot or places > 22 or here not in (_COMMA, _CLOSE_LIST, _SPACE, 10, 13):
-        return 0.0, -1
+            digits = digits * 10 + np.int64(here - _ZERO)
+            places += behind
+            if digits > _EXACT or places > 22:
+                return 0.0, False
     value = digits / _POWERS[places]
-    return -value if negative else value, at
+    return -value if negative else value, True
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -250,7 +312,7 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
 def find_rows(words: np.ndarray, table: np.ndarray) -> np.ndarray:
     """[n] int32: the first row of ``table`` [m, V] that is the word, for each of ``words`` [n, W]; -1 for none.
 
-    Both are uint64: strings of eight bytes after the other, filled up with 0.
+    Both are uint64: strings of eight bytes after the other, filled up with 0, of which they have none themselves.
     """
     size = 16
     while size < 2 * len(table):

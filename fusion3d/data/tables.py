@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fusion3d.data.columns import Columns, find_rows, split_names
 from fusion3d.errors import DataError
@@ -23,7 +24,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
     "sensor": {"channel": str, "modality": str},
     "calibrated_sensor": {"sensor_token": str, "translation": 3, "rotation": 4, "camera_intrinsic": list},
     "log": {"location": str},
-    "map": {"filename": str, "log_tokens": list},
+    "map": {"filename": str, "log_tokens": list[str]},
     "scene": {"name": str, "description": str, "log_token": str},
     "sample": {"timestamp": int, "scene_token": str, "prev": str, "next": str},
     "ego_pose": {"timestamp": int, "translation": 3, "rotation": 4},
@@ -33,7 +34,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
     },
     "instance": {"category_token": str},
     "sample_annotation": {
-        "sample_token": str, "instance_token": str, "visibility_token": str, "attribute_tokens": list,
+        "sample_token": str, "instance_token": str, "visibility_token": str, "attribute_tokens": list[str],
         "translation": 3, "size": 3, "rotation": 4, "prev": str, "next": str, "num_lidar_pts": int,
         "num_radar_pts": int,
     },
@@ -71,7 +72,7 @@ def build_columns(folder: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{folder} lacks {', '.join(f'{t}.json' for t in missing)}; unpack this version's tables again")
     there = [(folder / f"{table}.json").is_file() for table in ANNOTATION_TABLES]
     wanted = [table for table in SCHEMA if any(there) or table not in ANNOTATION_TABLES]
-    with ThreadPoolExecutor() as pool:  # the loops that read them are compiled
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the loops that read them are compiled
         found = pool.map(lambda table: Columns(folder / f"{table}.json", SCHEMA[table]), wanted)
         tables = dict(zip(wanted, found, strict=True))
     sample, scene = tables["sample"], tables["scene"]
@@ -110,7 +111,7 @@ def _data_columns(tables: Mapping[str, Columns]) -> dict[str, np.ndarray]:
     for number, value in enumerate(calibration["camera_intrinsic"]):
         if value:
             try:
-                intrinsic[number] = value
+                intrinsic[number] = np.array(value, dtype=np.float64).reshape(3, 3)
             except (TypeError, ValueError) as error:
                 raise DataError(
                     f"{calibration.path}: row {number}: camera_intrinsic: expected 3 x 3 numbers, found {value!r}"
