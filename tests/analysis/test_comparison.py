@@ -29,7 +29,7 @@ from fusion3d.analysis.comparison.rows import (
     best_rows,
 )
 from fusion3d.build import build_model
-from fusion3d.config import Config, DataConfig, DetectionConfig, FusionConfig, load_config
+from fusion3d.config import Config, DataConfig, DetectionConfig, FusionConfig, PasteConfig, load_config
 from fusion3d.engine.checkpoint import Position, checkpoint_folder, save_checkpoint
 from fusion3d.errors import CheckpointError, ConfigError, DataError, Fusion3DError
 from fusion3d.files import write_json
@@ -406,15 +406,36 @@ def test_runs_of_other_pages_stand_on_the_page(small_config, tmp_path, invented)
     assert compare(small_config, tmp_path / "second", "--seeds", "1", "--with", str(first)) == 0
     assert {name.split()[-1] for name in invented[:-1]} == {"1"}
     pages = [tmp_path / name / "fusion.md" for name in ("both", "second")]
-    assert pages[0].read_text() == pages[1].read_text() and "seeds (0, 1)" in pages[0].read_text()
+    assert pages[0].read_text() == pages[1].read_text() and "Seeds 0, 1; same data" in pages[0].read_text()
+    assert "operators that were best with seed 0." in pages[1].read_text()
     page = json.loads(first.read_text())
-    for key, value in (("budget", {}), ("data", "0"), ("settings", {"seed": 3})):
+    for key, value in (("budget", {}), ("data", "0"), ("config", "0")):
         other = write_json(tmp_path / "other.json", page | {key: value})
         with pytest.raises(DataError, match=rf"another comparison: its {key} differ"):
             compare(small_config, tmp_path / "second", "--report", "--seeds", "1", "--with", str(other))
-    write_json(tmp_path / "other.json", page | {"rows": {"gated": {}}})
+    few = {"seeds": {"0": {"lidar+radar": {"NDS": 0.5}}}}
+    for damage in ({"rows": {"gated": {}}}, {"rows": {"gated": {"seeds": {"0": {}}}}}, {"rows": {"gated": few}}):
+        other = write_json(tmp_path / "other.json", page | damage)
+        with pytest.raises(DataError, match=r"--with takes the \.json file of a page"):
+            compare(small_config, tmp_path / "second", "--report", "--seeds", "1", "--with", str(other))
+    write_json(other, page | {"environments": [{}]})
     with pytest.raises(DataError, match=r"--with takes the \.json file of a page"):
-        compare(small_config, tmp_path / "second", "--report", "--with", str(tmp_path / "other.json"))
+        compare(small_config, tmp_path / "second", "--report", "--seeds", "1", "--with", str(other))
+    for seeds, pages in ((("0", "1"), [first]), (("1",), [first, first])):
+        with pytest.raises(DataError, match=r"has seed 0, and so has (--seeds|.*first/fusion\.json); each seed"):
+            compare(small_config, tmp_path / "second", "--report", "--seeds", *seeds, "--with", *map(str, pages))
+
+
+def test_whatever_makes_other_numbers_makes_another_digest():
+    base = load_config(ROOT / "configs" / "demo.yaml")
+    moved = dataclasses.replace(base, data=dataclasses.replace(base.data, root="elsewhere", workers=7))
+    assert runs.config_digest(moved) == runs.config_digest(base)
+    assert runs.config_digest(dataclasses.replace(base, seed=1)) != runs.config_digest(base)
+    pasted, other = (
+        dataclasses.replace(base, augment=dataclasses.replace(base.augment, paste=PasteConfig(database=name)))
+        for name in ("objects", "others")
+    )
+    assert runs.config_digest(pasted) == runs.config_digest(other) != runs.config_digest(base)
 
 
 @pytest.mark.slow

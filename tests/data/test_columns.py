@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_named(path, change, message):
 )
 def test_what_is_no_table_is_said(path, text, message):
     path.write_text(text)
-    with pytest.raises(DataError, match=rf"table\.json.*{message}"):
+    with pytest.raises(DataError, match=rf"(?s)table\.json.*{message}"):
         Columns(path, {})
 
 

@@ -20,12 +20,13 @@ from fusion3d.analysis.comparison import costs
 from fusion3d.analysis.comparison.command import make_parser, read_options
 from fusion3d.analysis.comparison.elsewhere import Elsewhere, read_pages
 from fusion3d.analysis.comparison.jobs import run_all
-from fusion3d.analysis.comparison.page import make_header, settings_of, write_page
+from fusion3d.analysis.comparison.page import make_header, write_page
 from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, TOGETHER, WITH_OPERATOR, Row, alone, best_rows
 from fusion3d.analysis.comparison.runs import (
     Budget,
     Run,
     check,
+    config_digest,
     data_digest,
     environments,
     finished,
@@ -80,12 +81,15 @@ class Comparison:
         return [row for row in ROWS if row.name in self.only]
 
     def last_rows(self) -> list[Row]:
-        """The stages with the operators that were best, by the NDS with all sensors, with the first seed of all."""
-        if self.only:
+        """The stages with the operators that were best, by the NDS with all sensors, with ``judging_seed``."""
+        seed = self.judging_seed()
+        if self.only or seed is None:
             return []
-        first = min((*self.seeds, *self.elsewhere.seeds))
-        runs = {row.name: self.finished(row) for row in OPERATORS}
-        return list(best_rows({name: nds(of[first]) for name, of in runs.items() if first in of}))
+        return list(best_rows({row.name: nds(self.finished(row)[seed]) for row in OPERATORS}))
+
+    def judging_seed(self) -> int | None:
+        """The first seed that every operator has, here or elsewhere, so that all places judge alike; None: none yet."""
+        return min(set.intersection(*({*self.finished(row)} for row in OPERATORS)), default=None)
 
     def finished(self, row: Row) -> dict[int, Metrics]:
         """By seed, what is there of a row, and elsewhere.
@@ -161,12 +165,14 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
     cost = measured(comparison.out)
     seeds = sorted({seed for runs in joint.values() for seed in runs})
     protocol = (
-        f"Same data, seeds ({', '.join(map(str, seeds))}) and budget for every row: "
+        f"Seeds {', '.join(map(str, seeds))}; same data and budget for every row: "
         f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the model of all "
         "sensors together, or late fusion with those of the sensors' own models, of the same seed, wherever names and "
-        "shapes fit (`train.start`); what fuses is new in all of them (`train.fresh`). Stages are tried with the "
-        f"operators that were best with seed {seeds[0]}."
+        "shapes fit (`train.start`); what fuses is new in all of them (`train.fresh`)."
     )
+    tried = {row.name for row in WITH_OPERATOR if row.name in joint}
+    if tried and tried == {row.name for row in comparison.last_rows()}:
+        protocol += f" Stages are tried with the operators that were best with seed {comparison.judging_seed()}."
     if "about" in cost:
         protocol += f" ms: on {headline(cost['about'])}."
     here = environments(run for row in (*alone(comparison.base.branches), *ROWS) for run in comparison.of_row(row))
@@ -177,7 +183,11 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
 
 def same(base: Config, budget: Budget) -> dict[str, Any]:
     """What runs must have in common to stand on one page: ``elsewhere.SAME``."""
-    return {"settings": settings_of(base), "budget": asdict(budget), "data": data_digest(base)}
+    return {
+        "config": config_digest(base),
+        "budget": {**asdict(budget), "alone_epochs": [*budget.alone_epochs]},
+        "data": data_digest(base),
+    }
 
 
 def main(argv: list[str]) -> int:
@@ -192,7 +202,13 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--only", nargs="+", default=(), metavar="ROW", help="rows, such as gated or hybrid-concat")
     parser.add_argument(
-        "--with", nargs="+", type=Path, default=(), metavar="PAGE.json", help="pages of other seeds, to be joined"
+        "--with",
+        dest="pages",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="PAGE.json",
+        help="pages of other seeds, whose runs stand on this page too",
     )
     parser.add_argument("--epochs", type=int, default=1, help="of each row")
     parser.add_argument("--together-epochs", type=int, default=4, metavar="N", help="of all sensors before the rows")
@@ -206,7 +222,7 @@ def main(argv: list[str]) -> int:
     if min(*options.alone_epochs, options.together_epochs, options.epochs) < 1:
         raise ConfigError("--epochs, --alone-epochs and --together-epochs: expected at least 1")
     budget = Budget(tuple(options.alone_epochs), options.together_epochs, options.epochs, options.rate)
-    elsewhere = read_pages(vars(options)["with"], same(base, budget))
+    elsewhere = read_pages(options.pages, same(base, budget), options.seeds)
     comparison = Comparison(base, budget, options.seeds, options.out, tuple(options.only), elsewhere)
     if not options.report:
         compare(comparison, options.jobs)

@@ -10,10 +10,11 @@ from typing import Any
 from fusion3d.analysis.comparison.rows import REFERENCE
 from fusion3d.analysis.comparison.runs import MAY_DIFFER
 from fusion3d.analysis.comparison.summary import (
+    KEPT,
     Gain,
-    Metrics,
     Scores,
     above,
+    any_of,
     best,
     difference,
     estimate,
@@ -53,12 +54,8 @@ def make_header(base: Config, name: str, made_on: Sequence[Mapping[str, Any]], p
     """
     lines = [headline(about) for about in made_on] or [base.data.version]
     about = f"{' | '.join(lines)}; {name}"
-    return {"about": about, "protocol": protocol, "settings": settings_of(base), "environments": list(made_on)}
-
-
-def settings_of(base: Config) -> dict[str, Any]:
-    """The settings that make the numbers what they are, where they are not the default."""
-    return {key: value for key, value in differences(base).items() if key not in MAY_DIFFER}
+    settings = {key: value for key, value in differences(base).items() if key not in MAY_DIFFER}
+    return {"about": about, "protocol": protocol, "settings": settings, "environments": list(made_on)}
 
 
 def head_lines(title: str, header: Mapping[str, Any], plot: Path, shown: str) -> list[str]:
@@ -118,7 +115,7 @@ def write_page(
 
 
 def _table(alone: Scores, joint: Scores, costs: Mapping[str, Mapping[str, float]]) -> list[str]:
-    first = _any(joint)
+    first = any_of(joint)
     subsets = [name for name in first["subsets"] if name != whole(first)]
     heads = ["row", "seeds", f"NDS, {short(whole(first))}", "mean of subsets", f"to {REFERENCE}"]
     heads += [*map(short, subsets), "mAVE", "parameters", "GFLOPs", "ms"]
@@ -146,7 +143,7 @@ def _compared(name: str, joint: Scores) -> bool:
 
 
 def _gain_lines(said: Sequence[Gain], alone: Scores, joint: Scores) -> list[str]:
-    runs, first = sum(map(len, joint.values())), _any(joint)
+    runs, first = sum(map(len, joint.values())), any_of(joint)
     size = whole(first).count("+") + 1
     kinds = {2: "best pair", 1: "best single sensor"}
     own = (above(joint, sensor, trained) for sensor, trained in alone.items())
@@ -163,10 +160,6 @@ def _gain_lines(said: Sequence[Gain], alone: Scores, joint: Scores) -> list[str]
     ]
 
 
-def _any(scores: Scores) -> Metrics:
-    return next(iter(next(iter(scores.values())).values()))
-
-
 def _draw(path: Path, alone: Scores, joint: Scores) -> None:
     def spread(values: list[float]) -> Spread:
         found = estimate(values)
@@ -174,7 +167,7 @@ def _draw(path: Path, alone: Scores, joint: Scores) -> None:
 
     names = [*alone, *joint]
     rows = [*alone.values(), *joint.values()]
-    first = _any(joint)
+    first = any_of(joint)
     panels: dict[str, list[Spread | None]] = {
         f"NDS with all sensors of the row ({short(whole(first))}; ± 95 %)": [
             spread([*map(nds, runs.values())]) for runs in rows
@@ -195,14 +188,13 @@ def _plain(
     header: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything that the page says, as numbers."""
-    keep = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
     return {
         **header,
-        "num_samples": _any(joint)["num_samples"],
+        "num_samples": any_of(joint)["num_samples"],
         "rows": {
             name: {
                 "seeds": {
-                    str(seed): {subset: {k: of[k] for k in keep} for subset, of in metrics["subsets"].items()}
+                    str(seed): {subset: {k: of[k] for k in KEPT} for subset, of in metrics["subsets"].items()}
                     for seed, metrics in runs.items()
                 },
                 "NDS": asdict(estimate([*map(nds, runs.values())])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,19 @@ def data_digest(config: Config) -> str:
         path = Path(config.data.root, config.data.version, name)
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()[:16]
+
+
+def config_digest(config: Config) -> str:
+    """Tells settings that make other numbers from one another."""
+    settings = to_dict(config)
+    for key in MAY_DIFFER:
+        *sections, name = key.split(".")
+        section: dict[str, Any] | None = settings
+        for part in sections:
+            section = (section or {}).get(part)
+        if section is not None:
+            section.pop(name)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _starts(config: Config) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 Metrics = Mapping[str, Any]  # what ``evaluate`` gives
 Scores = Mapping[str, Mapping[int, Metrics]]  # by row and seed
+KEPT = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")  # of a subset, on a page
 LEVEL = 0.95
 
 
@@ -48,6 +49,11 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, None, count)
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
     return Estimate(mean, float(t.ppf((1 + LEVEL) / 2, count - 1)) * math.sqrt(variance / count), count)
+
+
+def any_of(scores: Scores) -> Metrics:
+    """One of the runs: what all have in common can be read off it."""
+    return next(iter(next(iter(scores.values())).values()))
 
 
 def whole(metrics: Metrics) -> str:
@@ -133,7 +139,7 @@ def gains(scores: Scores) -> list[Gain]:
     Args:
         scores: of the rows that fuse.
     """
-    first = next(iter(next(iter(scores.values())).values()))
+    first = any_of(scores)
     subsets, most = list(first["subsets"]), whole(first)
     found = [_between(scores, "NDS", most, name, 1) for name in subsets if name != most]
     for name in subsets:
@@ -164,8 +170,7 @@ def above(scores: Scores, sensor: str, alone: Mapping[int, Metrics]) -> Gain | N
         for row, runs in scores.items()
     }
     numbers = {row: runs for row, runs in numbers.items() if runs}
-    first = next(iter(next(iter(scores.values())).values()))
-    return gain(numbers, "NDS", whole(first), f"the model of {sensor} alone") if numbers else None
+    return gain(numbers, "NDS", whole(any_of(scores)), f"the model of {sensor} alone") if numbers else None
 
 
 def best(found: Sequence[Gain], size: int) -> Gain:
