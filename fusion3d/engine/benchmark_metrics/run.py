@@ -166,7 +166,8 @@ def markdown(races: Sequence[Race], about: dict[str, Any]) -> str:
         "Against nuscenes-devkit in the same process. Scoring: detections and truth lie in memory in each one's own "
         f"form; every number is compared first (within {AGREED:g}), ours is the shortest of {REPEATS} runs, the "
         "devkit runs once. Loading: tables of generated content and real size, each run once with the files in the "
-        "system's cache. The first time ours reads the JSON, on the threads there are, and writes a cache of its own, "
+        "system's cache and with everything compiled. The first time ours reads the JSON, on the threads there are, "
+        "and writes a cache of its own, "
         "which is read from then on.\n\n" + "\n".join(lines) + "\n"
     )
 
