@@ -170,9 +170,7 @@ def _read(text: np.ndarray, spans: np.ndarray, kind: Any) -> tuple[np.ndarray, i
     if wrong >= 0 or kind in _LISTS:
         return (np.zeros(0) if wrong >= 0 else _copy(text, spans)[0]), wrong
     words, special = _copy(text, spans + np.array([1, -1]))
-    for row in np.flatnonzero(
-        special
-    ):  # as Python reads it: what it refuses is refused, and escapes are what they mean
+    for row in np.flatnonzero(special):
         word = _python(text, spans[row])
         if word is None or "\0" in word:  # which ends a word in an array
             return words, int(row)
@@ -189,9 +187,12 @@ def _numbers(text: np.ndarray, spans: np.ndarray, out: np.ndarray, read: Any) ->
         fits = isinstance(value, list) == (out.ndim == 2) and len(numbers) == out[row].size
         if not fits or not all(type(number) in (int, float) for number in numbers):
             return out, row
-        if out.ndim == 1 and not (type(value) is int and -(2**63) <= value < 2**63):
+        if out.ndim == 1 and type(value) is not int:
             return out, row
-        out[row] = value
+        try:
+            out[row] = value
+        except OverflowError:  # an integer of more than 64 bits, or beyond every float
+            return out, row
         row = read(text, spans, row + 1, out)
     return out, -1
 
