@@ -17,7 +17,7 @@ from fusion3d.errors import DataError
 
 CHUNK = 1 << 16  # rows that are looked for at once
 _LISTS = (list, list[str])
-LONGEST = 1 << 14  # bytes of a string, or of a list: a column is as wide as its longest
+ROOM = 1 << 30  # bytes for the strings, or lists, of these rows: all get as much as the longest
 
 
 class Columns:
@@ -134,7 +134,7 @@ def _pieces(path: Path, text: np.ndarray, keys: list[str]) -> Iterator[tuple[int
     zero = kernels.find_zero(text)
     if zero >= 0:  # what a copy or a disk leaves where it failed; no JSON has any
         raise DataError(f"{path} is no valid JSON (found a zero at byte {zero}); copy or unpack the table again")
-    head = bytes(text[:LONGEST])
+    head = bytes(text[:4096])
     start = head.lstrip()
     if start[:1] != b"[":
         raise DataError(f"{path}: expected a JSON array, found {start[:20]!r}; unpack the table again")
@@ -155,7 +155,7 @@ def _pieces(path: Path, text: np.ndarray, keys: list[str]) -> Iterator[tuple[int
 
 def _read(text: np.ndarray, spans: np.ndarray, kind: Any) -> tuple[np.ndarray, int]:
     """The values at ``spans`` [R, 2], and the first row of them that is none of the kind; -1 where all are."""
-    wrong = _first((spans[:, 0] < 0) | (spans[:, 1] - spans[:, 0] > LONGEST))
+    wrong = _first((spans[:, 0] < 0) | (spans[:, 1] - spans[:, 0] > ROOM // max(1, len(spans))))
     if wrong >= 0:
         return np.zeros(0), wrong
     if isinstance(kind, int):
@@ -249,5 +249,5 @@ def _refusal(path: Path, text: np.ndarray, keys: list[str], spans: np.ndarray, r
     of_row = dict(zip(keys, spans, strict=True))
     token, found = (bytes(text[slice(*of_row[name])])[:60].decode(errors="replace") for name in ("token", key))
     expected = f"a list of {kind} numbers" if isinstance(kind, int) else kind.__name__
-    expected += f" of at most {LONGEST:,} bytes" if np.diff(of_row[key]) > LONGEST else ""
+    expected += " that is shorter" if np.diff(of_row[key]) > ROOM // CHUNK else ""
     return f"{path}: row {row} (token {token or 'nothing'}): {key}: expected {expected}, found {found or 'nothing'}"

@@ -166,12 +166,22 @@ def test_a_page_of_zeros_is_not_skipped(path):
         Columns(path, {"count": int})
 
 
+def test_room_is_bounded_by_the_longest(path, monkeypatch):
+    rows = [{"token": str(number), "name": "n" * (3000 if number == 7 else 3)} for number in range(100)]
+    path.write_text(json.dumps(rows))
+    assert Columns(path, {"name": str}).words("name")[7] == "n" * 3000
+    monkeypatch.setattr(columns, "CHUNK", 50)
+    monkeypatch.setattr(columns, "ROOM", 50 * 3000)
+    with pytest.raises(DataError, match=r'row 7 \(token "7"\): name: expected str that is shorter, found "nnn'):
+        Columns(path, {"name": str})
+
+
 def test_nesting_without_end_is_an_error(path):
     deep = "[" * 5000 + "]" * 5000
     path.write_text(f'[{{"token":"a","tags":{deep},"x":{"[" * 100000}{"]" * 100000}}}]')
     with pytest.raises(DataError, match="tags: expected a list"):
         Columns(path, {"tags": list})
-    with pytest.raises(DataError, match="x: expected list of at most"):
+    with pytest.raises(DataError, match="x: expected a list"):
         Columns(path, {"x": list})
     path.write_text('[{"token":"a","tags":[["b"]]}]')
     with pytest.raises(DataError, match="expected a list of strings"):
@@ -199,7 +209,6 @@ ROW = {"token": "a", "name": "n", "count": 1, "flag": True, "vector": [1, 2, 3],
         ({"vector": [1, 2, [3]]}, "a list of 3 numbers"),
         ({"vector": [1, 2, True]}, "a list of 3 numbers"),
         ({"vector": {"x": 1}}, "a list of 3 numbers"),
-        ({"name": "n" * (1 << 14)}, "name: expected str of at most 16,384 bytes"),
         ({"tags": "a"}, "tags: expected list"),
         ({"token": 7}, "token: expected str, found 7"),
     ],
