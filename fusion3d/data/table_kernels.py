@@ -288,14 +288,15 @@ def _short_number(text: np.ndarray, at: int, end: int) -> tuple[float, bool]:
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _hash(word: np.ndarray) -> np.uint64:
-    """Of eight bytes after the other, up to those that are all 0 (after FNV-1a, and the end of MurmurHash3)."""
+    """Of eight bytes after the other, up to those that are all 0 (after MurmurHash3)."""
     state = np.uint64(14695981039346656037)
     for part in word:
         if part == 0:
             break
         state = (state ^ part) * np.uint64(0xFF51AFD7ED558CCD)
         state ^= state >> np.uint64(32)
-    return state
+    state = (state ^ (state >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)  # every bit moves the lowest ones
+    return state ^ (state >> np.uint64(33))
 
 
 @numba.njit(cache=True, nogil=True, inline="always")

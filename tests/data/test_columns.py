@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fusion3d.data import columns
+from fusion3d.data import table_kernels as kernels
 from fusion3d.data.columns import Columns, find_rows, split_names
 from fusion3d.errors import DataError
 
@@ -267,6 +268,16 @@ def test_words_are_found_where_they_stand_first(words, table):
     as_bytes = [np.array([word.encode() for word in of] or [b""])[: len(of)] for of in (words, table)]
     expected = [table.index(word) if word in table else -1 for word in words]
     assert find_rows(*as_bytes).tolist() == expected
+
+
+@pytest.mark.parametrize("place", range(32))
+def test_tokens_that_are_counted_fall_into_different_slots(place):
+    """Four slots for each: by chance 88 % of the tokens have one of their own. The digits count at any place."""
+    tokens = np.array([("0" * 32 + f"{n:06x}" + "0" * 32)[place : place + 32].encode() for n in range(1 << 12)])
+    different = len(np.unique(tokens))
+    words = tokens.view(np.uint64).reshape(len(tokens), 4)
+    slots = {int(kernels._hash(word)) % (1 << 14) for word in words}
+    assert len(slots) > 0.8 * different
 
 
 @given(names=st.lists(st.text("a_", max_size=9), min_size=1, max_size=9))
