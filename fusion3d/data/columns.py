@@ -1,6 +1,7 @@
 """One JSON table of a nuScenes data set as columns of plain arrays.
 
-Its bytes are read by compiled loops: its rows never stand in memory as dicts, and several tables can be read at once.
+It is read piece by piece, by compiled loops: neither its text nor its rows as dicts ever stand in memory whole, and
+several tables can be read at once.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
 from fusion3d.data import table_kernels as kernels
 from fusion3d.errors import DataError
 
+PIECE = 1 << 24  # bytes that are read at once
 CHUNK = 1 << 16  # rows that are looked for at once
 _LISTS = (list, list[str])
 ROOM = 1 << 30  # bytes for the strings, or lists, of these rows: all get as much as the longest
@@ -43,9 +45,8 @@ class Columns:
         """
         self.path = path
         kinds = {"token": str, **kinds}
-        text = _load(path)
         parts: dict[str, list[np.ndarray]] = {key: [] for key in kinds}
-        for first, spans in _pieces(path, text, list(kinds)):
+        for first, text, spans in _pieces(path, list(kinds)):
             for column, (key, kind) in enumerate(kinds.items()):
                 values, wrong = _read(text, np.ascontiguousarray(spans[:, column]), kind)
                 if wrong >= 0:
@@ -119,38 +120,74 @@ def _words(characters: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(characters[:, :width]).view(f"S{width}").reshape(len(characters))
 
 
-def _load(path: Path) -> np.ndarray:
-    """Its bytes. They are not mapped: a file that is cut while it is mapped ends the process."""
+def _pieces(path: Path, keys: list[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The number of a first row, a text, and where in it the values of the next rows lie [R, keys, 2]; at least once.
+
+    The text is another after each.
+    """
+    names = _characters(np.array([key.encode() for key in keys]))
     try:
-        return np.fromfile(path, dtype=np.uint8)
+        with path.open("rb", buffering=0) as file:
+            reader = _Reader(path, file)
+            reader.more(0)
+            head = bytes(reader.text[:4096]).lstrip()
+            if head[:1] != b"[":
+                raise DataError(f"{path}: expected a JSON array, found {head[:20]!r}; unpack the table again")
+            first, at, state = 0, min(len(reader.text), 4096) - len(head) + 1, kernels.MORE
+            while state != kernels.END:
+                spans = np.empty((CHUNK, len(keys), 2), dtype=np.int64)
+                count, at, state, stop = kernels.scan_rows(reader.text, at, names, spans)
+                yield first, reader.text, spans[:count]
+                first += count
+                if state == kernels.NOT_AN_OBJECT:
+                    reader.refuse(stop, state)
+                if state == kernels.BROKEN:  # or not read yet
+                    if not reader.more(at):
+                        reader.refuse(stop - at, state)
+                    at = 0
+            while at < len(reader.text):
+                if bytes(reader.text[at:]).strip():
+                    reader.refuse(at, kernels.BROKEN)
+                at = len(reader.text)
+                if reader.more(at):
+                    at = 0
     except FileNotFoundError as error:
         raise DataError(f"table {path} is missing; check the data root and the version, or unpack it again") from error
     except OSError as error:
         raise DataError(f"cannot read table {path}: {error}") from error
 
 
-def _pieces(path: Path, text: np.ndarray, keys: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """The number of a first row, and where the values of the next rows lie [R, keys, 2]; one piece at least."""
-    zero = kernels.find_zero(text)
-    if zero >= 0:  # what a copy or a disk leaves where it failed; no JSON has any
-        raise DataError(f"{path} is no valid JSON (found a zero at byte {zero}); copy or unpack the table again")
-    head = bytes(text[:4096])
-    start = head.lstrip()
-    if start[:1] != b"[":
-        raise DataError(f"{path}: expected a JSON array, found {start[:20]!r}; unpack the table again")
-    names = _characters(np.array([key.encode() for key in keys]))
-    first, at, state = 0, len(head) - len(start) + 1, kernels.MORE
-    while state == kernels.MORE:
-        spans = np.empty((CHUNK, len(keys), 2), dtype=np.int64)
-        count, at, state = kernels.scan_rows(text, at, names, spans)
-        yield first, spans[:count]
-        first += count
-    near = bytes(text[at : at + 20])
-    if state == kernels.NOT_AN_OBJECT:
-        raise DataError(f"{path}: expected an array of objects, found {near!r} in it; unpack the table again")
-    if state != kernels.END or near.strip():
-        reason = f"found {near!r} at byte {at}" if near else "it is cut off"
-        raise DataError(f"{path} is no valid JSON ({reason}); unpack the table again")
+class _Reader:
+    """A file's text, piece by piece, always in the same memory."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self._room = np.empty(PIECE, dtype=np.uint8)
+        self._before = 0  # bytes of the file before the text
+        self.text = self._room[:0]
+
+    def more(self, at: int) -> bool:
+        """Let the text begin at ``at``, and go on for longer than before; False: the file has no more."""
+        kept = self.text[at:].copy()
+        if 2 * len(kept) > len(self._room):
+            self._room = np.empty(2 * len(self._room), dtype=np.uint8)
+        self._room[: len(kept)] = kept
+        size = self._file.readinto(memoryview(self._room)[len(kept) :])  # type: ignore[attr-defined]
+        self._before += at
+        self.text = self._room[: len(kept) + size]
+        zero = kernels.find_zero(self.text[len(kept) :])
+        if zero >= 0:  # what a copy or a disk leaves where it failed; no JSON has any
+            self.refuse(len(kept) + zero, kernels.BROKEN)
+        return size > 0
+
+    def refuse(self, at: int, state: int) -> NoReturn:
+        """DataError: of what stands at ``at``."""
+        near, place = bytes(self.text[at : at + 20]), self._before + at
+        if state == kernels.NOT_AN_OBJECT:
+            said = f"{self._path}: expected an array of objects, found {near!r} in it at byte {place}"
+        else:
+            said = f"{self._path} is no valid JSON ({f'found {near!r} at byte {place}' if near else 'it is cut off'})"
+        raise DataError(f"{said}; copy or unpack the table again")
 
 
 def _read(text: np.ndarray, spans: np.ndarray, kind: Any) -> tuple[np.ndarray, int]:

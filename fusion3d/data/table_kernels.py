@@ -83,35 +83,36 @@ def _value_end(text: np.ndarray, at: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def scan_rows(text: np.ndarray, at: int, keys: np.ndarray, spans: np.ndarray) -> tuple[int, int, int]:
+def scan_rows(text: np.ndarray, at: int, keys: np.ndarray, spans: np.ndarray) -> tuple[int, int, int, int]:
     """Find the values of the next rows of an array of objects.
 
     Args:
-        text: [N] uint8, the file.
+        text: [N] uint8, a piece of the file.
         at: where to go on: past the bracket at the beginning, or at a row.
         keys: [K, W] uint8, the wanted keys, filled up with 0.
         spans: [R, K, 2] int64, is filled: beginning and end of each value, -1 where a row lacks the key.
 
     Returns:
-        The number of rows found, where the next is or where reading failed, and why it stopped.
+        The number of whole rows found; where the next one is, or where it ends; why it stopped, and where.
     """
     at = _skip(text, at)
     if at < len(text) and text[at] == _CLOSE_LIST:
-        return 0, at + 1, END
+        return 0, at + 1, END, at
     for row in range(len(spans)):
+        begin = at
         if at >= len(text) or text[at] != _OPEN_OBJECT:
-            return row, at, NOT_AN_OBJECT if at < len(text) else BROKEN
+            return row, begin, NOT_AN_OBJECT if at < len(text) else BROKEN, at
         spans[row] = -1
         at = _scan_row(text, at + 1, keys, spans[row])
         if at < 0:
-            return row, -at, BROKEN
+            return row, begin, BROKEN, -at
         at = _skip(text, at)
         if at < len(text) and text[at] == _CLOSE_LIST:
-            return row + 1, at + 1, END
+            return row + 1, at + 1, END, at
         if at >= len(text) or text[at] != _COMMA:
-            return row + 1, at, BROKEN
+            return row, begin, BROKEN, at
         at = _skip(text, at + 1)
-    return len(spans), at, MORE
+    return len(spans), at, MORE, at
 
 
 @numba.njit(cache=True, nogil=True)

@@ -56,10 +56,11 @@ def path(tmp_path_factory) -> Path:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(table=tables(), chunk=st.sampled_from([1, 2, 1000]))
-def test_columns_are_what_python_reads(path, monkeypatch, table, chunk):
+@given(table=tables(), chunk=st.sampled_from([1, 2, 1000]), piece=st.sampled_from([1, 7, 300, 1 << 16]))
+def test_columns_are_what_python_reads(path, monkeypatch, table, chunk, piece):
     rows, text = table
     monkeypatch.setattr(columns, "CHUNK", chunk)
+    monkeypatch.setattr(columns, "PIECE", piece)
     path.write_text(text, encoding="utf-8")
     found = Columns(path, KINDS)
     assert len(found) == len(rows)
