@@ -70,6 +70,7 @@ def result_columns(results: Results, tokens: Sequence[str]) -> BoxColumns:
         label=results.label,
         attribute=results.attribute,
         score=results.score,
+        num_points=results.points.astype(np.int64),
     )
 
 

@@ -67,7 +67,7 @@ class TrackScorer:
             label=results.label.astype(np.int64),
             center=results.translation,
             score=results.score,
-            num_points=np.full(len(results), -1, dtype=np.int64),
+            num_points=results.points.astype(np.int64),
         )
         return score_tracking(self.frames, self.truth, found)
 

@@ -119,6 +119,7 @@ BROKEN = [
     ("type", box_with(detection_name=["car"]), detections),
     ("type", box_with(attribute_name=None), detections),
     ("type", box_with(sample_token=7), detections),
+    ("type", box_with(num_pts="0"), detections),
     *(("finite", box_with(**{key: [float("nan"), *box("a")[key][1:]]}), detections)
       for key in ("translation", "size", "rotation", "velocity")),
     ("finite", box_with(detection_score=float("inf")), detections),
@@ -219,6 +220,7 @@ def test_looking_at_boxes_takes_less_memory_than_they_do(tmp_path):
 def test_columns_are_those_of_the_records_and_take_less_memory(tmp_path):
     """Whatever the order of the samples; also where there is no box."""
     boxes = [box("b", size=[1.0, 2.0 + i, 3.0], rotation=[0.8, 0, 0, 0.1 * i], attribute_name="") for i in range(500)]
+    boxes[3:6] = [{**boxes[3], "num_pts": points} for points in (0, 7, 10**12)]
     content = {"b": boxes, "c": [], "a": [box("a", detection_name="pedestrian", attribute_name="pedestrian.moving")]}
     for some in (content, {"c": [], "a": []}):
         results = read_results(written(tmp_path, {"meta": META, "results": some}))

@@ -110,7 +110,15 @@ def splits(draw: st.DrawFn) -> tuple[Split, Split, dict[str, list[float]], Split
                 found.append({**box, "translation": [x + draw(STEPS), y + draw(STEPS), z], "size": list(draw(SIZES))})
         found += draw(st.lists(boxes(), max_size=3))
         found = draw(st.permutations(found))
-        results[token] = [{**box, "sample_token": token, "detection_score": draw(SCORES)} for box in found]
+        results[token] = [
+            {
+                **box,
+                "sample_token": token,
+                "detection_score": draw(SCORES),
+                "num_pts": draw(st.sampled_from([-1, -1, 0, 3])),
+            }
+            for box in found
+        ]
     return truth, results, {token: [0.0, 0.0, 0.0] for token in tokens}, racks
 
 

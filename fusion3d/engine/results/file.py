@@ -22,7 +22,10 @@ from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES, SENSORS, TRACKING_CLAS
 FLAGS = (*(f"use_{sensor}" for sensor in SENSORS), "use_map", "use_external")
 CLASSES = {"detection": DETECTION_CLASSES, "tracking": TRACKING_CLASSES}
 _VECTORS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}
-_OPTIONAL = ("ego_translation", "num_pts")  # the devkit writes them, and reads them no more
+_OPTIONAL = ("ego_translation", "num_pts")  # the devkit writes both, and scores no box whose num_pts is 0
+
+
+_MOST_POINTS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Results:
     score: np.ndarray  # [K] float64
     label: np.ndarray  # [K] int8, index in CLASSES[task]
     attribute: np.ndarray  # [K] int8, index in ATTRIBUTES, -1 none
+    points: np.ndarray  # [K] int32, its num_pts, -1 where it does not say
     track: np.ndarray  # [K] int32, row in tracks; -1 for detections
     tracks: tuple[str, ...]  # tracking ids
 
@@ -71,8 +75,9 @@ class Results:
         names = CLASSES[self.task]
         columns = (self.sample, self.translation, self.size, self.rotation, self.velocity, self.score, self.label)
         here = np.array([token in wanted for token in self.tokens], dtype=bool)[self.sample]
-        rows = zip(*(column[here].tolist() for column in (*columns, self.attribute, self.track)), strict=True)
-        for sample, translation, size, rotation, velocity, score, label, attribute, track in rows:
+        columns = (*columns, self.attribute, self.track, self.points)
+        rows = zip(*(column[here].tolist() for column in columns), strict=True)
+        for sample, translation, size, rotation, velocity, score, label, attribute, track, points in rows:
             token = self.tokens[sample]
             record = {
                 "sample_token": token, "translation": translation, "size": size, "rotation": rotation,
@@ -82,6 +87,8 @@ class Results:
                 record["attribute_name"] = ATTRIBUTES[attribute] if attribute >= 0 else ""
             else:
                 record["tracking_id"] = self.tracks[track]
+            if points >= 0:
+                record["num_pts"] = points
             found[token].append(record)
         return found
 
@@ -98,7 +105,7 @@ class Reader:
     tokens: dict[str, int] = field(default_factory=dict)
     tracks: dict[str, int] = field(default_factory=dict)
     numbers: array[float] = field(default_factory=lambda: array("d"))  # 13 of each box
-    codes: array[int] = field(default_factory=lambda: array("i"))  # sample, number, class, attribute, track
+    codes: array[int] = field(default_factory=lambda: array("i"))  # 6 of each box
     boxes: int = 0
 
     def read(self) -> None:
@@ -127,7 +134,7 @@ class Reader:
     def results(self, task: str = "detection") -> Results:
         """What was read; ``task`` is that of a file without boxes."""
         numbers = np.frombuffer(self.numbers, dtype=np.float64).reshape(-1, 13)
-        sample, number, label, attribute, track = np.frombuffer(self.codes, dtype=np.int32).reshape(-1, 5).T
+        sample, number, label, attribute, track, points = np.frombuffer(self.codes, dtype=np.int32).reshape(-1, 6).T
         return Results(
             task=self.task or task,
             meta=self.meta,
@@ -142,6 +149,7 @@ class Reader:
             label=label.astype(np.int8),
             attribute=attribute.astype(np.int8),
             track=track,
+            points=points,
             tracks=tuple(self.tracks),
         )
 
@@ -207,7 +215,7 @@ class Reader:
         if task == "tracking" and type(text[-1]) is int:
             wrong("track_id", str(text[-1]))
             text[-1] = str(text[-1])
-        if numbers is None or not all(type(value) is str for value in text):
+        if numbers is None or not all(type(value) is str for value in text) or type(box.get("num_pts", -1)) is not int:
             return wrong("type", _misfit(box, f"{task}_score", texts))
         unknown = box.keys() - _KEYS[task]
         if unknown:
@@ -228,7 +236,7 @@ class Reader:
             self.numbers.fromlist(numbers)
         except OverflowError:  # an integer beyond every float
             return wrong("finite", "an integer of hundreds of digits")
-        self.codes.extend((row, number, label, attribute, track))
+        self.codes.extend((row, number, label, attribute, track, max(-1, min(box.get("num_pts", -1), _MOST_POINTS))))
 
 
 _TEXTS = {
@@ -259,5 +267,7 @@ def _misfit(box: dict[str, Any], score: str, texts: Iterable[str]) -> str:
             return f"{key}: expected {length} numbers, found {short(value)}"
     if type(box[score]) not in (int, float):
         return f"{score}: expected a number, found {short(box[score])}"
+    if type(box.get("num_pts", -1)) is not int:
+        return f"num_pts: expected a whole number, found {short(box['num_pts'])}"
     key = next(key for key in texts if type(box[key]) is not str)
     return f"{key}: expected a string, found {short(box[key])}"
