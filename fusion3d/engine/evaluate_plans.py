@@ -152,7 +152,11 @@ def evaluate_plans(
         planned &= there
         if wrong := check_frame(plans[name], there, drives):
             warnings.warn(f"{name}: {wrong}", stacklevel=2)
-    steps = min([plan.shape[1] for plan in plans.values()], default=drives.future.shape[1])
+    lengths = {name: plan.shape[1] for name, plan in plans.items()}
+    steps = min(lengths.values(), default=drives.future.shape[1])
+    if steps < max(lengths.values(), default=steps):
+        short = min(lengths, key=lambda name: lengths[name])
+        warnings.warn(f"{short} has {steps} steps, others have more: no row is scored beyond these", stacklevel=2)
     left_out = {}
     for name in protocols:
         missing = _wanted(name, drives) & ~planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,8 +95,9 @@ def format_motion(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def table_line(name: str, values: Sequence[str | float]) -> str:
-    """A row of a table for a terminal."""
-    return f"{name:<20}" + "".join(f"{v:>14}" if isinstance(v, str) else f"{v:>14.3f}" for v in values)
+    """A row of a table for a terminal; what is not a number is n/a."""
+    texts = (v if isinstance(v, str) else "n/a" if math.isnan(v) else f"{v:.3f}" for v in values)
+    return f"{name:<20}" + "".join(f"{text:>14}" for text in texts)
 
 
 def to_json(boxes: Mapping[str, Boxes], forecasts: Mapping[str, Forecast], min_score: float) -> dict[str, Any]:

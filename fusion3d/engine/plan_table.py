@@ -64,8 +64,14 @@ def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
 def format_pdm(table: Mapping[str, Mapping[str, float]]) -> str:
     """The PDM-style score and its parts."""
     lines = ["PDM-style score: NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best"]
-    if not next(iter(table.values()))["num_with_map"]:
+    any_row = next(iter(table.values()))
+    if not any_row["num_with_map"]:
         lines.append("  no map: DAC is n/a and left out of the product")
+    elif any_row["num_with_map"] < any_row["N"]:
+        lines.append(
+            f"  a map for {any_row['num_with_map']:.0f} of {any_row['N']:.0f} samples: DAC is theirs alone, and left "
+            "out of the product of the others"
+        )
     lines.append(f"{'':<22}" + "".join(f"{head:>10}" for head in ("N", "PDMS", *PARTS)))
     for planner, row in table.items():
         numbers = [_show(column, row[column]) for column in ("PDMS", *PARTS)]
@@ -80,14 +86,14 @@ def format_skill(table: Mapping[str, Mapping[str, Any]]) -> str:
         f"fewer than {FEWEST_SCENES} scenes distinguish nothing]"
     ]
     for planner, rows in table.items():
-        lines.append(f"{planner}: macro-average over manoeuvres {rows['macro']['skill']:+.3f}")
+        lines.append(f"{planner}: macro-average over manoeuvres {_signed(rows['macro']['skill'])}")
         for title, row in rows.items():
             if title == "macro":
                 continue
             span = "" if np.isnan(row["low"]) else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
             counts = f"N {row['N']:>5} of {row['scenes']:>4} scenes"
             lines.append(
-                f"  {title:<34}{counts}  L2 {row['L2mean']:6.3f} m  {row['skill']:+8.3f} {span:<18} {row['says']}"
+                f"  {title:<34}{counts}  L2 {row['L2mean']:6.3f} m  {_signed(row['skill']):>8} {span:<18} {row['says']}"
             )
     return "\n".join(lines)
 
@@ -95,6 +101,10 @@ def format_skill(table: Mapping[str, Mapping[str, Any]]) -> str:
 def _head(column: str) -> str:
     name, _, end = column.partition("@")
     return _SHORT.get(name, name) + (f"@{end}" if end else "")
+
+
+def _signed(skill: float) -> str:
+    return "n/a" if np.isnan(skill) else f"{skill:+.3f}"  # where the reference makes no error, there is none to be less
 
 
 def _show(column: str, value: float | None) -> str:

@@ -14,9 +14,11 @@ from fusion3d.data.nuscenes import Tables
 from fusion3d.data.plans import PlanFile
 from fusion3d.data.splits import samples_of
 from fusion3d.data.tracks import read_tracks
+from fusion3d.engine import plan_table
 from fusion3d.engine.drives import drives_of, drives_of_tracks, map_of
 from fusion3d.engine.ego_mlp import EgoMLP
 from fusion3d.engine.evaluate_plans import evaluate_plans, trained_baselines
+from fusion3d.engine.forecasts import table_line
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.metrics.planning import PROTOCOLS, Agents, score_plans
 from fusion3d.metrics.planning.baselines import constant_turn
@@ -247,6 +249,26 @@ def test_what_cannot_be_scored(drives):
         with pytest.raises(Fusion3DError, match=f"called '{name}' as a baseline is"):
             file = PlanFile("ego", {token: np.zeros((6, 3)) for token in drives.tokens})
             evaluate_plans({name: file}, drives, ["exact"], others={"ego_mlp": np.zeros((len(drives), 6, 3))})
+
+
+def test_a_shorter_file_is_named(drives):
+    files = {
+        name: PlanFile("ego", {token: np.zeros((steps, 3)) for token in drives.tokens})
+        for name, steps in (("long", drives.future.shape[1]), ("short", 2))
+    }
+    with pytest.warns(UserWarning, match="short has 2 steps, others have more: no row is scored beyond these"):
+        evaluate_plans(files, drives, ["exact"])
+
+
+def test_what_is_not_known_is_said():
+    nothing = {"skill": np.nan, "low": np.nan, "high": np.nan, "N": 5, "scenes": 2, "L2mean": 0.0, "says": "?"}
+    text = plan_table.format_skill({"mine": {"macro": nothing, "manoeuvre: stand": nothing}})
+    assert "nan" not in text and text.count("n/a") == 2
+    row = dict.fromkeys(("PDMS", *plan_table.PARTS), 0.5) | {"N": 4.0}
+    for mapped, said in ((0.0, "no map"), (1.0, "a map for 1 of 4 samples"), (4.0, None)):
+        text = plan_table.format_pdm({"mine": row | {"num_with_map": mapped}})
+        assert said in text if said else "map" not in text
+    assert "n/a" in table_line("mine", [np.nan, 1.0]) and "nan" not in table_line("mine", [np.nan, 1.0])
 
 
 def test_tracks_of_one_scene(tracks_root, tmp_path, capsys):

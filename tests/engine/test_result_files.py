@@ -266,6 +266,10 @@ def test_everything_at_once_is_counted_with_the_first_places(tmp_path):
         ('{"results": {"a": [{"size": [1.0, 2', "no valid JSON at character .*cut short"),
         ('{"results": {"a": ' + 2000 * "[" + "]", "nested too deeply|no valid JSON"),
         ('{"results": {"a": [{"size": ' + 100000 * "[", "nested too deeply"),
+        ('{"results": {}, "meta": {}, "results": {}}', "has the key results twice"),
+        ('{"meta": {}, "meta": {}, "results": {}}', "has the key meta twice"),
+        (json.dumps({"results": {"a" * 257: []}}), "at most 256 characters, found 257"),
+        (json.dumps({"results": {"a": [box("a", "tracking", tracking_id="t" * 1000)]}}), "256 characters, found 1000"),
     ],
 )
 def test_what_is_no_result_file_is_one_line(text, message, tmp_path):

@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusion3d.config import Config, load_config
+from fusion3d.analysis.comparison.runs import MAY_DIFFER
+from fusion3d.config import Config, differences, load_config
 from fusion3d.errors import ConfigError
 
 
@@ -38,6 +39,8 @@ def make_parser(
 def read_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """The options, ``seeds`` without repetition, and the configuration with its overrides.
 
+    ``options.name`` is what a page calls it: its file, and whatever overrides make other numbers.
+
     Raises:
         ConfigError: the configuration does not come first or has a wrong setting, or there are no jobs.
     """
@@ -47,4 +50,9 @@ def read_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
     if options.jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, found {options.jobs}")
     options.seeds = tuple(dict.fromkeys(options.seeds))
-    return options, load_config(options.config, overrides)
+    base = load_config(options.config, overrides)
+    changed = {
+        key: value for key, value in differences(base, load_config(options.config)).items() if key not in MAY_DIFFER
+    }
+    options.name = " ".join([options.config, *(f"--{key} {value}" for key, value in changed.items())])
+    return options, base

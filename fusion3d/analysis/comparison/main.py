@@ -226,6 +226,6 @@ def main(argv: list[str]) -> int:
     comparison = Comparison(base, budget, options.seeds, options.out, tuple(options.only), elsewhere)
     if not options.report:
         compare(comparison, options.jobs)
-    print(report(comparison, options.page, options.config))
+    print(report(comparison, options.page, options.name))
     print(f"written: {options.page}.md, .svg, .json")
     return 0

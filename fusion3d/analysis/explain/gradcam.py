@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., 2017) of any head's output, on the map of every sensor.
+"""Grad-CAM (Selvaraju et al., 2017) of a head's output, on the map of every sensor.
 
 A channel's weight is the mean, over the cells of the map, of the gradient of what is explained; the heat of a cell is
 the sum of weight times feature, where it is positive. Of a thing in one place that mean says little about the place:

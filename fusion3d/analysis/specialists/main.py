@@ -126,6 +126,6 @@ def main(argv: list[str]) -> int:
         todo = unfinished(runs)
         print(f"{len(todo)} of {len(runs)} runs to do, {options.jobs} at a time, in {options.out}", flush=True)
         run_all(todo, options.jobs)
-    print(report(comparison, options.page, options.config))
+    print(report(comparison, options.page, options.name))
     print(f"written: {options.page}.md, .svg, .json")
     return 0

@@ -26,6 +26,7 @@ _OPTIONAL = ("ego_translation", "num_pts")  # the devkit writes both, and scores
 
 
 _MOST_POINTS = 2**31 - 1
+LONGEST_NAME = 256  # characters of a token or a tracking id; nuScenes has 32
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,11 @@ class Reader:
         seen = set()
         for key in self.stream.members():
             self.stream.member()
-            if key == "results" and key not in seen:
+            if key in seen and key in ("results", "meta"):  # readers differ in which of them they take
+                raise DataError(f"{self.stream.path} has the key {key} twice")
+            if key == "results":
                 self._read_samples()
-            elif key == "meta" and key not in seen:
+            elif key == "meta":
                 self._read_meta(self.stream.value())
             else:
                 self.stream.value()
@@ -170,6 +173,7 @@ class Reader:
             raise DataError(f"{stream.path}: results: expected an object of lists by sample token")
         for token in stream.members():
             stream.member()
+            self._check_length(token)
             if token in self.tokens:
                 self.problems.add("twice", f"sample {short(token)}")
             row = self.tokens.setdefault(token, len(self.tokens))
@@ -181,6 +185,13 @@ class Reader:
                 self._read_boxes(token, row)
             else:
                 self.problems.add("no_list", f"sample {short(token)}: {short(stream.value())}")
+
+    def _check_length(self, name: str) -> None:
+        if len(name) > LONGEST_NAME:
+            raise DataError(
+                f"{self.stream.path}: expected tokens and tracking ids of at most {LONGEST_NAME} characters, found "
+                f"{len(name)}: {short(name)}"
+            )
 
     def _read_boxes(self, token: str, row: int) -> None:
         number = 0
@@ -227,6 +238,7 @@ class Reader:
         if label is None:
             return wrong("class", short(name))
         if task == "tracking":
+            self._check_length(last)
             track = self.tracks.setdefault(last, len(self.tracks))
         elif last:
             attribute = _ATTRIBUTE.get(last)
