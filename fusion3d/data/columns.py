@@ -54,7 +54,8 @@ class Columns:
                 parts[key].append(values)
         self._columns: dict[str, Any] = {key: np.concatenate(parts.pop(key)) for key in kinds}
         token = self["token"]
-        if (find_rows(token, token) != np.arange(len(token))).any() or (token == b"").any():
+        self._index = Index(token)
+        if (self._index.index >= 0).sum() < len(token) or (token == b"").any():
             raise DataError(f"{path}: a token is empty, or occurs twice; unpack the table again")
         for key in (key for key, kind in kinds.items() if kind in _LISTS):
             self._columns[key] = _lists(path, key, self[key].tolist(), kinds[key] is not list)
@@ -75,7 +76,7 @@ class Columns:
         Raises:
             DataError: there is no such row.
         """
-        rows = find_rows(self[key], other["token"])
+        rows = other._index.find(self[key])
         unknown = rows < 0
         if optional:
             unknown &= self[key] != b""
@@ -87,17 +88,24 @@ class Columns:
         return rows
 
 
-def find_rows(words: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """[n] int32: the first row of ``table``, bytes [m], that is the word, for each of ``words`` [n]; -1 for none."""
-    return kernels.find_rows(_eights(words), _eights(table))
+class Index:
+    """The rows of words."""
+
+    def __init__(self, words: np.ndarray) -> None:
+        """Of bytes [m], without zeros."""
+        self._words = _eights(words)
+        self.index = kernels.make_index(self._words)
+
+    def find(self, words: np.ndarray) -> np.ndarray:
+        """[n] int32: the first row that is the word, for each of bytes [n]; -1 for none."""
+        return kernels.find_rows(_eights(words), self._words, self.index)
 
 
 def split_names(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bytes [n] up to the last ``__``, which is kept, and from there on; a name without it has nothing before."""
     characters = _characters(names)
     cut = kernels.after_double_underscore(characters)
-    width = max(1, characters.shape[1])
-    parts = [np.zeros((len(names), width), dtype=np.uint8) for _ in range(2)]
+    parts = [np.zeros_like(characters) for _ in range(2)]
     kernels.split_words(characters, cut, *parts)
     return (_words(parts[0]), _words(parts[1]))
 

@@ -311,41 +311,52 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
-def find_rows(words: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """[n] int32: the first row of ``table`` [m, V] that is the word, for each of ``words`` [n, W]; -1 for none.
+def make_index(table: np.ndarray) -> np.ndarray:
+    """Where the rows of ``table`` [m, V] are found: slots, int32, each with a row or -1; of equal rows the first.
 
-    Both are uint64: strings of eight bytes after the other, filled up with 0, of which they have none themselves.
+    The table is uint64: strings of eight bytes after the other, filled up with 0, of which they have none themselves.
     """
     size = 16
     while size < 2 * len(table):
         size *= 2
-    slots = np.full(size, -1, dtype=np.int32)  # open addressing
-    last = np.uint64(size - 1)
-    one = np.uint64(1)
+    index = np.full(size, -1, dtype=np.int32)
     for row in range(len(table)):
-        slot = _hash(table[row]) & last
-        while slots[slot] >= 0 and not _equal(table[slots[slot]], table[row]):
-            slot = (slot + one) & last
-        if slots[slot] < 0:
-            slots[slot] = row
+        slot = _find(table[row], table, index)
+        if index[slot] < 0:
+            index[slot] = row
+    return index
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _find(word: np.ndarray, table: np.ndarray, index: np.ndarray) -> np.uint64:
+    """The slot of a word's row, or the empty one where it would be."""
+    last = np.uint64(len(index) - 1)
+    slot = _hash(word) & last
+    while index[slot] >= 0 and not _equal(table[index[slot]], word):
+        slot = (slot + np.uint64(1)) & last
+    return slot
+
+
+@numba.njit(cache=True, nogil=True)
+def find_rows(words: np.ndarray, table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """[n] int32: the first row of ``table`` that is the word, for each of ``words`` [n, W]; -1 for none.
+
+    ``index`` is the table's, of ``make_index``; words are written as its rows are.
+    """
     found = np.empty(len(words), dtype=np.int32)
     for i in range(len(words)):
-        slot = _hash(words[i]) & last
-        while slots[slot] >= 0 and not _equal(table[slots[slot]], words[i]):
-            slot = (slot + one) & last
-        found[i] = slots[slot]
+        found[i] = index[_find(words[i], table, index)]
     return found
 
 
 @numba.njit(cache=True, nogil=True)
 def split_words(words: np.ndarray, at: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
-    """Copy each word's first ``at`` [n] bytes into ``first`` and the others into ``last``, both of zeros."""
+    """Copy each word's [n, W] first ``at`` [n] bytes into ``first`` and the others into ``last``, [n, W] of zeros."""
+    width = words.shape[1]
     for row in range(len(words)):
-        for i in range(words.shape[1]):
-            if i < at[row]:
-                first[row, i] = words[row, i]
-            else:
-                last[row, i - at[row]] = words[row, i]
+        source, cut = words[row].ctypes.data, np.uintp(at[row])
+        _memcpy(first[row].ctypes.data, source, cut)
+        _memcpy(last[row].ctypes.data, source + cut, np.uintp(width) - cut)
 
 
 @numba.njit(cache=True, nogil=True)

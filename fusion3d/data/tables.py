@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion3d.data.columns import Columns, find_rows, split_names
+from fusion3d.data.columns import Columns, Index, split_names
 from fusion3d.errors import DataError
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES
 
@@ -75,21 +75,14 @@ def build_columns(folder: Path) -> dict[str, np.ndarray]:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the loops that read them are compiled
         found = pool.map(lambda table: Columns(folder / f"{table}.json", SCHEMA[table]), wanted)
         tables = dict(zip(wanted, found, strict=True))
-    sample, scene = tables["sample"], tables["scene"]
-    columns = _scene_columns(scene, tables["log"], tables["map"])
-    columns |= {
-        "sample_token": sample["token"],
-        "sample_time": sample["timestamp"],
-        "sample_scene": sample.rows_in("scene_token", scene),
-        "sample_prev": sample.rows_in("prev", sample, optional=True),
-        "sample_next": sample.rows_in("next", sample, optional=True),
-    }
-    columns |= _data_columns(tables)
-    columns |= _reference_columns(columns)
-    return columns | _annotation_columns(tables)
+        columns: dict[str, np.ndarray] = {}
+        for part in pool.map(lambda make: make(tables), PARTS):
+            columns |= part
+    return columns | _reference_columns(columns)
 
 
-def _scene_columns(scene: Columns, log: Columns, maps: Columns) -> dict[str, np.ndarray]:
+def _scene_columns(tables: Mapping[str, Columns]) -> dict[str, np.ndarray]:
+    scene, log, maps = tables["scene"], tables["log"], tables["map"]
     map_of_log = {token: number for number, tokens in enumerate(maps["log_tokens"]) for token in tokens}
     return {
         "scene_token": scene["token"],
@@ -98,6 +91,29 @@ def _scene_columns(scene: Columns, log: Columns, maps: Columns) -> dict[str, np.
         "scene_location": log["location"][scene.rows_in("log_token", log)],
         "scene_map": np.array([map_of_log.get(token, -1) for token in scene.words("log_token")], dtype=np.int32),
         "map_file": maps["filename"],
+    }
+
+
+def _sample_columns(tables: Mapping[str, Columns]) -> dict[str, np.ndarray]:
+    sample = tables["sample"]
+    return {
+        "sample_token": sample["token"],
+        "sample_time": sample["timestamp"],
+        "sample_scene": sample.rows_in("scene_token", tables["scene"]),
+        "sample_prev": sample.rows_in("prev", sample, optional=True),
+        "sample_next": sample.rows_in("next", sample, optional=True),
+    }
+
+
+def _file_columns(tables: Mapping[str, Columns]) -> dict[str, np.ndarray]:
+    """File names repeat their folder, log and channel: those are stored once."""
+    prefix, suffix = split_names(tables["sample_data"]["filename"])
+    first = Index(prefix).find(prefix)  # where each prefix occurs for the first time
+    prefixes = np.unique(first)
+    return {
+        "data_prefix": np.searchsorted(prefixes, first).astype(np.int32),
+        "data_suffix": suffix,
+        "file_prefix": prefix[prefixes],
     }
 
 
@@ -123,10 +139,6 @@ def _data_columns(tables: Mapping[str, Columns]) -> dict[str, np.ndarray]:
     key = np.flatnonzero(data["is_key_frame"])
     key_data = np.full((len(sample), len(channels)), -1, dtype=np.int32)
     key_data[data_sample[key], calibration_channel[data_calibration[key]]] = key
-    # File names repeat their folder, log and channel: those are stored once.
-    prefix, suffix = split_names(data["filename"])
-    first = find_rows(prefix, prefix)  # where each prefix occurs for the first time
-    prefixes = np.unique(first)
     return {
         "channel_name": np.array([channel.encode() for channel in channels]),
         "key_data": key_data,
@@ -144,9 +156,6 @@ def _data_columns(tables: Mapping[str, Columns]) -> dict[str, np.ndarray]:
         "data_time": data["timestamp"],
         "data_prev": data.rows_in("prev", data, optional=True),
         "data_size": np.stack([data["height"], data["width"]], axis=-1).astype(np.int32).reshape(-1, 2),
-        "data_prefix": np.searchsorted(prefixes, first).astype(np.int32),
-        "data_suffix": suffix,
-        "file_prefix": prefix[prefixes],
     }
 
 
@@ -221,6 +230,9 @@ def _annotation_columns(tables: Mapping[str, Columns]) -> dict[str, np.ndarray]:
         "instance_token": instance["token"],
         "category_name": category["name"],
     }
+
+
+PARTS = (_data_columns, _file_columns, _annotation_columns, _scene_columns, _sample_columns)  # that need no other
 
 
 def box_velocities(center: np.ndarray, time: np.ndarray, prev: np.ndarray, following: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fusion3d.data import columns
 from fusion3d.data import table_kernels as kernels
-from fusion3d.data.columns import Columns, find_rows, split_names
+from fusion3d.data.columns import Columns, Index, split_names
 from fusion3d.errors import DataError
 
 KINDS = {"name": str, "count": int, "flag": bool, "vector": 3, "tags": list}
@@ -268,7 +268,7 @@ WIDE = st.lists(st.text("ab", max_size=20), max_size=30)
 def test_words_are_found_where_they_stand_first(words, table):
     as_bytes = [np.array([word.encode() for word in of] or [b""])[: len(of)] for of in (words, table)]
     expected = [table.index(word) if word in table else -1 for word in words]
-    assert find_rows(*as_bytes).tolist() == expected
+    assert Index(as_bytes[1]).find(as_bytes[0]).tolist() == expected
 
 
 @pytest.mark.parametrize("place", range(32))
