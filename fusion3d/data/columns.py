@@ -7,6 +7,7 @@ several tables can be read at once.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -16,8 +17,8 @@ import numpy as np
 from fusion3d.data import table_kernels as kernels
 from fusion3d.errors import DataError
 
-PIECE = 1 << 24  # bytes that are read at once
-CHUNK = 1 << 16  # rows that are looked for at once
+PIECE = 1 << 22  # bytes that are read at once: what is found in them is read while it lies in the caches
+CHUNK = 1 << 14  # rows that are looked for at once
 _LISTS = (list, list[str])
 ROOM = 1 << 30  # bytes for the strings, or lists, of these rows: all get as much as the longest
 
@@ -52,7 +53,7 @@ class Columns:
                 if wrong >= 0:
                     raise DataError(_refusal(path, text, list(kinds), spans[wrong], first + wrong, key, kind))
                 parts[key].append(values)
-        self._columns: dict[str, Any] = {key: np.concatenate(parts.pop(key)) for key in kinds}
+        self._columns: dict[str, Any] = {key: _join(parts.pop(key)) for key in kinds}
         token = self["token"]
         self._index = Index(token)
         if (self._index.index >= 0).sum() < len(token) or (token == b"").any():
@@ -110,9 +111,21 @@ def split_names(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (_words(parts[0]), _words(parts[1]))
 
 
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    """``np.concatenate`` without the interpreter's lock, which other tables need meanwhile."""
+    widest = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
+    joined = np.zeros((sum(map(len, parts)), *parts[0].shape[1:]), dtype=widest)
+    end = 0
+    for part in parts:
+        begin, end = end, end + len(part)
+        kernels.copy_rows(_characters(part), _characters(joined[begin:end]))
+    return joined
+
+
 def _characters(words: np.ndarray) -> np.ndarray:
-    """Bytes [n] as uint8 [n, W]."""
-    return np.ascontiguousarray(words).view(np.uint8).reshape(len(words), words.dtype.itemsize)
+    """Anything [n, ...] as the bytes that it is made of, uint8 [n, W]."""
+    width = words.dtype.itemsize * math.prod(words.shape[1:])
+    return np.ascontiguousarray(words).view(np.uint8).reshape(len(words), width)
 
 
 def _eights(words: np.ndarray) -> np.ndarray:
@@ -131,7 +144,7 @@ def _words(characters: np.ndarray) -> np.ndarray:
 def _pieces(path: Path, keys: list[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """The number of a first row, a text, and where in it the values of the next rows lie [R, keys, 2]; at least once.
 
-    The text is another after each.
+    Text and places lie in the same memory each time.
     """
     names = _characters(np.array([key.encode() for key in keys]))
     try:
@@ -142,8 +155,8 @@ def _pieces(path: Path, keys: list[str]) -> Iterator[tuple[int, np.ndarray, np.n
             if head[:1] != b"[":
                 raise DataError(f"{path}: expected a JSON array, found {head[:20]!r}; unpack the table again")
             first, at, state = 0, min(len(reader.text), 4096) - len(head) + 1, kernels.MORE
+            spans = np.empty((CHUNK, len(keys), 2), dtype=np.int64)
             while state != kernels.END:
-                spans = np.empty((CHUNK, len(keys), 2), dtype=np.int64)
                 count, at, state, stop = kernels.scan_rows(reader.text, at, names, spans)
                 yield first, reader.text, spans[:count]
                 first += count

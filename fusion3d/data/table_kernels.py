@@ -177,6 +177,14 @@ def copy_strings(text: np.ndarray, spans: np.ndarray, out: np.ndarray) -> np.nda
 
 
 @numba.njit(cache=True, nogil=True)
+def copy_rows(rows: np.ndarray, out: np.ndarray) -> None:
+    """Copy bytes [n, w] to the beginnings of rows that are as wide or wider, [n, W]."""
+    width = np.uintp(rows.shape[1])
+    for row in range(len(rows)):
+        _memcpy(out[row].ctypes.data, rows[row].ctypes.data, width)
+
+
+@numba.njit(cache=True, nogil=True)
 def read_integers(text: np.ndarray, spans: np.ndarray, first: int, out: np.ndarray) -> int:
     """Read whole numbers, from row ``first`` on, into ``out`` [n] int64; the row that needs a closer look, or -1."""
     for row in range(first, len(spans)):
