@@ -19,8 +19,8 @@ from fusion3d.errors import DataError
 
 PIECE = 1 << 22  # bytes that are read at once: what is found in them is read while it lies in the caches
 CHUNK = 1 << 14  # rows that are looked for at once
-_LISTS = (list, list[str])
 ROOM = 1 << 30  # bytes for the strings, or lists, of these rows: all get as much as the longest
+_LISTS = (list, list[str])
 
 
 class Columns:
@@ -53,7 +53,7 @@ class Columns:
                 if wrong >= 0:
                     raise DataError(_refusal(path, text, list(kinds), spans[wrong], first + wrong, key, kind))
                 parts[key].append(values)
-        self._columns: dict[str, Any] = {key: _join(parts.pop(key)) for key in kinds}
+        self._columns: dict[str, Any] = {key: _join(path, key, parts.pop(key)) for key in kinds}
         token = self["token"]
         self._index = Index(token)
         if (self._index.index >= 0).sum() < len(token) or (token == b"").any():
@@ -111,10 +111,12 @@ def split_names(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (_words(parts[0]), _words(parts[1]))
 
 
-def _join(parts: list[np.ndarray]) -> np.ndarray:
+def _join(path: Path, key: str, parts: list[np.ndarray]) -> np.ndarray:
     """``np.concatenate`` without the interpreter's lock, which other tables need meanwhile."""
-    widest = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
-    joined = np.zeros((sum(map(len, parts)), *parts[0].shape[1:]), dtype=widest)
+    widest, rows = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize), sum(map(len, parts))
+    if rows * widest.itemsize > ROOM + 16 * sum(part.nbytes for part in parts):
+        raise DataError(f"{path}: {key}: one value has {widest.itemsize} bytes, far more than the others; repair it")
+    joined = np.zeros((rows, *parts[0].shape[1:]), dtype=widest)
     end = 0
     for part in parts:
         begin, end = end, end + len(part)
@@ -166,12 +168,11 @@ def _pieces(path: Path, keys: list[str]) -> Iterator[tuple[int, np.ndarray, np.n
                     if not reader.more(at):
                         reader.refuse(stop - at, state)
                     at = 0
-            while at < len(reader.text):
-                if bytes(reader.text[at:]).strip():
-                    reader.refuse(at, kernels.BROKEN)
-                at = len(reader.text)
-                if reader.more(at):
-                    at = 0
+            while not bytes(reader.text[at:]).strip():
+                if not reader.more(len(reader.text)):
+                    return
+                at = 0
+            reader.refuse(at, kernels.BROKEN)
     except FileNotFoundError as error:
         raise DataError(f"table {path} is missing; check the data root and the version, or unpack it again") from error
     except OSError as error:

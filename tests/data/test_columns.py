@@ -176,6 +176,22 @@ def test_room_is_bounded_by_the_longest(path, monkeypatch):
     monkeypatch.setattr(columns, "ROOM", 50 * 3000)
     with pytest.raises(DataError, match=r'row 7 \(token "7"\): name: expected str that is shorter, found "nnn'):
         Columns(path, {"name": str})
+    monkeypatch.setattr(columns, "CHUNK", 10)
+    monkeypatch.setattr(columns, "ROOM", 10 * 3100)
+    rows += [{"token": f"more {number}", "name": "n"} for number in range(1000)]
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="name: one value has 3000 bytes, far more than the others"):
+        Columns(path, {"name": str})
+
+
+def test_what_follows_a_table_is_seen_wherever_it_is_read(path, monkeypatch):
+    for piece in (15, 16, 17, 40):
+        monkeypatch.setattr(columns, "PIECE", piece)
+        path.write_text('[{"token":"a"}]' + " " * 50 + "x")
+        with pytest.raises(DataError, match=r"no valid JSON \(found b' *x'"):
+            Columns(path, {})
+        path.write_text('[{"token":"a"}]' + " " * 50)
+        assert len(Columns(path, {})) == 1
 
 
 def test_nesting_without_end_is_an_error(path):
