@@ -168,11 +168,11 @@ def _pieces(path: Path, keys: list[str]) -> Iterator[tuple[int, np.ndarray, np.n
                     if not reader.more(at):
                         reader.refuse(stop - at, state)
                     at = 0
-            while not bytes(reader.text[at:]).strip():
+            while not (rest := bytes(reader.text[at:]).lstrip()):
                 if not reader.more(len(reader.text)):
                     return
                 at = 0
-            reader.refuse(at, kernels.BROKEN)
+            reader.refuse(len(reader.text) - len(rest), kernels.BROKEN)
     except FileNotFoundError as error:
         raise DataError(f"table {path} is missing; check the data root and the version, or unpack it again") from error
     except OSError as error:
