@@ -16,8 +16,8 @@ from fusion3d.bev.temporal import Memory
 from fusion3d.counts import named
 from fusion3d.heads.merge import mean_path, merge_agents, merge_boxes
 from fusion3d.model import Fusion3D, Sensed
-from fusion3d.rows import to_device
-from fusion3d.types import Batch, Boxes, EgoStatus, Forecast, Occupancy, Predictions, Trajectory
+from fusion3d.rows import concat, to_device
+from fusion3d.types import Batch, Boxes, EgoStatus, Forecast, Occupancy, Predictions
 
 JOINT = "joint"  # the model of all sensors
 
@@ -103,8 +103,7 @@ class LateFusion(nn.Module):
             boxes = tuple(self._merge([a.boxes[i] for a in of_sample], device) for i, of_sample in enumerate(chosen))
         if all(answer.plan is not None for answer in answers.values()):
             paths = [mean_path([a.plan[i] for a in of_sample]) for i, of_sample in enumerate(chosen)]
-            position, yaw, mask = (torch.stack([getattr(p, k) for p in paths]) for k in ("position", "yaw", "mask"))
-            plan = Trajectory(position, yaw, mask)
+            plan = concat([path[None] for path in paths])
         if all(answer.map is not None for answer in answers.values()):
             ground = _mean([[a.map[i] for a in of_sample] for i, of_sample in enumerate(chosen)])
         if all(answer.occupancy is not None for answer in answers.values()):

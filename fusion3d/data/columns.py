@@ -105,10 +105,9 @@ class Index:
 def split_names(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bytes [n] up to the last ``__``, which is kept, and from there on; a name without it has nothing before."""
     characters = _characters(names)
-    cut = kernels.after_double_underscore(characters)
-    parts = [np.zeros_like(characters) for _ in range(2)]
-    kernels.split_words(characters, cut, *parts)
-    return (_words(parts[0]), _words(parts[1]))
+    first, last = np.zeros_like(characters), np.zeros_like(characters)
+    kernels.split_names(characters, first, last)
+    return _words(first), _words(last)
 
 
 def _join(path: Path, key: str, parts: list[np.ndarray]) -> np.ndarray:
@@ -197,9 +196,9 @@ class _Reader:
         size = self._file.readinto(memoryview(self._room)[len(kept) :])  # type: ignore[attr-defined]
         self._before += at
         self.text = self._room[: len(kept) + size]
-        zero = kernels.find_zero(self.text[len(kept) :])
+        zero = kernels.find_byte(self.text, len(kept), 0)
         if zero >= 0:  # what a copy or a disk leaves where it failed; no JSON has any
-            self.refuse(len(kept) + zero, kernels.BROKEN)
+            self.refuse(zero, kernels.BROKEN)
         return size > 0
 
     def refuse(self, at: int, state: int) -> NoReturn:
@@ -298,7 +297,7 @@ def _refusal(path: Path, text: np.ndarray, keys: list[str], spans: np.ndarray, r
 
     Args:
         path: of the table.
-        text: all of it.
+        text: the piece of it with the row.
         keys: that are read.
         spans: [keys, 2], where the row's values are.
         row: its number.

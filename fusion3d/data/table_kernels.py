@@ -31,10 +31,10 @@ def _skip(text: np.ndarray, at: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def find_zero(text: np.ndarray) -> int:
-    """Where the first byte 0 is; -1 where there is none."""
+def find_byte(text: np.ndarray, at: int, byte: int) -> int:
+    """Where the first such byte is, from ``at`` on; -1 where there is none."""
     base = np.uintp(text.ctypes.data)
-    found = _memchr(base, 0, np.uintp(len(text)))
+    found = _memchr(base + np.uintp(at), byte, np.uintp(len(text) - at))
     return int(np.int64(found - base)) if found != 0 else -1
 
 
@@ -42,15 +42,11 @@ def find_zero(text: np.ndarray) -> int:
 def _string_end(text: np.ndarray, at: int) -> int:
     """The closing quote of a string whose first character is at ``at``; -1 where there is none."""
     while at < len(text):
-        base = np.uintp(text.ctypes.data)
-        found = _memchr(base + np.uintp(at), _QUOTE, np.uintp(len(text) - at))
-        if found == 0:
-            return -1
-        quote = int(np.int64(found - base))
+        quote = find_byte(text, at, _QUOTE)
         before = quote
         while before > at and text[before - 1] == _ESCAPE:
             before -= 1
-        if (quote - before) % 2 == 0:
+        if (quote - before) % 2 == 0:  # none, too
             return quote
         at = quote + 1
     return -1
@@ -358,23 +354,15 @@ def find_rows(words: np.ndarray, table: np.ndarray, index: np.ndarray) -> np.nda
 
 
 @numba.njit(cache=True, nogil=True)
-def split_words(words: np.ndarray, at: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
-    """Copy each word's [n, W] first ``at`` [n] bytes into ``first`` and the others into ``last``, [n, W] of zeros."""
-    width = words.shape[1]
-    for row in range(len(words)):
-        source, cut = words[row].ctypes.data, np.uintp(at[row])
-        _memcpy(first[row].ctypes.data, source, cut)
-        _memcpy(last[row].ctypes.data, source + cut, np.uintp(width) - cut)
-
-
-@numba.njit(cache=True, nogil=True)
-def after_double_underscore(words: np.ndarray) -> np.ndarray:
-    """[n] int64: one past the last ``__`` of each word [n, W]; 0 where there is none."""
-    found = np.zeros(len(words), dtype=np.int64)
-    underscore = ord("_")
-    for row in range(len(words)):
-        for i in range(words.shape[1] - 1, 0, -1):
-            if words[row, i] == underscore and words[row, i - 1] == underscore:
-                found[row] = i + 1
+def split_names(names: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
+    """Copy each name [n, W] up to its last ``__`` into ``first`` and the rest into ``last``, both [n, W] of zeros."""
+    underscore, width = ord("_"), names.shape[1]
+    for row in range(len(names)):
+        cut = 0
+        for i in range(width - 1, 0, -1):
+            if names[row, i] == underscore and names[row, i - 1] == underscore:
+                cut = i + 1
                 break
-    return found
+        source = names[row].ctypes.data
+        _memcpy(first[row].ctypes.data, source, np.uintp(cut))
+        _memcpy(last[row].ctypes.data, source + np.uintp(cut), np.uintp(width - cut))

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusion3d.analysis.comparison.runs import MAY_DIFFER
-from fusion3d.config import Config, differences, load_config
+from fusion3d.analysis.comparison.runs import changes
+from fusion3d.config import Config, load_config
 from fusion3d.errors import ConfigError
 
 
@@ -51,8 +51,6 @@ def read_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
         raise ConfigError(f"--jobs: expected at least 1, found {options.jobs}")
     options.seeds = tuple(dict.fromkeys(options.seeds))
     base = load_config(options.config, overrides)
-    changed = {
-        key: value for key, value in differences(base, load_config(options.config)).items() if key not in MAY_DIFFER
-    }
-    options.name = " ".join([options.config, *(f"--{key} {value}" for key, value in changed.items())])
+    overridden = changes(base, load_config(options.config)).items()
+    options.name = " ".join([options.config, *(f"--{key} {value}" for key, value in overridden)])
     return options, base

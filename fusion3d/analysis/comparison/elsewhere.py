@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusion3d.analysis.comparison.summary import KEPT, Metrics
+from fusion3d.analysis.comparison.summary import KEPT, Metrics, seeds_of
 from fusion3d.engine.environment import headline
 from fusion3d.errors import DataError
 from fusion3d.files import read_json_as
@@ -22,11 +22,6 @@ class Elsewhere:
 
     rows: Mapping[str, Mapping[int, Metrics]] = field(default_factory=dict)
     environments: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Every seed that a row has."""
-        return tuple(sorted({seed for runs in self.rows.values() for seed in runs}))
 
 
 def read_pages(paths: Sequence[Path], same: Mapping[str, Any], seeds: Collection[int]) -> Elsewhere:
@@ -49,7 +44,7 @@ def read_pages(paths: Sequence[Path], same: Mapping[str, Any], seeds: Collection
         wrong = [key for key in SAME if page[key] != same[key]]
         if wrong:
             raise DataError(f"{path} is of another comparison: its {', '.join(wrong)} differ; compare the same way")
-        for seed in sorted({seed for runs in page["rows"].values() for seed in runs}):
+        for seed in seeds_of(page["rows"]):
             if seed in taken:
                 raise DataError(f"{path} has seed {seed}, and so has {taken[seed]}; each seed is of one place")
             taken[seed] = str(path)

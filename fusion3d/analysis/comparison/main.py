@@ -33,7 +33,7 @@ from fusion3d.analysis.comparison.runs import (
     make_run,
     unfinished,
 )
-from fusion3d.analysis.comparison.summary import Metrics, nds
+from fusion3d.analysis.comparison.summary import Metrics, Scores, nds, seeds_of
 from fusion3d.config import Config
 from fusion3d.engine.environment import environment, headline
 from fusion3d.errors import ConfigError, Fusion3DError
@@ -81,15 +81,8 @@ class Comparison:
         return [row for row in ROWS if row.name in self.only]
 
     def last_rows(self) -> list[Row]:
-        """The stages with the operators that were best, by the NDS with all sensors, with ``judging_seed``."""
-        seed = self.judging_seed()
-        if self.only or seed is None:
-            return []
-        return list(best_rows({row.name: nds(self.finished(row)[seed]) for row in OPERATORS}))
-
-    def judging_seed(self) -> int | None:
-        """The first seed that every operator has, here or elsewhere, so that all places judge alike; None: none yet."""
-        return min(set.intersection(*({*self.finished(row)} for row in OPERATORS)), default=None)
+        """The stages with the operators that were best, of ``judge``."""
+        return [] if self.only else judge({row.name: self.finished(row) for row in OPERATORS})[1]
 
     def finished(self, row: Row) -> dict[int, Metrics]:
         """By seed, what is there of a row, and elsewhere.
@@ -103,6 +96,17 @@ class Comparison:
     def of_row(self, row: Row) -> list[Run]:
         """A row's runs here, of every seed."""
         return [self.run(row, seed) for seed in self.seeds]
+
+
+def judge(scores: Scores) -> tuple[int | None, list[Row]]:
+    """The stages with the operators that were best, by the NDS with all sensors, and the seed by which they were.
+
+    That is the first seed that every operator has, so that all places judge alike; where there is none, no stage.
+    """
+    seed = min(set.intersection(*({*scores.get(row.name, {})} for row in OPERATORS)), default=None)
+    if seed is None:
+        return None, []
+    return seed, list(best_rows({row.name: nds(scores[row.name][seed]) for row in OPERATORS}))
 
 
 def compare(comparison: Comparison, jobs: int) -> None:
@@ -163,16 +167,15 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
     if not joint:
         raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
     cost = measured(comparison.out)
-    seeds = sorted({seed for runs in joint.values() for seed in runs})
     protocol = (
-        f"Seeds {', '.join(map(str, seeds))}; same data and budget for every row: "
+        f"Seeds {', '.join(map(str, seeds_of(joint)))}; same data and budget for every row: "
         f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the model of all "
         "sensors together, or late fusion with those of the sensors' own models, of the same seed, wherever names and "
         "shapes fit (`train.start`); what fuses is new in all of them (`train.fresh`)."
     )
-    tried = {row.name for row in WITH_OPERATOR if row.name in joint}
-    if tried and tried == {row.name for row in comparison.last_rows()}:
-        protocol += f" Stages are tried with the operators that were best with seed {comparison.judging_seed()}."
+    seed, chosen = judge(joint)
+    if chosen and {row.name for row in chosen} == {row.name for row in WITH_OPERATOR if row.name in joint}:
+        protocol += f" Stages are tried with the operators that were best with seed {seed}."
     if "about" in cost:
         protocol += f" ms: on {headline(cost['about'])}."
     here = environments(run for row in (*alone(comparison.base.branches), *ROWS) for run in comparison.of_row(row))

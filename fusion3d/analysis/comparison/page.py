@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion3d.analysis.comparison.rows import REFERENCE
-from fusion3d.analysis.comparison.runs import MAY_DIFFER
+from fusion3d.analysis.comparison.runs import changes
 from fusion3d.analysis.comparison.summary import (
     KEPT,
     Gain,
@@ -23,7 +23,7 @@ from fusion3d.analysis.comparison.summary import (
     nds,
     whole,
 )
-from fusion3d.config import Config, differences
+from fusion3d.config import Config
 from fusion3d.engine.environment import headline
 from fusion3d.files import write_json, write_whole
 from fusion3d.view.intervals import Spread, draw_intervals
@@ -54,8 +54,7 @@ def make_header(base: Config, name: str, made_on: Sequence[Mapping[str, Any]], p
     """
     lines = [headline(about) for about in made_on] or [base.data.version]
     about = f"{' | '.join(lines)}; {name}"
-    settings = {key: value for key, value in differences(base).items() if key not in MAY_DIFFER}
-    return {"about": about, "protocol": protocol, "settings": settings, "environments": list(made_on)}
+    return {"about": about, "protocol": protocol, "settings": changes(base), "environments": list(made_on)}
 
 
 def head_lines(title: str, header: Mapping[str, Any], plot: Path, shown: str) -> list[str]:

@@ -172,6 +172,11 @@ def data_digest(config: Config) -> str:
     return digest.hexdigest()[:16]
 
 
+def changes(config: Config, base: Config | None = None) -> dict[str, Any]:
+    """The settings that make other numbers than those of ``base``, by default than the defaults."""
+    return {key: value for key, value in differences(config, base).items() if key not in MAY_DIFFER}
+
+
 def config_digest(config: Config) -> str:
     """Tells settings that make other numbers from one another."""
     settings = to_dict(config)

@@ -56,6 +56,11 @@ def any_of(scores: Scores) -> Metrics:
     return next(iter(next(iter(scores.values())).values()))
 
 
+def seeds_of(rows: Mapping[str, Mapping[int, Any]]) -> list[int]:
+    """Every seed that a row has, in order."""
+    return sorted({seed for runs in rows.values() for seed in runs})
+
+
 def whole(metrics: Metrics) -> str:
     """The name of the subset with all sensors."""
     return max(metrics["subsets"], key=lambda name: name.count("+"))
@@ -123,8 +128,7 @@ def gain(numbers: Mapping[str, Mapping[int, float]], metric: str, more: str, les
         more: what is compared.
         less: with what.
     """
-    seeds = sorted({seed for runs in numbers.values() for seed in runs})
-    by_seed = [[runs[seed] for runs in numbers.values() if seed in runs] for seed in seeds]
+    by_seed = [[runs[seed] for runs in numbers.values() if seed in runs] for seed in seeds_of(numbers)]
     means = [[sum(group) / len(group) for group in groups] for groups in (map(_values, numbers.values()), by_seed)]
     return Gain(metric, more, less, *map(estimate, means))
 

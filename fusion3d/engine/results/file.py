@@ -106,7 +106,7 @@ class Reader:
     tokens: dict[str, int] = field(default_factory=dict)
     tracks: dict[str, int] = field(default_factory=dict)
     numbers: array[float] = field(default_factory=lambda: array("d"))  # 13 of each box
-    codes: array[int] = field(default_factory=lambda: array("i"))  # 6 of each box
+    codes: array[int] = field(default_factory=lambda: array("i"))  # sample, number, class, attribute, track, points
     boxes: int = 0
 
     def read(self) -> None:
