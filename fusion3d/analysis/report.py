@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | ``metrics.json``, ``run.json`` | ``evaluate`` | scores, intervals, missing sensors, Shapley values |
 | ``<subset>/matches.npz`` | ``evaluate`` | reliability, worst samples |
-| ``<subset>/results_nusc.json`` | ``evaluate`` | pictures of these (with the data set) |
+| ``<subset>/results_nusc.json``, or what ``--results`` was | ``evaluate`` | pictures of these (with the data set) |
 | ``explain/*.png`` | ``explain --out RUN/explain`` | what the model looks at |
 | ``similarity.json`` | ``similarity --out RUN`` | how alike the sensors' maps are |
 | ``calibration.json`` | ``calibrate --out RUN`` | temperature scaling |
@@ -25,11 +25,11 @@ from fusion3d.analysis.calibration import FILE as CALIBRATION
 from fusion3d.analysis.calibration import describe_scores, score_classes
 from fusion3d.analysis.similarity import FILE as SIMILARITY
 from fusion3d.config import Config, differences, from_dict
-from fusion3d.engine.evaluate import RUN
+from fusion3d.engine.environment import RUN
 from fusion3d.engine.log import read_log
 from fusion3d.engine.matches import MATCHES, read_matches
-from fusion3d.engine.results import read_results
-from fusion3d.engine.submission import from_records
+from fusion3d.engine.results import Limits, Results, read_results
+from fusion3d.engine.submission import RESULTS_FILE, from_records
 from fusion3d.engine.visualize import look, open_clips
 from fusion3d.errors import DataError
 from fusion3d.files import read_json
@@ -63,8 +63,9 @@ def report(run: str | Path, path: str | Path | None = None, worst: int = 4, pict
     run = Path(run)
     folder = run if (run / "metrics.json").is_file() and (run / RUN).is_file() else run / "evaluation"
     metrics, about = (read_json(folder / name, _REMEDY) for name in ("metrics.json", RUN))
-    if not (isinstance(about.get("config"), dict) and isinstance(about.get("checkpoint"), str)):
-        raise DataError(f"{folder / RUN} lacks config or checkpoint; {_REMEDY}")
+    what = next((key for key in ("checkpoint", "results") if isinstance(about.get(key), str)), None)
+    if what is None or not isinstance(about.get("config"), dict):
+        raise DataError(f"{folder / RUN} lacks config, or what was scored; {_REMEDY}")
     config = from_dict(about["config"], source=str(folder / RUN))
     log = run / "log.jsonl"
     return write_report(
@@ -72,26 +73,27 @@ def report(run: str | Path, path: str | Path | None = None, worst: int = 4, pict
         metrics,
         curves=read_log(log) if log.is_file() else (),
         config_text="\n".join(f"{key} = {value!r}" for key, value in differences(config).items()),
-        environment={"checkpoint": about["checkpoint"], "data": f"{config.data.version}, split {config.data.split}"},
-        title=f"Evaluation of {Path(about['checkpoint']).name}",
+        environment={what: about[what], "data": f"{config.data.version}, split {config.data.split}"},
+        title=f"Evaluation of {Path(about[what]).name}",
         summary=f"{metrics.get('num_samples', '?')} samples of {config.data.version}, split {config.data.split}.",
-        findings=collect(folder, config, worst, pictures),
+        findings=collect(folder, config, about.get("results"), worst, pictures),
     )
 
 
-def collect(folder: Path, config: Config, worst: int = 4, pictures: bool = True) -> Findings:
+def collect(folder: Path, config: Config, scored: str | None = None, worst: int = 4, pictures: bool = True) -> Findings:
     """What lies in the folder of an evaluation beside its scores, and what follows from its boxes.
 
     Args:
         folder: that ``evaluate`` wrote.
         config: of the evaluation.
+        scored: the result file that was scored, where it was no checkpoint.
         worst: samples that are listed as the worst, by the boxes that the largest subset of sensors found.
         pictures: draw these into ``worst/``.
 
     Raises:
         DataError: a file or the data set cannot be read.
     """
-    results = [path for path in folder.glob(f"*/{MATCHES}") if path.parent.name != WORST]
+    results = [*folder.glob(MATCHES), *folder.glob(f"*/{MATCHES}")]
     reliability: dict[str, Any] | None = None
     samples: list[WorstSample] = []
     if results:
@@ -99,9 +101,9 @@ def collect(folder: Path, config: Config, worst: int = 4, pictures: bool = True)
         matches = read_matches(largest)
         reliability = describe_scores(score_classes(matches))
         told = worst_tokens(find_faults(matches), worst)
-        drawn = (
-            _draw_all(told, largest.with_name("results_nusc.json"), config, folder / WORST) if pictures and told else {}
-        )
+        boxes = Path(scored) if scored else largest.with_name(RESULTS_FILE)
+        limits = Limits(boxes_per_sample=matches.protocol.max_boxes_per_sample)
+        drawn = _draw_all(told, read_results(boxes, limits=limits), config, folder / WORST) if pictures and told else {}
         samples = [_tell(token, faults, matches, drawn.get(token)) for token, faults in told.items()]
     optional = {name: folder / name for name in (CALIBRATION, SIMILARITY, "robustness.json", AUDIT)}
     known = {name: read_json(path, _REMEDY) if path.is_file() else None for name, path in optional.items()}
@@ -144,9 +146,9 @@ def _tell(token: str, faults: Sequence[Fault], matches: Matches, picture: Path |
     return WorstSample(f"{scene}, {token}", cost, tuple(lines), max(0, len(faults) - _LISTED), picture)
 
 
-def _draw_all(faults: Mapping[str, Sequence[Fault]], results: Path, config: Config, folder: Path) -> dict[str, Path]:
+def _draw_all(faults: Mapping[str, Sequence[Fault]], results: Results, config: Config, folder: Path) -> dict[str, Path]:
     """Pictures of samples with the boxes of a result file, by token; the listed faults are circled."""
-    found = read_results(results).records(faults)
+    found = results.records(faults)
     dataset = open_clips(config)
     pictures = {}
     for token, of_sample in faults.items():

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 
+from fusion3d.config import Config, to_dict
+from fusion3d.files import write_json
 from fusion3d.ops import library
+
+RUN = "run.json"  # in the folder of an evaluation
 
 
 def environment(device: str | torch.device, root: str) -> dict[str, Any]:
@@ -36,6 +40,16 @@ def environment(device: str | torch.device, root: str) -> dict[str, Any]:
         "commit": _commit(),
         "cloud": root,
     }
+
+
+def note_run(folder: str | Path, what: Mapping[str, Any], config: Config, device: str | torch.device) -> Path:
+    """Write ``run.json``: what was evaluated, how, and on what.
+
+    Raises:
+        Fusion3DError: it cannot be written.
+    """
+    about = {**what, "config": to_dict(config), "environment": environment(device, config.data.version)}
+    return write_json(Path(folder, RUN), about)
 
 
 def _cpu() -> str:

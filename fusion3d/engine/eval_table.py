@@ -7,7 +7,7 @@ from typing import Any
 
 from fusion3d.engine.forecasts import format_motion, table_line
 from fusion3d.engine.plan_table import format_skill
-from fusion3d.engine.scoring import notes
+from fusion3d.engine.scoring import notes, told_nearest
 from fusion3d.metrics.occupancy import occupancy_columns
 from fusion3d.metrics.planning.exact import ABOUT, NAME
 from fusion3d.metrics.planning.slices import HUMAN
@@ -41,7 +41,7 @@ def _tracking(metrics: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     lines = [table_line(name, [row[c] for c in TRACK_COLUMNS]) for name, row in rows.items()]
-    return [table_line("tracking", TRACK_COLUMNS), *lines]
+    return [table_line("tracking", TRACK_COLUMNS), *lines, *told_nearest(rows)]
 
 
 def _motion(metrics: dict[str, Any]) -> list[str]:

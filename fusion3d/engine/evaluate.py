@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fusion3d.config import Config, override, to_dict
+from fusion3d.config import Config, override
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine.checkpoint import find_checkpoint, load_config_of, load_model
 from fusion3d.engine.drives import drives_of, map_of
-from fusion3d.engine.environment import environment
+from fusion3d.engine.environment import note_run
 from fusion3d.engine.eval_table import format_table
 from fusion3d.engine.evaluate_plans import trained_baselines
 from fusion3d.engine.ground_truth import detection_truth
@@ -39,11 +39,9 @@ from fusion3d.metrics.planning import score_plans as score_every_plan
 from fusion3d.metrics.planning.exact import ABOUT, NAME
 from fusion3d.metrics.planning.modes import score_modes
 from fusion3d.metrics.protocol import CVPR_2019
-from fusion3d.metrics.shapley import has_every_subset, sensor_worth
 from fusion3d.metrics.tracking import PROTOCOL as TRACKING_PROTOCOL
 from fusion3d.types import PLAN_SCORES, Trajectory
 
-RUN = "run.json"
 OF_CHECKPOINT = ("--subsets", "--device", "--no-ema", "--tta", "--stream", "--strict")  # mean nothing to a result file
 # What can be scored, and the head of the model that it needs.
 TASKS = {name: name for name in ("detection", "motion", "planning", "map", "occupancy")} | {"tracking": "detection"}
@@ -75,7 +73,7 @@ def evaluate(
         scoring: how boxes are scored; None is as the benchmark does.
 
     Returns:
-        ``shapley``: what each sensor is worth, as ``sensor_worth`` gives it, where every subset of several is there;
+        ``kept``, ``shapley``: of ``BoxScorer.beside``;
         ``subsets.<name>``: numbers of ``BoxScorer.score``, ``motion`` with those of ``score_forecasts``, ``planning``
         with that subset's plan, ``map`` and ``occupancy`` with the numbers of ``Overlap.scores``, and ``tracking`` with
         those of ``score_tracking``;
@@ -99,9 +97,12 @@ def evaluate(
     chosen = choose_subsets(config, subsets)
     tasks = choose_tasks(config, tasks)
     check_history(config)
+    scoring = scoring or Scoring()
     tables = Tables.open(config.data.root, config.data.version)
     if not tables.annotated:
         raise DataError(f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict")
+    if "detection" in tasks:
+        scoring.check(tables, config.data.split)
     set_deterministic(config.deterministic)
     temperatures = load_temperatures(checkpoint, list(chosen), ema) if config.evaluation.calibrated else {}
     model, _ = load_model(checkpoint, ema, config)
@@ -112,7 +113,7 @@ def evaluate(
     predicted = time.perf_counter()
     metrics: dict[str, Any] = {"subsets": {name: {} for name in chosen}, "num_samples": len(output.poses)}
     truth = detection_truth(tables, output.poses) if "detection" in tasks else None
-    boxes = None if truth is None else BoxScorer(truth, config.data, scoring or Scoring())
+    boxes = None if truth is None else BoxScorer(truth, config.data, scoring)
     tracks = TrackScorer(tables, list(output.poses), config.evaluation.tracker) if "tracking" in tasks else None
     if boxes is not None or tracks is not None:
         _note_boxes(metrics, output, temperatures, boxes, tracks, Path(out_dir))
@@ -133,9 +134,8 @@ def evaluate(
         "total": end - start,
     }
     write_json(Path(out_dir, "metrics.json"), metrics)
-    about = {"checkpoint": str(find_checkpoint(checkpoint)), "ema": ema, "config": to_dict(config)}
-    where = environment(next(model.parameters()).device, config.data.version)
-    write_json(Path(out_dir, RUN), about | {"environment": where})
+    about = {"checkpoint": str(find_checkpoint(checkpoint)), "ema": ema}
+    note_run(out_dir, about, config, next(model.parameters()).device)
     return metrics
 
 
@@ -152,12 +152,12 @@ def _note_boxes(
     for name, of_subset in output.subsets.items():
         records = _records(of_subset, output.poses, temperatures.get(name))
         if boxes is not None:
-            rows[name] |= boxes.score(records, of_subset.used, out_dir / name)
+            rows[name] |= boxes.score(name, records, of_subset.used, out_dir / name)
         if tracks is not None:
             rows[name]["tracking"] = tracks.track(records, of_subset.used, out_dir / name / TRACKS_FILE)
             metrics["tracking_protocol"] = TRACKING_PROTOCOL
-    if boxes is not None and len(rows) > 1 and has_every_subset(rows):
-        metrics["shapley"] = sensor_worth(rows)
+    if boxes is not None:
+        metrics |= boxes.beside(rows)
 
 
 def _note_plans(metrics: dict[str, Any], scores: dict[str, Any]) -> None:

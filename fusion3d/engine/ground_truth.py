@@ -60,5 +60,10 @@ def detection_truth(tables: Tables, tokens: Iterable[str]) -> Truth:
             visibility=tables.box_visibility[rows],
         ),
         racks=Racks(sample[racks], tables.box_center[racks], tables.box_size[racks], tables.box_rotation[racks]),
-        nearest=sum(tables.key(row, REFERENCE_CHANNEL) < 0 for row in samples.tolist()),
+        nearest=without_reference(tables, samples.tolist()),
     )
+
+
+def without_reference(tables: Tables, samples: Iterable[int]) -> int:
+    """How many of these rows have no LIDAR_TOP, whose pose is the sample's: theirs is the one nearest in time."""
+    return sum(tables.key(row, REFERENCE_CHANNEL) < 0 for row in samples)

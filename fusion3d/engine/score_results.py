@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from fusion3d.config import Config
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
 from fusion3d.engine.columns import result_columns
+from fusion3d.engine.environment import RUN, note_run
 from fusion3d.engine.ground_truth import detection_truth
 from fusion3d.engine.results import Limits, read_results
 from fusion3d.engine.scoring import BoxScorer, Scoring
@@ -28,7 +30,7 @@ def score_results(
     tasks: Sequence[str] | None = None,
     scoring: Scoring | None = None,
 ) -> dict[str, Any]:
-    """Score a result file on ``data.split`` and write ``metrics.json`` into ``out_dir``.
+    """Score a result file on ``data.split`` and write ``metrics.json`` and ``run.json`` into ``out_dir``.
 
     The file's boxes go from its text into columns: no record of one is kept, unless they are tracked here or the devkit
     scores them too.
@@ -38,7 +40,7 @@ def score_results(
         config: ``data`` and ``evaluation.tracker`` are read.
         out_dir: folder; gets ``matches.npz`` of detections, the tracks too where these are tracked, and what the
             devkit scored.
-        limits: of the file's size.
+        limits: of the file's size; how many boxes a sample may have, ``scoring`` says.
         tasks: "detection" or "tracking"; None is what the file holds. Detections can be tracked here.
         scoring: how boxes are scored; None is as the benchmark does.
 
@@ -51,21 +53,24 @@ def score_results(
     """
     data = config.data
     scoring = scoring or Scoring()
-    for name in ("metrics.json", TRACKS_FILE, *([RESULTS_FILE] if scoring.official else [])):
+    for name in ("metrics.json", RUN, TRACKS_FILE, *([RESULTS_FILE] if scoring.official else [])):
         if Path(out_dir, name).resolve() == Path(path).resolve():
             raise ConfigError(f"{path} would be written over: choose another --out than its own folder")
     tables = Tables.open(data.root, data.version)
     if not tables.annotated:
         raise DataError(f"{data.root} ({data.version}) has no annotations to score against")
     tokens = [tables.token(row) for row in samples_of(tables, data.split)]
+    limits = replace(limits or Limits(), boxes_per_sample=scoring.protocol.max_boxes_per_sample)
     results = read_results(path, tokens, limits)
     possible = ("detection", "tracking") if results.task == "detection" else ("tracking",)
     tasks = (results.task,) if tasks is None else tasks
     wrong = [task for task in tasks if task not in possible]
     if wrong:
         raise ConfigError(f"{path} holds {results.task} results: no task {wrong[0]!r}; possible: {', '.join(possible)}")
-    row: dict[str, Any] = {}
-    metrics: dict[str, Any] = {"subsets": {Path(path).stem: row}, "num_samples": len(tokens), "meta": results.meta}
+    if "detection" in tasks:
+        scoring.check(tables, data.split)
+    name, row = Path(path).stem, {}
+    metrics: dict[str, Any] = {"subsets": {name: row}, "num_samples": len(tokens), "meta": results.meta}
     if "tracking" in tasks:
         scorer = TrackScorer(tables, tokens, config.evaluation.tracker)
         if results.task == "tracking":
@@ -77,6 +82,7 @@ def score_results(
         scorer, copy = BoxScorer(detection_truth(tables, tokens), data, scoring), None
         if scoring.official:  # the devkit stops at what can be scored all the same, such as a flag that is not there
             copy = write_submission(Path(out_dir, RESULTS_FILE), results.records(), results.sensors)
-        row |= scorer.score_columns(result_columns(results, tokens), Path(out_dir), copy, results.tokens)
+        row |= scorer.score_columns(name, result_columns(results, tokens), Path(out_dir), copy, results.tokens)
     write_json(Path(out_dir, "metrics.json"), metrics)
+    note_run(out_dir, {"results": str(path)}, config, "cpu")
     return metrics

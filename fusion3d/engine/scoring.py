@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from fusion3d.config import DataConfig
+from fusion3d.data.nuscenes import Tables
+from fusion3d.data.splits import samples_of
 from fusion3d.engine.columns import found_columns
+from fusion3d.engine.ground_truth import without_reference
 from fusion3d.engine.matches import MATCHES, write_matches
-from fusion3d.engine.official import Official, greatest_difference
+from fusion3d.engine.official import Official, devkit, greatest_difference
 from fusion3d.engine.submission import RESULTS_FILE, write_submission
-from fusion3d.errors import ConfigError
+from fusion3d.errors import ConfigError, Fusion3DError
 from fusion3d.files import read_json
-from fusion3d.metrics.bootstrap import RESAMPLES, Draws, Sampled, draw_scenes, sample_numbers
+from fusion3d.metrics.bootstrap import RESAMPLES, Draws, Sampled, draw_scenes, mix, sample_numbers
 from fusion3d.metrics.columns import BoxColumns, Truth
 from fusion3d.metrics.detection import MEANS, nested, score_matches
 from fusion3d.metrics.matching import Matches, match_detections
 from fusion3d.metrics.protocol import CVPR_2019, DetectionProtocol
+from fusion3d.metrics.shapley import JOIN, has_every_subset, sensor_worth, shares
 from fusion3d.metrics.strata import make_strata
+from fusion3d.types import DETECTION_CLASSES
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]  # boxes in the submission's format, by sample token
 SURE = ("NDS", "mAP")  # what is printed with intervals
@@ -32,6 +37,21 @@ class Scoring:
     protocol: DetectionProtocol = CVPR_2019
     official: bool = False  # the devkit beside ours
     resamples: int = RESAMPLES  # of the scenes, for intervals; 0: none
+
+    def check(self, tables: Tables, split: str) -> None:
+        """See, before anything runs, that the devkit can score a split where it is wanted.
+
+        Raises:
+            Fusion3DError: it cannot be imported, or stops at samples without LIDAR_TOP.
+        """
+        if self.official:
+            devkit()
+            nearest = without_reference(tables, samples_of(tables, split))
+            if nearest:
+                raise Fusion3DError(
+                    f"--official: {nearest} samples of {split!r} have no LIDAR_TOP, at which the devkit stops; without "
+                    "--official ours can score them"
+                )
 
 
 class BoxScorer:
@@ -50,30 +70,35 @@ class BoxScorer:
         self.truth, self.scoring = truth, scoring
         where = data.root, data.version, truth.samples.tokens
         self.official = Official(*where, scoring.protocol) if scoring.official else None
+        self.draws = draw_scenes(len(truth.samples.scenes), scoring.resamples)
+        self.sampled: dict[str, Sampled] = {}  # by subset
 
-    def score(self, records: Records, sensors: Iterable[str], folder: Path) -> dict[str, Any]:
+    def score(self, name: str, records: Records, sensors: Iterable[str], folder: Path) -> dict[str, Any]:
         """Write a subset's submission and score it.
 
         Args:
+            name: of the subset.
             records: boxes in the submission's format, by sample token; their order decides between equal scores.
             sensors: that really went in.
             folder: gets ``results_nusc.json`` and ``matches.npz``.
 
         Returns:
-            The numbers of ``score_matches``, and of ``with_intervals``; ``range_from_nearest_pose``: samples without
-            LIDAR_TOP, where there are any; and, beside the devkit, ``official``: its greatest ``difference`` from ours,
-            and ``of`` which number.
+            The numbers of ``score_matches``; ``num_scenes``; ``intervals``: by number (MEANS, ``AP.car`` ...,
+            ``micro.AP`` ...) the 95 % interval, None where the scenes are too few for any; ``strata`` as ``in_strata``
+            gives them; ``range_from_nearest_pose``: samples without LIDAR_TOP, where there are any; and, beside the
+            devkit, ``official``: its greatest ``difference`` from ours, and ``of`` which number.
         """
         found = found_columns(records, self.truth.samples.tokens)
         file = write_submission(folder / RESULTS_FILE, records, sensors)
-        return self.score_columns(found, folder, file, list(records))
+        return self.score_columns(name, found, folder, file, list(records))
 
     def score_columns(
-        self, found: BoxColumns, folder: Path, submission: Path | None, order: Sequence[str]
+        self, name: str, found: BoxColumns, folder: Path, submission: Path | None, order: Sequence[str]
     ) -> dict[str, Any]:
         """``score`` for boxes that somebody has written down already.
 
         Args:
+            name: of what found them.
             found: boxes; their order decides between equal scores.
             folder: gets ``matches.npz``.
             submission: the same boxes as a file, for the devkit where it is wanted.
@@ -82,37 +107,65 @@ class BoxScorer:
         matches = match_detections(self.truth, found, self.scoring.protocol)
         write_matches(folder / MATCHES, matches)
         scores = score_matches(matches)
+        sampled = self.sampled[name] = sample_numbers(matches, self.draws)
+        scores["num_scenes"] = len(self.truth.samples.scenes)
         if self.scoring.resamples:
-            scores |= with_intervals(matches, self.scoring.resamples)
+            scores["intervals"] = sampled.intervals(self.draws)
+        scores["strata"] = in_strata(matches, self.scoring.resamples)
         if self.truth.nearest:
             scores["range_from_nearest_pose"] = self.truth.nearest
         if self.official is not None:
             assert submission is not None
-            difference, name = greatest_difference(scores, self.official.score(submission, order))
-            scores["official"] = {"difference": difference, "of": name}
+            difference, of = greatest_difference(scores, self.official.score(submission, order))
+            scores["official"] = {"difference": difference, "of": of}
         return scores
 
+    def beside(self, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """What the subsets say together; on the same draws, so that what is hard for all of them is no difference.
 
-def with_intervals(matches: Matches, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """What a result says beyond its numbers: how sure they are, and where they come from.
+        Args:
+            rows: by subset, what ``score`` returned.
+
+        Returns:
+            ``kept``: by subset what is left of the largest one's ``NDS`` and ``mAP``, and ``intervals`` of these;
+            ``shapley``: where every subset of several is there, what ``sensor_worth`` gives, and ``intervals`` by
+            number and sensor.
+        """
+        whole = self.sampled[max(self.sampled, key=lambda name: name.count(JOIN))]
+        kept = {name: of / whole for name, of in self.sampled.items()}
+        found = {
+            "kept": {
+                name: {**{key: of.value[key] for key in SURE}, "intervals": of.intervals(self.draws, SURE)}
+                for name, of in kept.items()
+            }
+        }
+        if len(rows) > 1 and has_every_subset(rows):
+            worth = {
+                sensor: mix([(share, self.sampled[name]) for name, share in of.items()]).intervals(self.draws)
+                for sensor, of in shares(rows).items()
+            }
+            shown = [*SURE, *(f"AP.{label}" for label in DETECTION_CLASSES)]
+            between = {key: {sensor: of[key] for sensor, of in worth.items()} for key in shown}
+            found["shapley"] = {**sensor_worth(rows), "intervals": between}
+        return found
+
+
+def in_strata(matches: Matches, resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
+    """Where the numbers of a result come from.
 
     Args:
         matches: the result.
         resamples: of its scenes; strata, which are many, get a quarter of them.
 
     Returns:
-        ``num_scenes``; ``intervals``: by number (MEANS, ``AP.car`` ..., ``micro.AP`` ...) the 95 % interval, None where
-        the scenes are too few for any. ``strata``: by dimension and stratum ``num_truth``, ``num_classes``, MEANS over
-        the classes that the stratum has, ``AP`` by class, ``micro``, and ``intervals``.
+        By dimension and stratum ``num_truth``, ``num_classes``, MEANS over the classes that the stratum has, ``AP`` by
+        class, ``micro``, and ``intervals``.
     """
-    num_scenes = len(matches.samples.scenes)
-    draws, fewer = draw_scenes(num_scenes, resamples), draw_scenes(num_scenes, -(-resamples // 4))
-    strata = {
-        dimension: {name: _part(sample_numbers(matches, fewer, of.stratum(name)), fewer) for name in of.names}
+    draws = draw_scenes(len(matches.samples.scenes), -(-resamples // 4))
+    return {
+        dimension: {name: _part(sample_numbers(matches, draws, of.stratum(name)), draws) for name in of.names}
         for dimension, of in make_strata(matches).items()
     }
-    whole = sample_numbers(matches, draws).intervals(draws)
-    return {"num_scenes": num_scenes, "intervals": whole, "strata": strata}
 
 
 def _part(sampled: Sampled, draws: Draws) -> dict[str, Any]:
@@ -144,17 +197,22 @@ def notes(subsets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if "intervals" in last:
         lines += ["", f"95 % intervals over {last['num_scenes']} scenes:"]
         lines += [f"{name:<20}" + "".join(f"{_sure(row, of):>28}" for of in SURE) for name, row in subsets.items()]
-    nearest = max((row.get("range_from_nearest_pose", 0) for row in subsets.values()), default=0)
-    if nearest:
-        lines.append(
-            f"{nearest} samples have no LIDAR_TOP (the devkit stops there): the range of their boxes is from the ego "
-            "pose nearest in time"
-        )
+    lines += told_nearest(subsets)
     for name, row in subsets.items():
         if "official" in row:
             of = f" ({row['official']['of']})" if row["official"]["of"] else ""
             lines.append(f"{name}: greatest difference from the devkit {row['official']['difference']:.1e}{of}")
     return lines
+
+
+def told_nearest(subsets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line on samples without LIDAR_TOP, where there are any."""
+    count = max((row.get("range_from_nearest_pose", 0) for row in subsets.values()), default=0)
+    text = (
+        f"{count} samples have no LIDAR_TOP (the devkit stops there): the range of their boxes is from the ego pose "
+        "nearest in time"
+    )
+    return [text] if count else []
 
 
 def _sure(row: Mapping[str, Any], name: str) -> str:

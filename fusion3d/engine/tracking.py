@@ -10,7 +10,7 @@ import numpy as np
 
 from fusion3d.config import TrackerConfig
 from fusion3d.data.nuscenes import Tables
-from fusion3d.engine.ground_truth import BICYCLE_RACK, category_names
+from fusion3d.engine.ground_truth import BICYCLE_RACK, category_names, without_reference
 from fusion3d.engine.results import Results
 from fusion3d.engine.submission import write_submission
 from fusion3d.engine.tracker import track_detections
@@ -39,6 +39,7 @@ class TrackScorer:
     def __init__(self, tables: Tables, tokens: Sequence[str], config: TrackerConfig) -> None:
         self.tables, self.tokens, self.config = tables, tuple(tokens), config
         self.frames, self.truth = tracking_truth(tables, tokens)
+        self.nearest = without_reference(tables, map(tables.row_of, tokens))
 
     def track(
         self, detections: Mapping[str, Sequence[Mapping[str, Any]]], sensors: Iterable[str], path: Path
@@ -51,14 +52,18 @@ class TrackScorer:
             path: file.
 
         Returns:
-            The numbers of ``score_tracking``.
+            As ``score``.
         """
         tracks = track_split(self.tables, self.tokens, detections, self.config)
         write_submission(path, tracks, sensors)
-        return score_tracking(self.frames, self.truth, record_columns(tracks, self.tokens))
+        return self._score(record_columns(tracks, self.tokens))
 
     def score(self, results: Results) -> dict[str, Any]:
-        """The numbers of ``score_tracking`` of tracking results, anybody's, that have every sample."""
+        """The numbers of tracking results, anybody's, that have every sample.
+
+        Returns:
+            Those of ``score_tracking``; ``range_from_nearest_pose``: samples without LIDAR_TOP, where there are any.
+        """
         place = {token: row for row, token in enumerate(self.tokens)}
         frame = np.array([place[token] for token in results.tokens], dtype=np.int64)[results.sample]
         found = Tracks(
@@ -69,7 +74,11 @@ class TrackScorer:
             score=results.score,
             num_points=results.points.astype(np.int64),
         )
-        return score_tracking(self.frames, self.truth, found)
+        return self._score(found)
+
+    def _score(self, found: Tracks) -> dict[str, Any]:
+        scores = score_tracking(self.frames, self.truth, found)
+        return scores | ({"range_from_nearest_pose": self.nearest} if self.nearest else {})
 
 
 def track_split(

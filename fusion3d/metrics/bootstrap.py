@@ -6,6 +6,7 @@ compared on the same draws: what is hard for both is then no difference between 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def interval(values: np.ndarray, num_scenes: int) -> tuple[float, float] | None:
         None with a single scene, or where fewer than half of the resamples know the number.
     """
     known = values[~np.isnan(values)]
-    if num_scenes < 2 or len(known) < 0.5 * len(values):
+    if num_scenes < 2 or not len(known) or len(known) < 0.5 * len(values):
         return None
     tail = _tail(num_scenes)
     low, high = np.quantile(known, [tail, 1 - tail])
@@ -118,14 +119,30 @@ class Sampled:
 
     def __sub__(self, other: Sampled) -> Sampled:
         """The differences, paired; both must be of the same truth and draws."""
-        value = {name: self.value[name] - other.value[name] for name in self.value}
-        drawn = {name: self.drawn[name] - other.drawn[name] for name in self.drawn}
-        return Sampled(value, drawn, self.scenes, self.num_truth, self.num_classes)
+        return mix([(1.0, self), (-1.0, other)])
+
+    def __truediv__(self, other: Sampled) -> Sampled:
+        """The ratios, paired; NaN where there is nothing below."""
+
+        def over(above: np.ndarray | float, below: np.ndarray | float) -> np.ndarray:
+            return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) != 0)
+
+        value = {name: float(over(self.value[name], other.value[name])) for name in self.value}
+        drawn = {name: over(self.drawn[name], other.drawn[name]) for name in self.drawn}
+        return dataclasses.replace(self, value=value, drawn=drawn)
 
     def intervals(self, draws: Draws, names: Iterable[str] | None = None) -> dict[str, tuple[float, float] | None]:
         """The intervals of these numbers, or of all."""
         names = self.drawn if names is None else names
         return {name: interval(self.drawn[name][draws.number], self.scenes[name]) for name in names}
+
+
+def mix(parts: Sequence[tuple[float, Sampled]]) -> Sampled:
+    """A weighted sum of results of the same truth and draws, number by number."""
+    first = parts[0][1]
+    value = {name: math.fsum(weight * of.value[name] for weight, of in parts) for name in first.value}
+    drawn = {name: sum(weight * of.drawn[name] for weight, of in parts) for name in first.drawn}
+    return dataclasses.replace(first, value=value, drawn=drawn)
 
 
 def sample_numbers(matches: Matches, draws: Draws, stratum: Stratum | None = None) -> Sampled:

@@ -8,7 +8,7 @@ rules NDS, mAP and every AP are then 0 (each error of a true positive counts as 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -31,19 +31,33 @@ def shapley(scores: Mapping[str, float | None], empty: float = 0.0) -> dict[str,
     Raises:
         Fusion3DError: subsets are missing, or come twice.
     """
-    value = _by_sensors(scores) | {frozenset(): empty}
-    players = _players(scores)
+    value = {name: math.nan if score is None else score for name, score in scores.items()}
+    parts = shares(scores)
+    return {
+        player: math.fsum(share * value[name] for name, share in of.items()) - empty / len(parts)
+        for player, of in parts.items()
+    }
+
+
+def shares(names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """For every sensor what part of each subset's score is in its value: before the subset came, or as the last of it.
+
+    Whatever is linear in scores, such as their draws of a bootstrap, has Shapley values by the same parts.
+
+    Args:
+        names: of the subsets, as in ``shapley``.
+
+    Raises:
+        Fusion3DError: as in ``shapley``.
+    """
+    subsets = _by_sensors(names)
+    players = _players(subsets.values())
     count = len(players)
     weight = [math.factorial(size) * math.factorial(count - size - 1) / math.factorial(count) for size in range(count)]
-    worth = {}
-    for player in players:
-        others = [other for other in players if other != player]
-        worth[player] = math.fsum(
-            weight[size] * (value[before | {player}] - value[before])
-            for size in range(count)
-            for before in map(frozenset, combinations(others, size))
-        )
-    return worth
+    return {
+        player: {name: weight[len(of) - 1] if player in of else -weight[len(of)] for of, name in subsets.items()}
+        for player in players
+    }
 
 
 def sensor_worth(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -59,7 +73,7 @@ def sensor_worth(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
         Fusion3DError: as in ``shapley``.
     """
-    _by_sensors(dict.fromkeys(rows, 0.0))
+    _by_sensors(rows)
     return _worth(rows)
 
 
@@ -82,25 +96,26 @@ def _worth(rows: Mapping[str, Any], leaves: tuple[str, ...] = SCORES) -> dict[st
     return found
 
 
-def _players(names: Mapping[str, Any]) -> list[str]:
+def _players(names: Iterable[str]) -> list[str]:
     """The sensors, in the order in which they are first named."""
     return list(dict.fromkeys(sensor for name in names for sensor in name.split(JOIN)))
 
 
-def _by_sensors(scores: Mapping[str, float | None]) -> dict[frozenset[str], float]:
-    """The scores by set of sensors; every one must be there once."""
-    players = _players(scores)
-    known: dict[frozenset[str], float] = {}
-    for name, score in scores.items():
+def _by_sensors(names: Iterable[str]) -> dict[frozenset[str], str]:
+    """The names by set of sensors; every one must be there once."""
+    names = list(names)
+    players = _players(names)
+    known: dict[frozenset[str], str] = {}
+    for name in names:
         subset = frozenset(name.split(JOIN))
         if subset in known:
             raise Fusion3DError(f"Shapley values: the subset {name!r} comes twice; expected each subset once")
-        known[subset] = math.nan if score is None else score
+        known[subset] = name
     wanted = [subset for size in range(1, len(players) + 1) for subset in combinations(players, size)]
     missing = [JOIN.join(subset) for subset in wanted if frozenset(subset) not in known]
     if missing or not players:
         raise Fusion3DError(
-            f"Shapley values need every subset of the sensors; found {', '.join(scores) or 'none'}, missing "
+            f"Shapley values need every subset of the sensors; found {', '.join(names) or 'none'}, missing "
             f"{', '.join(missing) or 'all'}: evaluate without --subsets"
         )
     return known

@@ -12,11 +12,11 @@ from fusion3d.metrics.occupancy import occupancy_columns
 from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart
 from fusion3d.view.forecasts import motion
+from fusion3d.view.reliability import calibration
 from fusion3d.view.sections import (
     Findings,
     audit,
     by_stratum,
-    calibration,
     explained,
     missing_sensors,
     planning,
@@ -65,7 +65,7 @@ def write_report(
             ``subsets.<name>.tracking``, ``tracking_protocol``; ``planning.<planner>.{N, L2@1s, ..., collision@3s}``,
             ``subsets.<name>.planning``, ``planning_scores.{pdm, skill}``, ``planning_protocol`` (or ``protocol``),
             ``subsets.<name>.intervals.<number>``, [low, high] or null; ``subsets.<name>.strata.<dimension>.<part>``,
-            rows of the same kind; ``shapley``, as ``metrics.shapley.sensor_worth`` gives it;
+            rows of the same kind; ``kept`` and ``shapley``, as ``BoxScorer.beside`` gives them;
             ``subsets.<name>.map`` and ``map.<baseline>`` as ``Overlap.scores`` gives them, ``map_protocol``;
             the same of ``occupancy``; ``seconds.<stage>``;
             each may be absent, and a number that is absent or not finite is shown as a dash.
@@ -86,7 +86,7 @@ def write_report(
     findings = Findings() if findings is None else findings
     sections = [
         ("sensors", "Detection by sensors", _subsets(metrics)),
-        ("missing", "What is left without a sensor", missing_sensors(_subset_rows(metrics))),
+        ("missing", "What is left without a sensor", missing_sensors(_subset_rows(metrics), metrics.get("kept") or {})),
         ("worth", "What each sensor is worth", sensor_worth(metrics.get("shapley") or {})),
         ("strata", "By distance, light and the like", by_stratum(_subset_rows(metrics))),
         ("tracking", "Tracking", tracking(metrics)),
@@ -202,12 +202,15 @@ def _contest(rows: Mapping[str, Any], columns: Any, of_model: list[str], protoco
 
 def _classes(metrics: Mapping[str, Any]) -> str:
     """A row a subset, a column a class, shaded by the value."""
-    rows = {name: row["AP"] for name, row in _subset_rows(metrics).items() if row.get("AP")}
-    if not rows:
+    found = {name: row for name, row in _subset_rows(metrics).items() if row.get("AP")}
+    if not found:
         return ""
-    known = [name for name in DETECTION_CLASSES if any(name in row for row in rows.values())]
-    others = sorted({name for row in rows.values() for name in row} - set(known))
-    names = known + others
+    there = {name for row in found.values() for name in row["AP"]}
+    names = [*(name for name in DETECTION_CLASSES if name in there), *sorted(there - set(DETECTION_CLASSES))]
+    rows = {}
+    for name, row in found.items():
+        between = row.get("intervals") or {}
+        rows[name] = {**row["AP"], "intervals": {of: between.get(f"AP.{of}") for of in names}}
     return '<p class="note">Mean over the four nuScenes centre distances, 0.5, 1, 2 and 4 m.</p>' + shaded(
         rows, names, "sensors", sensor_label
     )

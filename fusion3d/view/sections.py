@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion3d.types import DETECTION_CLASSES, SENSORS
-from fusion3d.view.charts import reliability_chart
-from fusion3d.view.tables import bars, number, picture, sensor_label, shaded, show, table
+from fusion3d.view.tables import bars, ends_of, number, picture, sensor_label, shaded, table
 
 # Column, what it is, and whether more of it is better.
 PLANNING_COLUMNS = tuple(
@@ -34,7 +33,8 @@ TRACKING_COLUMNS = (
     ("IDS", "identities switched", False),
     ("FRAG", "tracks broken", False),
 )
-_CHARTS_OF_CLASSES = 2  # right boxes that a class needs, to have a diagram of its own
+_SCORES = ("NDS", "mAP")
+_INTERVALS = "In small or in brackets: 95 % intervals by drawing scenes again, where there are enough"
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,12 @@ class Findings:
     audit: Mapping[str, Any] | None = None  # audit.json
 
 
-def missing_sensors(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def missing_sensors(rows: Mapping[str, Mapping[str, Any]], kept: Mapping[str, Mapping[str, Any]]) -> str:
     """What is left of NDS and mAP without each sensor, and with it alone.
 
     Args:
         rows: detection numbers by subset.
+        kept: the same as parts of what all sensors reach.
     """
     sensors = [sensor for sensor in SENSORS if any(sensor in name.split("+") for name in rows)]
     whole = "+".join(sensors)
@@ -74,42 +75,48 @@ def missing_sensors(rows: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     cases = {f"without {sensor}": "+".join(s for s in sensors if s != sensor) for sensor in sensors}
     cases |= {f"{sensor} alone": sensor for sensor in sensors if len(sensors) > 2}
-    lines: dict[str, dict[str, float]] = {}
+    lines: dict[str, dict[str, Any]] = {}
     for case, name in {f"all of {', '.join(sensors)}": whole, **cases}.items():
-        if name not in rows:
-            continue
-        lines[case] = {}
-        for key in ("NDS", "mAP"):
-            value, full = number(rows[name], key), number(rows[whole], key)
-            if value is not None:
-                lines[case][key] = value
-                lines[case] |= {f"{key} kept": value / full} if full else {}
-    columns = [
-        (key, what, True) for score in ("NDS", "mAP") for key, what in ((score, ""), (f"{score} kept", "of all"))
-    ]
-    return table(lines, columns, "sensors", contest=()) if len(lines) > 1 else ""
+        if name in rows:
+            part = kept.get(name, {}) if name != whole else {}
+            lines[case] = {key: rows[name].get(key) for key in _SCORES}
+            lines[case] |= {f"{key} kept": part.get(key) for key in _SCORES}
+            between = part.get("intervals", {})
+            lines[case]["intervals"] = {f"{key} kept": between.get(key) for key in _SCORES}
+    columns = [(key, what, True) for score in _SCORES for key, what in ((score, ""), (f"{score} kept", "of all"))]
+    note = f'<p class="note">{_INTERVALS}; the same scenes above and below.</p>'
+    return table(lines, columns, "sensors", contest=()) + note if len(lines) > 1 else ""
 
 
 def sensor_worth(shapley: Mapping[str, Any]) -> str:
-    """Shapley values as bars, and by class and stratum."""
-    whole = {key: shapley[key] for key in ("NDS", "mAP") if key in shapley}
+    """Shapley values as bars with their intervals, and by class and stratum."""
+    whole = {key: shapley[key] for key in _SCORES if key in shapley}
     if not whole:
         return ""
     sensors = list(next(iter(whole.values())))
-    lines = {}
-    for sensor in sensors:
-        values = [number(of_sensor, sensor) or 0.0 for of_sensor in whole.values()]
-        totals = [math.fsum(number(of_sensor, s) or 0.0 for s in sensors) for of_sensor in whole.values()]
-        texts = [f"{v:.3f} ({100 * v / t:.0f} %)" if t > 0 else f"{v:.3f}" for v, t in zip(values, totals, strict=True)]
-        lines[sensor] = list(zip(texts, values, strict=True))
+    between = shapley.get("intervals") or {}
+    lines: dict[str, list[tuple[str, float]]] = {sensor: [] for sensor in sensors}
+    for key, of_sensor in whole.items():
+        total = math.fsum(number(of_sensor, sensor) or 0.0 for sensor in sensors)
+        for sensor in sensors:
+            value = number(of_sensor, sensor) or 0.0
+            text = f"{value:.3f} ({100 * value / total:.0f} %)" if total > 0 else f"{value:.3f}"
+            ends = ends_of(between.get(key) or {}, sensor)
+            lines[sensor].append((text + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""), value))
     parts = [
         "<p>The Shapley value: what a sensor adds to those that came before it, mean over all orders in which they may "
-        "come. The values sum to the score of all sensors.</p>",
+        f"come. The values sum to the score of all sensors. {_INTERVALS}.</p>",
         bars(lines, list(whole), "sensor"),
     ]
     of_class = shapley.get("AP") or {}
     if of_class:
-        rows = {sensor: {name: value.get(sensor) for name, value in of_class.items()} for sensor in sensors}
+        rows = {
+            sensor: {
+                **{name: value.get(sensor) for name, value in of_class.items()},
+                "intervals": {name: (between.get(f"AP.{name}") or {}).get(sensor) for name in of_class},
+            }
+            for sensor in sensors
+        }
         names = [name for name in DETECTION_CLASSES if name in of_class]
         parts += ["<h3>In the average precision of each class</h3>", shaded(rows, names, "sensor")]
     for path, strata in _strata(shapley):
@@ -120,7 +127,7 @@ def sensor_worth(shapley: Mapping[str, Any]) -> str:
 
 def _strata(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """Wherever several parts have a value of mAP: where that is, and the values by part."""
-    below = {key: value for key, value in tree.items() if key != "AP" and isinstance(value, Mapping)}
+    below = {key: value for key, value in tree.items() if key not in ("AP", "intervals") and isinstance(value, Mapping)}
     parts = {key: value["mAP"] for key, value in below.items() if isinstance(value.get("mAP"), Mapping)}
     found = [(" ".join(part for part in path if part != "strata") or "part", parts)] if parts else []
     for key, value in below.items():
@@ -130,7 +137,7 @@ def _strata(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[s
 
 
 def by_stratum(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """mAP in every part of the truth, by subset.
+    """Average precision in every part of the truth, by subset: the mean over classes, and of all boxes in one ranking.
 
     Args:
         rows: detection numbers by subset; those with ``strata`` are shown.
@@ -138,14 +145,23 @@ def by_stratum(rows: Mapping[str, Mapping[str, Any]]) -> str:
     known = {name: row["strata"] for name, row in rows.items() if row.get("strata")}
     tables = []
     for dimension in next(iter(known.values()), ()):
-        lines: dict[str, dict[str, Any]] = {}
+        macro: dict[str, dict[str, Any]] = {}
+        micro: dict[str, dict[str, Any]] = {}
         for name, strata in known.items():
             for part, of_part in strata.get(dimension, {}).items():
-                line = lines.setdefault(part, {"intervals": {}})
-                line[name], line["intervals"][name] = of_part.get("mAP"), (of_part.get("intervals") or {}).get("mAP")
-        columns = [(name, "mAP", True) for name in known]
-        tables.append(f"<h3>{escape(dimension)}</h3>" + table(lines, columns, "part", contest=()))
-    return "".join(tables)
+                between = of_part.get("intervals") or {}
+                pooled = (of_part.get("micro") or {}).get("AP")
+                for lines, value, key in ((macro, of_part.get("mAP"), "mAP"), (micro, pooled, "micro.AP")):
+                    line = lines.setdefault(part, {"intervals": {}})
+                    line[name], line["intervals"][name] = value, between.get(key)
+        tables.append(f"<h3>{escape(dimension)}</h3>")
+        for lines, what in ((macro, "mAP"), (micro, "AP, one ranking")):
+            tables.append(table(lines, [(name, what, True) for name in known], "part", contest=()))
+    note = (
+        '<p class="note">mAP: the mean over the classes that the part has; one ranking: of all its boxes together. '
+        f"{_INTERVALS}.</p>"
+    )
+    return "".join([*tables, note]) if tables else ""
 
 
 def tracking(metrics: Mapping[str, Any]) -> str:
@@ -230,52 +246,6 @@ def similarity(found: Mapping[str, Any] | None) -> str:
         f"<p>Linear CKA over the cells of split {escape(str(found.get('split', '')))}, unbiased: 1 for maps that say "
         "the same up to rotation and scale, 0 for maps that say nothing of each other.</p>" + shaded(rows, names, "map")
     )
-
-
-def calibration(reliability: Mapping[str, Any] | None, fitted: Mapping[str, Any] | None) -> str:
-    """Reliability diagrams of what was scored, and errors before and after temperature scaling."""
-    parts = []
-    if reliability and sum(reliability["all"]["count"]):
-        shown = {"all classes": reliability["all"]} | {
-            name: found for name, found in reliability["class"].items() if found["right"] >= _CHARTS_OF_CLASSES
-        }
-        parts.append(
-            "<p>Boxes by how sure the model is of them (across) and how many of these are right (up): true positives "
-            "by the official rules. On the diagonal a score says how often it is right.</p>"
-            f'<div class="charts">{"".join(_diagram(name, found) for name, found in shown.items())}</div>'
-        )
-    if fitted and fitted.get("subsets"):
-        rows = {
-            name: {
-                "before": row["before"]["all"]["ECE"], "after": row["after"]["all"]["ECE"],
-                "by class": row["before"]["mean ECE"], "by class, after": row["after"]["mean ECE"],
-            }
-            for name, row in fitted["subsets"].items()
-        }  # fmt: skip
-        columns = [(key, "", False) for key in ("before", "after", "by class", "by class, after")]
-        same = fitted.get("same_samples")
-        also = f"; {same} samples are in both, so this is better than it would be elsewhere" if same else ""
-        parts.append(
-            "<h3>Expected calibration error, before and after temperature scaling</h3>"
-            + table(rows, columns, "sensors", sensor_label, contest=())
-            + f"<p class='note'>Temperatures of each class fitted on split {escape(str(fitted.get('fit_split')))}, "
-            f"reported on {escape(str(fitted.get('split')))}{also}. No average precision changes.</p>"
-        )
-        of_class = {
-            name: {**row["temperature"]}
-            for name, row in fitted["subsets"].items()
-            if isinstance(row["temperature"], Mapping)
-        }
-        columns = [(name, "temperature", True) for name in DETECTION_CLASSES]
-        parts.append(table(of_class, columns, "sensors", sensor_label, contest=()))
-    return "".join(parts)
-
-
-def _diagram(name: str, found: Mapping[str, Any]) -> str:
-    heading = escape(name.replace("_", " "))
-    chart = reliability_chart(found["confidence"], found["precision"], found["count"], heading)
-    error = show(number(found, "ECE"), "ECE")
-    return f"<figure><figcaption><b>{heading}</b><span>ECE {error}</span></figcaption>{chart}</figure>"
 
 
 def robustness(found: Mapping[str, Any] | None, curves: Sequence[Path]) -> str:

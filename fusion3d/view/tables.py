@@ -68,17 +68,23 @@ def table(
     )
 
 
-def _interval(row: Mapping[str, Any], key: str) -> str:
-    ends = (row.get("intervals") or {}).get(key)
+def ends_of(intervals: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    """An interval, where there is one of two finite numbers."""
+    ends = intervals.get(key)
     if not isinstance(ends, (list, tuple)) or len(ends) != 2 or any(e is None or not math.isfinite(e) for e in ends):
-        return ""
-    return f'<small class="soft">{show(ends[0], key)} to {show(ends[1], key)}</small>'
+        return None
+    return ends[0], ends[1]
+
+
+def _interval(row: Mapping[str, Any], key: str) -> str:
+    ends = ends_of(row.get("intervals") or {}, key)
+    return f'<small class="soft">{show(ends[0], key)} to {show(ends[1], key)}</small>' if ends else ""
 
 
 def shaded(
     rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], first: str, label: Callable[[str], str] = escape
 ) -> str:
-    """Rows of numbers in [0, 1], a column for each name, shaded by value."""
+    """Rows of numbers in [0, 1], a column for each name, shaded by value; intervals as in ``table``."""
     head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in names)
     lines = []
     for row_name, row in rows.items():
@@ -86,7 +92,7 @@ def shaded(
         for name in names:
             value = number(row, name)
             shade = 0.0 if value is None else min(max(value, 0.0), 1.0)
-            cells.append(f'<td class="heat" style="--v:{shade:.3f}">{show(value, name)}</td>')
+            cells.append(f'<td class="heat" style="--v:{shade:.3f}">{show(value, name)}{_interval(row, name)}</td>')
         lines.append(f'<tr><th scope="row">{label(row_name)}</th>{"".join(cells)}</tr>')
     return (
         f'<div class="wide"><table class="heatmap"><thead><tr><th scope="col">{escape(first)}</th>{head}</tr></thead>'

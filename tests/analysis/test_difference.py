@@ -13,7 +13,7 @@ import pytest
 from fusion3d.analysis.difference import compare_matches, find_matches, format_differences, main, pair_up
 from fusion3d.engine.columns import found_columns
 from fusion3d.engine.matches import read_matches, write_matches
-from fusion3d.engine.scoring import with_intervals
+from fusion3d.engine.scoring import in_strata
 from fusion3d.errors import DataError, Fusion3DError
 from fusion3d.metrics.bootstrap import draw_scenes
 from fusion3d.metrics.detection import MEANS, score_matches
@@ -55,7 +55,7 @@ def test_matches_come_back_as_they_were(tmp_path):
     again = read_matches(write_matches(tmp_path / "matches.npz", matches))
     assert again.protocol == CVPR_2019 and again.samples.tokens == matches.samples.tokens
     np.testing.assert_equal(score_matches(again), score_matches(matches))
-    np.testing.assert_equal(with_intervals(again, 100), with_intervals(matches, 100))
+    np.testing.assert_equal(in_strata(again, 100), in_strata(matches, 100))
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_what_is_missing_or_broken_is_named(evaluation, tmp_path):
     page = report(tmp_path).read_text()  # without results: the scores alone
     assert "Worst samples" not in page and "Detection by sensors" in page
     (tmp_path / "run.json").write_text('{"checkpoint": "somewhere"}')
-    with pytest.raises(DataError, match=r"run\.json lacks config or checkpoint; give the folder"):
+    with pytest.raises(DataError, match=r"run\.json lacks config, or what was scored; give the folder"):
         report(tmp_path)
 
 

@@ -22,13 +22,17 @@ def test_a_scene_that_the_devkit_cannot_score_is_scored(real_root, tmp_path):
     records = {s.token: to_records(scored[s.token], s.global_from_ego.numpy(), s.token) for s in samples}
 
     def evaluated(scoring: Scoring) -> dict:
-        return BoxScorer(truth, config.data, scoring).score(records, (), tmp_path)
+        return BoxScorer(truth, config.data, scoring).score("all", records, (), tmp_path)
 
     scores = evaluated(Scoring(resamples=0))
     (note,) = notes({"all": scores})
     assert "37 samples have no LIDAR_TOP" in note and "from the ego pose nearest in time" in note
     with pytest.raises(Fusion3DError, match=r"devkit cannot score .*results_nusc\.json \(KeyError: 'LIDAR_TOP'\)"):
         evaluated(Scoring(official=True, resamples=0))
+    with pytest.raises(Fusion3DError, match=r"--official: 37 samples of 'real_0061' have no LIDAR_TOP"):
+        Scoring(official=True).check(dataset.tables, "real_0061")  # before anything runs
+    Scoring().check(dataset.tables, "real_0061")
+    assert "strata" in scores and "intervals" not in scores
     there = [name for name, count in scores["num_truth"].items() if count]
     assert len(samples) == 38 and len(there) >= 5
     for name in there:

@@ -231,12 +231,16 @@ def test_the_truth_as_a_tracking_file_is_perfect(synthetic_root, tmp_path):
         TrackScorer(tables, tokens[::-1], TrackerConfig())
 
 
-def test_a_scene_without_key_lidar_is_scored(real_root):
+def test_a_scene_without_key_lidar_is_scored(real_root, tmp_path):
     """scene-0061 has no LIDAR_TOP after its first keyframe, and the devkit stops; its own tracks are perfect."""
     tables = Tables.open(real_root, "v1.0-mini")
     tokens = [tables.token(row) for row in samples_of(tables, "real_0061")]
     frames, truth = tracking_truth(tables, tokens)
     found = score_tracking(frames, truth, truth)
+    scorer = TrackScorer(tables, tokens, TrackerConfig())
+    row = scorer.track({token: [] for token in tokens}, (), tmp_path / "tracks.json")
+    assert row["range_from_nearest_pose"] == 37
+    assert "37 samples have no LIDAR_TOP" in format_table({"subsets": {"none": {"tracking": row}}})
     there = [name for name, row in found["classes"].items() if not math.isnan(row["AMOTA"])]
     assert len(frames) == 38 and len(there) >= 3
     for name in there:

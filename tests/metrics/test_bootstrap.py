@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusion3d.engine.columns import found_columns
-from fusion3d.metrics.bootstrap import FEWEST_SCENES, distinguishable, draw_scenes, interval, ratio, sample_numbers
+from fusion3d.metrics.bootstrap import FEWEST_SCENES, distinguishable, draw_scenes, interval, mix, ratio, sample_numbers
 from fusion3d.metrics.detection import numbers
 from fusion3d.metrics.lanes import make_lanes
 from fusion3d.metrics.matching import TP_ERRORS, Matches, match_detections
@@ -52,6 +52,20 @@ def test_a_resample_is_what_the_official_evaluation_says_of_copied_scenes(times)
         assert flat[f"AP.{label}"] == pytest.approx(theirs["mean_dist_aps"][label], abs=1e-12), label
         for name, key in KEYS.items():
             np.testing.assert_allclose(flat[f"{name}.{label}"], theirs["label_tp_errors"][label][key], atol=1e-12)
+
+
+def test_sums_and_ratios_are_of_the_same_draws():
+    draws = draw_scenes(6, 100)
+    near, far = (sample_numbers(matched(2, spread, samples=6), draws) for spread in (0.3, 0.9))
+    half, share = mix([(0.5, near), (0.25, far)]), far / near
+    for name in ("NDS", "mAP", "micro.AP"):
+        assert half.value[name] == pytest.approx(0.5 * near.value[name] + 0.25 * far.value[name])
+        np.testing.assert_allclose(half.drawn[name], 0.5 * near.drawn[name] + 0.25 * far.drawn[name])
+        assert share.value[name] == far.value[name] / near.value[name]
+        np.testing.assert_array_equal(share.drawn[name], far.drawn[name] / near.drawn[name])
+        low, high = share.intervals(draws)[name]
+        assert low < share.value[name] < high < 1
+    assert np.isnan((near / near).value["AP.barrier"]) and (near / near).intervals(draws)["AP.barrier"] is None
 
 
 def test_draws_are_seeded_whole_and_counted_once():

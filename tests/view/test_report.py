@@ -286,8 +286,9 @@ def reliable(count: list[int]) -> dict:
 
 def found_out(picture) -> Findings:
     empty = reliable([0, 0]) | {"ECE": math.nan, "right": 0}
-    before = {"all": {"ECE": 0.2}, "mean ECE": 0.3}
-    of_lidar = {"temperature": {"car": 1.25}, "before": before, "after": before | {"mean ECE": 0.07}}
+    before = {"all": reliable([1, 1]), "mean ECE": 0.3, "class": {"car": reliable([1, 1]), "bus": empty}}
+    after = {"all": reliable([2, 2]) | {"ECE": 0.077}, "mean ECE": 0.07, "class": before["class"]}
+    of_lidar = {"temperature": {"car": 1.25}, "before": before, "after": after}
     return Findings(
         reliability={"all": reliable([4, 0, 9]), "class": {"car": reliable([4, 0, 9]), "bus": empty}, "mean ECE": 0.1},
         calibration={
@@ -328,7 +329,13 @@ def test_everything_that_was_found_out_is_shown(tmp_path, picture):
     metrics["subsets"]["camera"]["intervals"] = {"NDS": [0.05, 0.151], "mAP": None}
     part = {"mAP": 0.777, "intervals": {"mAP": [0.7, 0.8]}}
     metrics["subsets"]["lidar"]["strata"] = {"light": {"night": part, "day": {"mAP": None}}}
+    metrics["kept"] = {
+        "camera+radar": {"NDS": 0.456, "mAP": 0.4, "intervals": {"NDS": [0.4, 0.5], "mAP": None}},
+        "lidar": {"NDS": 0.789, "mAP": None},
+    }
+    metrics["subsets"]["radar"]["intervals"] = {"AP.car": [0.011, 0.019]}
     metrics["shapley"] = {
+        "intervals": {"NDS": {"lidar": [0.45, 0.55], "radar": None}, "AP.car": {"camera": [0.1, 0.12]}},
         "NDS": {"camera": 0.1, "lidar": 0.5, "radar": -0.02},
         "mAP": {"camera": 0.1, "lidar": 0.4, "radar": 0.2},
         "AP": {"car": {"camera": 0.111, "lidar": 0.222, "radar": 0.333}},
@@ -340,10 +347,10 @@ def test_everything_that_was_found_out_is_shown(tmp_path, picture):
     assert "In mAP by distance" in page.text
     kept = [text for _, text in page.row("without lidar")]
     rows = metrics["subsets"]
-    part = rows["camera+radar"]["NDS"] / rows["camera+lidar+radar"]["NDS"]
-    assert kept[1:3] == [f"{rows['camera+radar']['NDS']:.3f}", f"{part:.3f}"]
-    assert page.row("lidar alone")[2][1] == f"{rows['lidar']['NDS'] / rows['camera+lidar+radar']['NDS']:.3f}"
-    assert "-0.020 (-3 %)" in page.text and "0.500 (86 %)" in page.text
+    assert kept[1:3] == [f"{rows['camera+radar']['NDS']:.3f}", "0.4560.400 to 0.500"]
+    assert page.row("lidar alone")[2][1] == "0.789"
+    assert "-0.020 (-3 %)" in page.text and "0.500 (86 %) [0.450, 0.550]" in page.text
+    assert "0.1110.100 to 0.120" in page.text and "0.011 to 0.019" in page.text
     assert [text for _, text in page.row("0-20 m")[1:]] == ["0.044", "0.300", "0.100"]
     assert [text for _, text in page.row("speed x 5")[1:]] == ["8.5007.250 to 9.500", "-0.500"]
     assert [text for _, text in page.row("no targets")[1:]] == [DASH, DASH]
@@ -352,9 +359,12 @@ def test_everything_that_was_found_out_is_shown(tmp_path, picture):
     assert [text for _, text in page.row("radar.ghosts")[1:]] == [DASH, "0.200", DASH, "0.310", "0.200"]
     names = [row[0][1] for row in page.rows if row]
     assert names.index("radar.ghosts") < names.index("lidar.fog")  # the worst first
-    assert html.count('class="column"') == 4 and "busECE" not in page.text  # two bins each, none of a class without
-    for said in ("ECE 0.123", "3 samples are in both", "1.250", "0.310", "speaks for <car>", "scene-1, a<b: 0.0123 mAP",
-                 "missed, at x 1.0", "and 7 more", "0.01000"):  # fmt: skip
+    assert html.count('class="column"') == 4 + 8 and "busECE" not in page.text  # two bins each, none of a class without
+    assert (
+        page.text.index("all classes, before") < page.text.index("all classes, after") < page.text.index("car, after")
+    )
+    for said in ("ECE 0.123", "ECE 0.077", "With lidar:", "3 samples are in both", "1.250", "0.310", "speaks for <car>",
+                 "scene-1, a<b: 0.0123 mAP", "missed, at x 1.0", "and 7 more", "0.01000"):  # fmt: skip
         assert said in page.text, said
     assert html.count("data:image/png") == 2 and not re.search(r"https?:|@import|url\(", html)
 

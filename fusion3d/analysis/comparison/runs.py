@@ -15,7 +15,7 @@ from fusion3d.analysis.comparison.rows import TOGETHER, Row
 from fusion3d.build import build_model
 from fusion3d.config import Config, differences, from_dict, to_dict
 from fusion3d.engine.checkpoint import check_same_config, list_checkpoints, weights_file
-from fusion3d.engine.environment import headline
+from fusion3d.engine.environment import RUN, headline
 from fusion3d.engine.train import num_subsets
 from fusion3d.errors import CheckpointError, ConfigError
 from fusion3d.files import read_json, write_json
@@ -81,8 +81,6 @@ class Run:
         Raises:
             CheckpointError: the file cannot be read.
         """
-        from fusion3d.engine.evaluate import RUN  # which is much to import for whoever only begins a process
-
         path = (self.folder / METRICS).with_name(RUN)
         return _read(path).get("environment") if path.is_file() else None
 

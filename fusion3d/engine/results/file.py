@@ -1,7 +1,7 @@
 """Result files of nuScenes detection and tracking, anybody's, read into columns.
 
 Nothing that a file may hold makes this run out of memory: bytes, samples and boxes have limits, and boxes beyond a
-sample's 500 are counted and forgotten.
+sample's limit are counted and forgotten.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Limits:
     """Boxes in all; val can have 3 009 500. A box takes some 150 bytes of memory."""
     max_samples: int = 200_000
     """Samples in all; val has 6019, train 28130."""
+    boxes_per_sample: int = MAX_BOXES
+    """Boxes of one sample; the benchmark's, unless the file is scored by a protocol of its own."""
 
 
 @dataclass(frozen=True)
@@ -202,12 +204,12 @@ class Reader:
             if self.boxes > self.limits.max_boxes:
                 raise DataError(
                     f"{self.stream.path} has more than {self.limits.max_boxes} boxes (sample {short(token)} is number "
-                    f"{row}); a sample may have {MAX_BOXES}. Raise max_boxes if they are meant"
+                    f"{row}); a sample may have {self.limits.boxes_per_sample}. Raise max_boxes if they are meant"
                 )
-            if number <= MAX_BOXES:
+            if number <= self.limits.boxes_per_sample:
                 self._read_box(box, token, row, number - 1)
-        if number > MAX_BOXES:
-            self.problems.add("many", f"sample {short(token)}: {number}")
+        if number > self.limits.boxes_per_sample:
+            self.problems.add("many", f"sample {short(token)}: {number}, at most {self.limits.boxes_per_sample}")
 
     def _read_box(self, box: Any, token: str, row: int, number: int) -> None:
         def wrong(rule: str, what: str) -> None:

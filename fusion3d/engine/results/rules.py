@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from reprlib import Repr
 from typing import Any
 
-from fusion3d.engine.submission import MAX_BOXES
-
 SHOWN = 3  # places that are remembered of each kind of problem
 LARGEST = 100.0  # [m] a longer side is absurd
 UNIT = 1e-3  # how far a quaternion's length may be from 1
@@ -32,7 +30,7 @@ FATAL = {
     "missing": "a sample of the split is missing",
     "unknown": "a sample is not in the split",
     "no_list": "a sample's boxes are no list",
-    "many": f"a sample has more than {MAX_BOXES} boxes",
+    "many": "a sample has more boxes than it may",
     "no_box": "a box is no object",
     "key": "a box lacks a key",
     "type": "a value has the wrong type or length",
