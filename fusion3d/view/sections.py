@@ -253,7 +253,8 @@ def robustness(found: Mapping[str, Any] | None, curves: Sequence[Path]) -> str:
 
     Args:
         found: ``mRA.<group>.{NDS, mAP}``; ``corruptions.<name>``: ``amounts``, ``NDS`` and ``mAP``, a number for each
-            amount, and ``RA.{NDS, mAP}``, the mean over the amounts as part of the clean number.
+            amount, and ``RA.{NDS, mAP}``, the mean over the amounts as part of the clean number; ``worst``: conditions
+            with ``NDS``, ``mAP`` and ``RA``. mRA and RA have ``intervals`` where there are any.
         curves: pictures.
     """
     if not found:
@@ -266,13 +267,17 @@ def robustness(found: Mapping[str, Any] | None, curves: Sequence[Path]) -> str:
     for name, row in (found.get("corruptions") or {}).items():
         values = zip(row.get("amounts") or (), row.get("NDS") or (), strict=False)
         each = {f"NDS {severity:g}": value for severity, value in values}
-        rows[name] = {**each, "NDS": (row.get("RA") or {}).get("NDS"), "mAP": (row.get("RA") or {}).get("mAP")}
+        rows[name] = {**each, **(row.get("RA") or {})}
     if rows:
         keys = sorted({key for row in rows.values() for key in row if key.startswith("NDS ")})
         columns = [(key, f"severity {key.removeprefix('NDS ')}", True) for key in keys]
         columns += [("NDS", "kept", True), ("mAP", "kept", True)]
         rows = dict(sorted(rows.items(), key=lambda item: number(item[1], "NDS") or 0.0))
         parts += ["<h3>Corruptions, the worst first</h3>", table(rows, columns, "corruption", contest=())]
+    worst = {one["condition"]: {"at": one.get("NDS"), **(one.get("RA") or {})} for one in found.get("worst") or ()}
+    if worst:
+        columns = [("at", "NDS", True), ("NDS", "kept", True), ("mAP", "kept", True)]
+        parts += ["<h3>The worst of all conditions</h3>", table(worst, columns, "condition", contest=())]
     return "".join([*parts, *(picture(path.stem.replace("-", " "), path) for path in curves)])
 
 

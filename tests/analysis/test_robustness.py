@@ -16,7 +16,7 @@ from fusion3d.analysis.robustness.conditions import CLEAN, FAMILIES, GROUPS, MUL
 from fusion3d.analysis.robustness.main import main
 from fusion3d.analysis.robustness.page import write_page
 from fusion3d.analysis.robustness.suite import Suite, run_suite
-from fusion3d.analysis.robustness.summary import summarise
+from fusion3d.analysis.robustness.summary import TEN, summarise
 from fusion3d.build import build_model
 from fusion3d.config import Config, from_dict
 from fusion3d.data.corruptions import KINDS, parse
@@ -68,12 +68,21 @@ def test_families_are_chosen_by_name_group_severity_and_sensors():
 # ---- what is made of the numbers -------------------------------------------------------------------------------------
 
 
+def result_of(scores: dict[str, tuple[float, float]]) -> dict:
+    """A condition's result by subset; in two of three draws all is better or worse by a tenth of it."""
+    numbers = {name: {"NDS": nds, "mAP": average} for name, (nds, average) in scores.items()}
+    drawn = {name: {m: [value * part for part in DRAWS] for m, value in of.items()} for name, of in numbers.items()}
+    return {"numbers": numbers, "drawn": drawn, "scenes": 9, "samples": 7}
+
+
+DRAWS = (0.9, 1.0, 1.1)
+
+
 def results_of(families, score, subsets=("lidar", "camera+lidar")) -> dict:
-    results = {CLEAN.name: {"numbers": {name: {"NDS": 0.5, "mAP": 0.4} for name in subsets}, "samples": 7}}
+    results = {CLEAN.name: result_of(dict.fromkeys(subsets, (0.5, 0.4)))}
     for family in families:
         for amount in family.amounts:
-            nds, average = score(family, amount)
-            results[family.at(amount).name] = {"numbers": {subsets[-1]: {"NDS": nds, "mAP": average}}, "samples": 7}
+            results[family.at(amount).name] = result_of({subsets[-1]: score(family, amount)})
     return results
 
 
@@ -86,34 +95,65 @@ def test_relative_accuracy_is_as_multicorrupt_has_it():
 
     summary = summarise(families, results_of(families, score), "camera+lidar")
     of = {row.family.name: row for row in summary.rows}
-    assert of["lidar.fog"].relative["NDS"] == pytest.approx(
+    assert of["lidar.fog"].relative["NDS"].value == pytest.approx(
         sum((0.5 - 0.01 * s - 0.002 * place["lidar.fog"]) / 0.5 for s in (1, 2, 3)) / 3
     )
-    assert of["lidar.fog"].relative["mAP"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
-    worst = [row.relative["NDS"] for row in summary.rows]
+    assert of["lidar.fog"].relative["mAP"].value == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    worst = [row.relative["NDS"].value for row in summary.rows]
     assert worst == sorted(worst) and len(worst) == len(GROUPS["severities"])
     assert [row.family.name for row in summary.curves] == ["lidar.turned"]
-    assert summary.means["MultiCorrupt's ten"]["NDS"] == pytest.approx(
-        sum(of[name].relative["NDS"] for name in MULTICORRUPT) / 10
+    assert summary.means[TEN]["NDS"].value == pytest.approx(
+        sum(of[name].relative["NDS"].value for name in MULTICORRUPT) / 10
     )
     lidar = [name for name in of if name.startswith("lidar.")]
-    assert summary.counts == {
-        "all": len(of), "camera": 9, "lidar": len(lidar), "radar": 6, "MultiCorrupt's ten": 10,
-    }  # fmt: skip
-    assert summary.means["lidar"]["NDS"] == pytest.approx(sum(of[name].relative["NDS"] for name in lidar) / len(lidar))
+    assert summary.counts == {"all": len(of), "camera": 9, "lidar": len(lidar), "radar": 6, TEN: 10}
+    mean = sum(of[name].relative["NDS"].value for name in lidar) / len(lidar)
+    assert summary.means["lidar"]["NDS"].value == pytest.approx(mean)
     some = choose(Config(), ["multicorrupt"], [1, 3])
-    assert "MultiCorrupt's ten" not in summarise(some, results_of(some, lambda *_: (0.4, 0.3)), "camera+lidar").means
+    assert TEN not in summarise(some, results_of(some, lambda *_: (0.4, 0.3)), "camera+lidar").means
+
+
+def test_intervals_are_of_the_same_draws_as_the_clean_number():
+    """What all scenes do to both cancels; what they do to one of them does not."""
+    families = choose(Config(), ["lidar.fog"])
+    results = results_of(families, lambda *_: (0.4, 0.3))
+    summary = summarise(families, results, "camera+lidar")
+    assert summary.rows[0].relative["NDS"].interval == pytest.approx((0.8, 0.8))
+    assert summary.means["all"]["mAP"].interval == pytest.approx((0.75, 0.75))
+    assert summary.kept["lidar"]["NDS"].interval == pytest.approx((1, 1))
+    for result in list(results.values())[1:]:
+        result["drawn"]["camera+lidar"]["NDS"] = [0.4] * 3
+    low, high = summarise(families, results, "camera+lidar").rows[0].relative["NDS"].interval
+    assert 0.7 < low < 0.8 < high < 0.9
+
+
+def test_the_worst_conditions_are_of_curves_too():
+    families = choose(Config(), ["lidar.fog", "lidar.beams", "lidar.turned"])
+    worst = {"lidar.turned": 0.02, "lidar.fog": 0.01}
+
+    def score(family: Family, amount: float) -> tuple[float, float]:
+        return 0.4 - worst.get(family.name, 0.0) * amount, 0.3
+
+    found = summarise(families, results_of(families, score), "camera+lidar").worst
+    values = [one.relative["NDS"].value for one in found]
+    assert len(found) == 10 and values == sorted(values)
+    most = max(next(f for f in families if f.name == "lidar.turned").amounts)
+    assert found[0].name == f"lidar.turned, {most:g} {KINDS['turned'].unit}"
+    assert {"lidar.fog, severity 3", "lidar.turned, 3 degrees"} <= {one.name for one in found}
+    assert found[0].values["NDS"] == pytest.approx(0.4 - 0.02 * most)
 
 
 def test_nothing_is_relative_to_nothing(tmp_path):
     families = choose(Config(), ["lidar.fog"])
     results = results_of(families, lambda *_: (0.0, 0.0))
-    results[CLEAN.name]["numbers"]["camera+lidar"] = {"NDS": 0.0, "mAP": 0.0}
+    results[CLEAN.name] = result_of({"camera+lidar": (0.0, 0.0)})
     summary = summarise(families, results, "camera+lidar")
-    assert math.isnan(summary.rows[0].relative["NDS"])
+    assert math.isnan(summary.rows[0].relative["NDS"].value)
     text = write_page(tmp_path, summary, "a model", {})
     assert "| lidar.fog | - | - |" in text
-    assert json.loads((tmp_path / "robustness.json").read_text())["mRA"]["all"] == {"NDS": None, "mAP": None}
+    assert json.loads((tmp_path / "robustness.json").read_text())["mRA"]["all"] == {
+        "NDS": None, "mAP": None, "intervals": {"NDS": None, "mAP": None},
+    }  # fmt: skip
 
 
 def test_the_page_has_everything(tmp_path):
@@ -127,6 +167,13 @@ def test_the_page_has_everything(tmp_path):
     numbers = json.loads((tmp_path / "robustness.json").read_text())
     assert numbers["more"] == 1 and numbers["curves"]["camera.keep"]["amounts"] == [1, 2, 3, 4, 5]
     assert numbers["corruptions"]["lidar.fog"]["RA"]["NDS"] == pytest.approx(0.9)
+    assert (
+        numbers["worst"][0]["condition"] == "lidar.points, severity 1" and "| lidar.points, severity 1 | 0.300" in text
+    )
+    assert "stay whole" not in text
+    families = choose(Config(), ["multicorrupt"])
+    results = results_of(families, lambda *_: (0.4, 0.2), ("lidar", "camera+lidar+radar"))
+    assert "stay whole" in write_page(tmp_path, summarise(families, results, "camera+lidar+radar"), "a model", {})
     for kind in ("turned", "keep"):
         assert f"robustness-{kind}.svg" in text and "<svg" in (tmp_path / f"robustness-{kind}.svg").read_text()
 
@@ -214,6 +261,7 @@ def test_other_weights_are_another_result(checkpoint, tmp_path, monkeypatch):
     suite = suite_of(checkpoint, tmp_path)
     same = {"weights": "a", "data": "b", "whole": suite.whole}
     result = same | {"condition": "clean", "numbers": {name: {} for name in suite.subsets_of(CLEAN)}}
+    result |= {"drawn": result["numbers"]}
     result |= {"config": json.loads((checkpoint / "config.json").read_text())}
     suite.path(CLEAN).parent.mkdir(parents=True)
     suite.path(CLEAN).write_text(json.dumps(result))

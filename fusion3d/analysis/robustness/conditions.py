@@ -48,6 +48,10 @@ class Family:
         """The family's condition of an amount."""
         return Condition(f"{self.name}:{amount:g}", tuple(f"{part}:{amount:g}" for part in self.parts))
 
+    def told(self, amount: float) -> str:
+        """The same in words."""
+        return f"{self.name}, {f'{SEVERITY} {amount:g}' if self.graded else f'{amount:g} {self.unit}'}"
+
 
 def _alone() -> list[Family]:
     """Every kind for every sensor that knows it."""

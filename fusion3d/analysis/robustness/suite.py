@@ -10,6 +10,7 @@ from typing import Any
 
 from fusion3d.analysis.comparison.runs import data_digest, settings_that_differ, weights_digest
 from fusion3d.analysis.robustness.conditions import CLEAN, Condition, Family
+from fusion3d.analysis.robustness.summary import METRICS
 from fusion3d.config import Config, from_dict, to_dict
 from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.checkpoint import load_model, weights_file
@@ -22,7 +23,9 @@ from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import one_voice, run_among
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.files import read_json, write_json
-from fusion3d.metrics.detection import score_detections
+from fusion3d.metrics.bootstrap import draw_scenes, sample_numbers
+from fusion3d.metrics.detection import score_matches
+from fusion3d.metrics.matching import match_detections
 
 RESULTS = "conditions"  # folder of the results
 
@@ -93,8 +96,9 @@ def run_suite(suite: Suite, device: str | None = None) -> dict[str, Any] | None:
         device: torch device name; None takes the GPU where there is one.
 
     Returns:
-        The results by the conditions' names, each with "numbers" by subset (those of ``score_detections``), "samples"
-        and "seconds"; None by a process that is not the first.
+        The results by the conditions' names, each with "numbers" by subset (those of ``score_detections``), "drawn" by
+        subset and metric (the number in every draw of "scenes" scenes, the same for all conditions), "samples" and
+        "seconds"; None by a process that is not the first.
 
     Raises:
         ConfigError: more history than ``evaluation.strict`` allows.
@@ -139,14 +143,18 @@ def _run(
         if output is None:
             continue
         truth = detection_truth(tables, output.poses)
-        numbers = {
-            name: score_detections(truth, found_columns(of.records(output.poses), truth.samples.tokens))
-            for name, of in output.subsets.items()
-        }
+        num_scenes = len(truth.samples.scenes)
+        draws, numbers, drawn = draw_scenes(num_scenes), {}, {}
+        for name, of in output.subsets.items():
+            matches = match_detections(truth, found_columns(of.records(output.poses), truth.samples.tokens))
+            numbers[name], sampled = score_matches(matches), sample_numbers(matches, draws)
+            drawn[name] = {metric: sampled.drawn[metric][draws.number].tolist() for metric in METRICS}
         result = same | {
             "condition": condition.name,
             "config": to_dict(config),
             "numbers": numbers,
+            "drawn": drawn,
+            "scenes": num_scenes,
             "samples": len(output.poses),
             "seconds": time.perf_counter() - begin,
         }
@@ -162,7 +170,7 @@ def _kept(suite: Suite, condition: Condition, same: dict[str, str]) -> dict[str,
     try:
         result = read_json(suite.path(condition), "")
         there = from_dict(result["config"])
-        scored = result["numbers"].keys()
+        scored = result["numbers"].keys() & result["drawn"].keys()
         equal = all(result[key] == value for key, value in same.items()) and result["condition"] == condition.name
     except (KeyError, TypeError, AttributeError, Fusion3DError):
         return None  # none, half of one, or of another version: it is made anew
