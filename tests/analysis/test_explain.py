@@ -19,6 +19,7 @@ from fusion3d.analysis.explain.targets import Target, answer, parse_target
 from fusion3d.analysis.features import bev_modules, image_modules, watch
 from fusion3d.data.subset import select_sensors
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
+from fusion3d.heads.motion import STILL
 from fusion3d.types import DETECTION_CLASSES, SENSORS
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,7 +35,8 @@ STAGES = {
         ["camera", "joint camera"],
     ),
 }
-TARGETS = ("car", "pedestrian@2,-3", "plan", "plan@1.5", "drivable_area", "divider@1,1")
+TARGETS = ("car", "pedestrian@2,-3", "plan", "plan@1.5", "drivable_area", "divider@1,1",
+           "motion", "vehicle", "vru@1,1,2")  # fmt: skip
 
 
 def test_a_linear_head_has_its_closed_form():
@@ -77,7 +79,7 @@ def test_a_linear_map_head_on_the_fused_map():
 @pytest.mark.parametrize("head", ["center", "query"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_head_and_stage_has_the_maps_it_promises(stage, head):
-    config = small(fusion__stage=stage, detection__head=head)
+    config = small(fusion__stage=stage, detection__head=head, occupancy={"channels": 8}, motion={"channels": 8})
     model, batch = build(config), batch_of(config)
     model.requires_grad_(True)
     maps, images = STAGES[stage]
@@ -176,7 +178,45 @@ def test_targets_are_what_the_heads_say():
         assert near.place == said.place
 
 
+def test_a_motion_is_that_of_the_box_that_is_meant():
+    config = small(motion={"channels": 8})
+    model, batch = build(config), batch_of(config)
+    with torch.no_grad():
+        for parameter in model.motion.passes.parameters():  # which say nothing before they have learned
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    found = model.decode(model(batch), batch)
+    boxes, forecast = found.boxes[0], found.motion[0]
+    moving = [i for i, label in enumerate(boxes.label.tolist()) if DETECTION_CLASSES[label] not in STILL]
+    surest = max(moving, key=lambda i: float(boxes.score[i]))
+    for target, i in ((None, surest), (tuple(boxes.center[moving[3], :2].tolist()), moving[3])):
+        said = explain(model, batch, Target("motion", target))
+        one = said.answers["joint"]
+        way = (forecast.position[i, 0, -1] - boxes.center[i, :2]).norm()
+        assert float(one.value.detach()) == pytest.approx(float(way), abs=1e-4)
+        assert f"{float(way):.1f} m in 3 s" in one.text
+        assert one.place == pytest.approx(boxes.center[i, :2].tolist())
+        both = said, explain(model, batch, Target("motion", target), against=True)
+        assert any(of.bev["fused"].any() for of in both)
+
+
+def test_who_is_where_is_a_layer_of_the_occupancy():
+    config = small(occupancy={"channels": 8}, detection=None, planning=None, map=None)
+    model, batch = build(config), batch_of(config)
+    said = model(batch)["occupancy"].agents[0]  # times, groups
+    cell = explain(model, batch, Target("vru", place=(1.0, -1.0), seconds=2.0)).answers["joint"]
+    row, col = int((-1.0 + 6.4) / 0.8), int((1.0 + 6.4) / 0.8)
+    assert torch.equal(cell.value.detach(), said[2, 1, row, col].detach()) and cell.text.endswith("2 s from now")
+    usual = explain(model, batch).answers["joint"]
+    assert usual.text.startswith("vehicle in") and float(usual.value.detach()) == pytest.approx(said[0, 0].max().item())
+    with pytest.raises(DataError, match=r"vehicle: nothing is said of 2.5 s from now; there are 0, 1, 2, 3 s"):
+        explain(model, batch, Target("vehicle", seconds=2.5))
+
+
 def test_what_cannot_be_explained_is_said():
+    assert parse_target("vehicle@2") == Target("vehicle", None, 2)
+    assert parse_target("static@1,-2,3") == Target("static", (1, -2), 3)
+    with pytest.raises(ConfigError, match=r"such as vehicle@3 \(seconds\) or vehicle@12,-3"):
+        parse_target("vehicle@1,2,3,4")
     assert parse_target("car@12,-3.5") == Target("car", (12.0, -3.5))
     assert parse_target("plan@2") == Target("plan", None, 2)
     for wrong, told in (("cra", "did you mean 'car'"), ("car@3", r"such as car@12,-3"), ("plan@x", r"such as plan@3"),

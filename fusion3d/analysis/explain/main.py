@@ -122,7 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     which.add_argument("--token", help="sample token")
     parser.add_argument(
         "--target", nargs="+", default=(), metavar="WHAT",
-        help="a detection class, plan or a map class; car@12,-3: at this x, y in ego [m]; plan@2: after 2 s "
+        help="a detection class, plan, a map class, vehicle, vru or static (who is where), motion (of a box); "
+        "car@12,-3: at this x, y in ego [m]; plan@2: after 2 s; vehicle@12,-3,2: both "
         "(default: the class that the model is surest of)",
     )  # fmt: skip
     parser.add_argument(

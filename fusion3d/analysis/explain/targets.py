@@ -5,12 +5,15 @@
 ``plan``, ``plan@2``  how far away the planned point is, after all its time or 2 seconds
 ``drivable_area``   the mean over the cells where it is said to be; of every map class
 ``drivable_area@12,-3``  its cell there
+``vehicle``, ``vehicle@2``, ``vehicle@12,-3``, ``vehicle@12,-3,2``  the same of who is where, now or in 2 seconds
+``motion``, ``motion@12,-3``  how far the surest box, or the one nearest to a place, goes by its likeliest way
 Numbers are before the last sigmoid, as in Grad-CAM; of a query's box the mean of its own and its peak's, since its
 score is the geometric mean of the two.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
@@ -22,22 +25,36 @@ from torch import Tensor
 
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.heads.center import DetectionMaps
+from fusion3d.heads.motion import STILL, MotionPaths
 from fusion3d.heads.query import QueryBoxes
 from fusion3d.heads.targets import corners
 from fusion3d.model import Fusion3D
-from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES, TIME_STEP, Batch, BEVGrid
+from fusion3d.types import (
+    DETECTION_CLASSES,
+    MAP_CLASSES,
+    OCCUPANCY_TIMES,
+    OCCUPANTS,
+    TIME_STEP,
+    Batch,
+    BEVGrid,
+    Occupancy,
+)
 
-PLAN = "plan"
-_LIKELY = 0.5  # probability from which a map class counts as said
+PLAN, MOTION = "plan", "motion"
+_HEADS = {
+    **dict.fromkeys(DETECTION_CLASSES, "detection"), PLAN: "planning", **dict.fromkeys(MAP_CLASSES, "map"),
+    **dict.fromkeys(OCCUPANTS, "occupancy"), MOTION: "motion",
+}  # what each target is of  # fmt: skip
+_LIKELY = 0.5  # probability from which a cell counts as said
 
 
 @dataclass(frozen=True)
 class Target:
     """What is to be explained."""
 
-    name: str  # a detection class, a map class or "plan"
+    name: str  # a detection class, a map class, an occupant, "plan" or "motion"
     place: tuple[float, float] | None = None  # x, y in ego [m]
-    seconds: float | None = None  # of a planned point
+    seconds: float | None = None  # of a planned point, or of who is where
 
 
 @dataclass(frozen=True)
@@ -56,29 +73,28 @@ def parse_target(text: str) -> Target:
         ConfigError: a name that is none, or a place or time that is no number.
     """
     name, _, where = text.partition("@")
-    known = (*DETECTION_CLASSES, PLAN, *MAP_CLASSES)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"target {text!r}: unknown {name!r}; did you mean {near!r}? known: {', '.join(known)}")
+    if name not in _HEADS:
+        near = difflib.get_close_matches(name, _HEADS, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"target {text!r}: unknown {name!r}; did you mean {near!r}? known: {', '.join(_HEADS)}")
     try:
         numbers = [float(part) for part in where.split(",")] if where else []
     except ValueError:
         numbers = [math.nan]
-    wanted = 1 if name == PLAN else 2
-    if len(numbers) not in (0, wanted) or not all(map(math.isfinite, numbers)):
-        example = f"{PLAN}@3 (seconds)" if name == PLAN else f"{name}@12,-3 (x, y in ego, metres)"
-        raise ConfigError(f"target {text!r}: found {where!r} after @; expected such as {example}")
-    if name == PLAN:
-        return Target(name, seconds=numbers[0] if numbers else None)
-    return Target(name, place=(numbers[0], numbers[1]) if numbers else None)
+    counts = (0, 1) if name == PLAN else (0, 1, 2, 3) if name in OCCUPANTS else (0, 2)
+    if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
+        examples = [f"{name}@3 (seconds)"] * (1 in counts) + [f"{name}@12,-3 (x, y in ego, metres)"] * (2 in counts)
+        raise ConfigError(f"target {text!r}: found {where!r} after @; expected such as {' or '.join(examples)}")
+    seconds = numbers.pop() if len(numbers) in (1, 3) else None
+    return Target(name, (numbers[0], numbers[1]) if numbers else None, seconds)
 
 
 def usual_target(models: Mapping[str, Fusion3D], outputs: Mapping[str, Any]) -> Target:
-    """The class that the models are surest of; without boxes the plan, or the drivable area."""
+    """The class that the models are surest of; without boxes the plan, the drivable area, or where vehicles are."""
     peaks = [outputs[name]["detection"].heatmap[0].amax((1, 2)) for name in models if "detection" in outputs[name]]
     if peaks:
         return Target(DETECTION_CLASSES[int(torch.stack(peaks).amax(0).argmax())])
-    return Target(PLAN if any("planning" in outputs[name] for name in models) else MAP_CLASSES[0])
+    usual = {"planning": PLAN, "map": MAP_CLASSES[0], "occupancy": OCCUPANTS[0]}
+    return Target(next(of for head, of in usual.items() if any(head in outputs[name] for name in models)))
 
 
 def answer(model: Fusion3D, outputs: Mapping[str, Any], batch: Batch, target: Target) -> Answer:
@@ -86,19 +102,24 @@ def answer(model: Fusion3D, outputs: Mapping[str, Any], batch: Batch, target: Ta
 
     Raises:
         ConfigError: the model has no head for it.
-        DataError: there is nothing of it: a place outside of the grid, a time beyond the plan, no query of the class.
+        DataError: there is nothing of it: a place outside of the grid, a time that is not answered, no query of the
+            class, no box that moves.
     """
-    head = "planning" if target.name == PLAN else "detection" if target.name in DETECTION_CLASSES else "map"
-    if getattr(model, head) is None:
-        there = [name for name in ("detection", "planning", "map") if getattr(model, name) is not None]
+    head = _HEADS[target.name]
+    module: Any = getattr(model, head)
+    if module is None:
+        there = [name for name in dict.fromkeys(_HEADS.values()) if getattr(model, name) is not None]
         raise ConfigError(f"target {target.name!r} is of the {head} head; this model has {', '.join(there)}")
+    said = outputs[head]
     if head == "planning":
-        return _of_plan(model.planning.path_of(outputs["planning"], batch), batch, target)  # type: ignore[union-attr]
+        return _of_plan(module.path_of(said, batch), batch, target)
+    if head == "motion":
+        return _of_motion(said, target)
     if head == "map":
-        assert model.map is not None
-        return _of_ground(outputs["map"], model.map.grid, target)
-    said, grid = outputs["detection"], model.detection.grid  # type: ignore[union-attr]
-    return _of_query(said, grid, target) if isinstance(said, QueryBoxes) else _of_peak(said, grid, target)
+        return _of_cells(said[0, MAP_CLASSES.index(target.name)], module.grid, target)
+    if head == "occupancy":
+        return _of_occupant(said, module.grid, target)
+    return _of_query(said, module.grid, target) if isinstance(said, QueryBoxes) else _of_peak(said, module.grid, target)
 
 
 def _of_peak(said: DetectionMaps, grid: BEVGrid, target: Target) -> Answer:
@@ -142,8 +163,36 @@ def _of_plan(plan_BT2: Tensor, batch: Batch, target: Target) -> Answer:
     return Answer(value, text, (float(point_2[0].detach()), float(point_2[1].detach())))
 
 
-def _of_ground(logits_BNYX: Tensor, grid: BEVGrid, target: Target) -> Answer:
-    logits_YX = logits_BNYX[0, MAP_CLASSES.index(target.name)].float()
+def _of_motion(said: MotionPaths, target: Target) -> Answer:
+    boxes = said.found[0]
+    moving_A = torch.tensor([DETECTION_CLASSES[label] not in STILL for label in boxes.label.tolist()], dtype=torch.bool)
+    if not moving_A.any():
+        raise DataError(f"target {MOTION!r}: the model finds no box of a class that moves")
+    xy_A2 = boxes.center[:, :2].float().cpu()
+    if target.place is None:
+        rank_A = boxes.score.float().cpu()
+    else:
+        rank_A = -(xy_A2 - xy_A2.new_tensor(target.place)).norm(dim=1)
+    chosen = int(torch.where(moving_A, rank_A, -torch.inf).argmax())
+    path_T2 = said.position[-1, chosen, said.logits[-1, chosen].argmax()]
+    value = path_T2[-1].norm()
+    place = (float(xy_A2[chosen, 0]), float(xy_A2[chosen, 1]))
+    who, seconds = _at(DETECTION_CLASSES[int(boxes.label[chosen])], place), len(path_T2) * TIME_STEP
+    return Answer(value, f"where {who} goes, {float(value.detach()):.1f} m in {seconds:g} s", place)
+
+
+def _of_occupant(said: Occupancy, grid: BEVGrid, target: Target) -> Answer:
+    seconds = target.seconds or 0.0
+    if seconds not in OCCUPANCY_TIMES:
+        known = ", ".join(f"{time:g}" for time in OCCUPANCY_TIMES)
+        raise DataError(f"target {target.name}: nothing is said of {seconds:g} s from now; there are {known} s")
+    logits_YX = said.agents[0, OCCUPANCY_TIMES.index(seconds), OCCUPANTS.index(target.name)]
+    found = _of_cells(logits_YX, grid, target)
+    return dataclasses.replace(found, text=f"{found.text}, {seconds:g} s from now") if seconds else found
+
+
+def _of_cells(logits_YX: Tensor, grid: BEVGrid, target: Target) -> Answer:
+    logits_YX = logits_YX.float()
     if target.place is not None:
         cell = _cell_at(target, grid)
         value, place = logits_YX.flatten()[cell], _middle_of(cell, grid)
