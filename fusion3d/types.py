@@ -44,8 +44,11 @@ SENSORS = ("camera", "lidar", "radar")
 COMMANDS = ("left", "right", "straight")  # a planning command; -1 is unknown
 LIDAR_FIELDS = ("x", "y", "z", "intensity", "time")  # time: t_ref - t_point's sweep, >= 0 for the past
 RADAR_FIELDS = (
-    "x", "y", "z", "rcs", "vx", "vy", "time", "invalid_state", "ambig_state", "dyn_prop", "sensor",
-)  # vx, vy: compensated velocity in ego axes; the states are the raw codes; sensor: index in RADARS  # fmt: skip
+    "x", "y", "z", "rcs", "vx", "vy", "time", "invalid_state", "ambig_state", "dyn_prop", "sensor", "doppler", "ray_x",
+    "ray_y",
+)  # fmt: skip
+# vx, vy: compensated velocity in ego axes; the states are the raw codes; sensor: index in RADARS; doppler: how fast the
+# return moves away from its sensor [m/s], as it was measured, along the ray, a unit vector in ego axes.
 KEY_SWEEP = 0.02  # [s] points younger than this belong to the key sweep (LiDAR sweeps are 0.05 s apart)
 # Length, width, height [m] of the Renault Zoe, the car of nuScenes (manufacturer's data, without mirrors), and how far
 # the middle of it is ahead of the rear axle, the origin of ego [m].
@@ -311,7 +314,7 @@ class Sample:
     aug_from_ego: Tensor  # [4, 4] float32 BEV augmentation, already applied to everything here; identity otherwise
     cameras: Cameras | None = None  # batch_index is all 0
     lidar: Tensor | None = None  # [P, 5] float32, LIDAR_FIELDS
-    radar: Tensor | None = None  # [R, 11] float32, RADAR_FIELDS
+    radar: Tensor | None = None  # [R, 14] float32, RADAR_FIELDS
     boxes: Boxes | None = None  # ground truth of the ten detection classes
     future: Trajectory | None = None  # [T]
     motion: Motion | None = None  # of what is around

@@ -161,12 +161,15 @@ class RadarConfig:
     """pillars: one cell for each return; dual: a point and an attention stream, and returns that cover more cells the
     larger their RCS (RadarBEVNet)."""
     channels: Even = 64
-    """Channels of the radar BEV map, those of ``velocity`` included."""
+    """Channels of the radar BEV map, those of ``velocity`` and ``odometry`` included."""
     advance: bool = True
     """Move returns by their velocity times their age, to where they should be now."""
     velocity: bool = True
     """Let three channels hold what was measured: mean velocity of the moving returns of a cell (x, y) [10 m/s], and how
     far there are any, 0 to 1."""
+    odometry: bool = False
+    """Let three channels hold how fast the vehicle itself moves, as its radars measure it by what rests: velocity x, y
+    [10 m/s], and 1 where it is known. No ego status: without radar nothing is known of it."""
     footprint: Positive = 0.5
     """Standard deviation [m] of the area that a return of 0 dBsm stands for, in ``velocity`` and in dual; 10 dBsm
     more make it 10^(1/4) times as wide."""

@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from fusion3d.config import AugmentConfig
-from fusion3d.types import COMMANDS, Batch, Boxes, Cameras, EgoStatus, Forecast, Motion, Sample, Trajectory
+from fusion3d.types import (
+    COMMANDS,
+    RADAR_FIELDS,
+    Batch,
+    Boxes,
+    Cameras,
+    EgoStatus,
+    Forecast,
+    Motion,
+    Sample,
+    Trajectory,
+)
 
 _MIRRORED = {COMMANDS.index("left"): COMMANDS.index("right"), COMMANDS.index("right"): COMMANDS.index("left")}
 
@@ -174,7 +185,8 @@ def _move_points(points: Tensor, matrix: Tensor) -> Tensor:
 
 def _move_radar(returns: Tensor, matrix: Tensor) -> Tensor:
     moved = _move_points(returns, matrix)
-    moved[:, 4:6] = _turn(returns[:, 4:6], matrix)  # vx, vy
+    for start in map(RADAR_FIELDS.index, ("vx", "ray_x")):
+        moved[:, start : start + 2] = _turn(returns[:, start : start + 2], matrix)
     return moved
 
 

@@ -24,6 +24,8 @@ RadarFilter = Literal["none", "valid", "devkit"]
 _COLUMNS = {
     "x": 0, "y": 1, "z": 2, "rcs": 3, "vx_comp": 4, "vy_comp": 5, "invalid_state": 7, "ambig_state": 8, "dyn_prop": 9,
 }  # fmt: skip
+_RAW = ("vx", "vy")  # not compensated; across the ray, where no radar measures, there is more in them than was measured
+_VELOCITY, _RAY = (slice(RADAR_FIELDS.index(name), RADAR_FIELDS.index(name) + 2) for name in ("vx", "ray_x"))
 _HEADER_LIMIT = 4096  # bytes in which the line DATA must come
 # States that the sensor's documentation calls valid: also low RCS, corrected azimuth, possible artefacts.
 _VALID_STATES = (0, 4, 8, 9, 10, 11, 12, 15, 16, 17)
@@ -132,7 +134,7 @@ def load_radars(
     returns in a square round their sensor; the devkit's multi-sweep reader uses 1 m.
 
     Returns:
-        [R, 11] float32 RADAR_FIELDS in the reference frame: the compensated velocity is turned into ego
+        [R, 14] float32 RADAR_FIELDS in the reference frame: the compensated velocity and the ray are turned into ego
         axes, the time is seconds before the reference time. ``None`` where the sample has none of the radars.
     """
     readings, clouds, sensors = [], [], []
@@ -157,16 +159,17 @@ def load_radars(
     out = np.concatenate(clouds)
     transform = np.repeat(placed(tables, sample, readings), counts, axis=0)
     out[:, :3] = (transform[:, :3, :3] @ out[:, :3, None])[..., 0] + transform[:, :3, 3]
-    out[:, 4:6] = (transform[:, :2, :2] @ out[:, 4:6, None])[..., 0]  # the sensor's velocity has no z
+    for part in (_VELOCITY, _RAY):  # they have no z in the sensor's frame
+        out[:, part] = (transform[:, :2, :2] @ out[:, part, None])[..., 0]
     out[:, 6] = np.repeat([tables.lag(sample, reading.row) for reading in readings], counts)
     out[:, 10] = np.repeat(sensors, counts)
     return torch.from_numpy(out)
 
 
 def _load_cloud(tables: Tables, reading: Reading, radar_filter: RadarFilter, min_distance: float) -> np.ndarray:
-    """[R, 11] float32 returns of one file in the sensor frame; columns time and sensor are left at zero."""
+    """[R, 14] float32 returns of one file in the sensor frame; columns time and sensor are left at zero."""
     tables.check(reading.row)
-    cloud = read_pcd(tables.path(reading.content), _COLUMNS)
+    cloud = read_pcd(tables.path(reading.content), (*_COLUMNS, *_RAW))
     if min_distance > 0:
         cloud = cloud[far_enough(cloud["x"], cloud["y"], min_distance)]
     if radar_filter != "none":
@@ -174,4 +177,7 @@ def _load_cloud(tables: Tables, reading: Reading, radar_filter: RadarFilter, min
     out = np.zeros((len(cloud), len(RADAR_FIELDS)), dtype=np.float32)
     for name, column in _COLUMNS.items():
         out[:, column] = cloud[name]
+    ray = out[:, :2] / np.maximum(np.hypot(out[:, 0], out[:, 1]), 1e-6)[:, None]
+    out[:, RADAR_FIELDS.index("doppler")] = sum(cloud[name] * ray[:, axis] for axis, name in enumerate(_RAW))
+    out[:, _RAY] = ray
     return out

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fusion3d.config import RadarConfig
 from fusion3d.encoders.blocks import ResidualBlock, conv_block
 from fusion3d.encoders.clouds import CloudEncoder
-from fusion3d.encoders.footprint import VELOCITY_CHANNELS, advance, spread_returns, velocity_map
+from fusion3d.encoders.footprint import VELOCITY_CHANNELS, VELOCITY_UNIT, advance, spread_returns, velocity_map
+from fusion3d.encoders.odometry import ODOMETRY_CHANNELS, ego_velocity, odometry_map
 from fusion3d.encoders.pillars import PillarNet
 from fusion3d.encoders.streams import DualStream
 from fusion3d.errors import ConfigError
@@ -25,7 +26,8 @@ NUM_FEATURES = 4 + 2 + _NUM_DYN_PROP
 
 
 class RadarNet(nn.Module):
-    """Returns to a map: moved to now, encoded, and beside it the velocity that was measured, as it was measured.
+    """Returns to a map: moved to now, encoded, and beside it the velocities that were measured, as they were measured:
+    those of what moves where it is, and the vehicle's own, the same everywhere.
 
     Networks find it hard to carry a number through layers that normalise; kept in channels of its own, the velocity is
     there for every layer after. Maps of learned features come from one of the two encoders.
@@ -35,11 +37,12 @@ class RadarNet(nn.Module):
         super().__init__()
         self.config = config
         self.grid = grid
-        learned = config.channels - (VELOCITY_CHANNELS if config.velocity else 0)
+        measured = VELOCITY_CHANNELS * config.velocity + ODOMETRY_CHANNELS * config.odometry
+        learned = config.channels - measured
         if learned < 1:
             raise ConfigError(
-                f"radar.channels: radar.velocity takes {VELOCITY_CHANNELS} of {config.channels}; expected at least "
-                f"{VELOCITY_CHANNELS + 1}"
+                f"radar.channels: radar.velocity and radar.odometry take {measured} of {config.channels}; expected at "
+                f"least {measured + 1}"
             )
         self.encoder = {"pillars": ReturnPillars, "dual": ReturnStreams}[config.encoder](config, grid)
         width = self.encoder.channels
@@ -49,11 +52,13 @@ class RadarNet(nn.Module):
         """Returns [R, len(RADAR_FIELDS)] in ego and sample [R] ascending to a map [B, C, Y, X]."""
         if self.config.advance:
             returns_RF = advance(returns_RF)
-        map_BCYX = self.smooth(self.encoder(returns_RF, sample_R, num_samples))
-        if not self.config.velocity:
-            return map_BCYX
-        measured = velocity_map(returns_RF, sample_R, num_samples, self.grid, self.config.footprint)
-        return torch.cat([map_BCYX, measured.to(map_BCYX.dtype)], dim=1)
+        maps = [self.smooth(self.encoder(returns_RF, sample_R, num_samples))]
+        if self.config.velocity:
+            maps.append(velocity_map(returns_RF, sample_R, num_samples, self.grid, self.config.footprint))
+        if self.config.odometry:
+            own = ego_velocity(returns_RF, sample_R, num_samples)
+            maps.append(odometry_map(*own, VELOCITY_UNIT, self.grid.shape))
+        return torch.cat([part.to(maps[0].dtype) for part in maps], dim=1)
 
 
 class ReturnPillars(nn.Module):

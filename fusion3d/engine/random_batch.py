@@ -199,7 +199,7 @@ def _random_points(config: Config, boxes: Boxes, count: int, generator: torch.Ge
 
 
 def _random_returns(config: Config, count: int, generator: torch.Generator) -> Tensor:
-    """[R, 11] radar returns all over the grid, some of them invalid or ambiguous."""
+    """[R, 14] radar returns all over the grid, some of them invalid or ambiguous."""
 
     def codes(number: int) -> Tensor:
         return torch.randint(0, number, (count,), generator=generator).float()
@@ -219,5 +219,7 @@ def _random_returns(config: Config, count: int, generator: torch.Generator) -> T
         "ambig_state": codes(5),
         "dyn_prop": codes(8),
         "sensor": codes(len(RADARS)),
+        "doppler": torch.randn(count, generator=generator) * 5,
     }
+    columns |= dict(zip(("ray_x", "ray_y"), torch.nn.functional.normalize(xy, dim=0), strict=True))
     return torch.stack([columns[name] for name in RADAR_FIELDS], dim=1)

@@ -17,7 +17,7 @@ from fusion3d.config import TemporalConfig
 from fusion3d.data.augment import bev_matrix, transform_sample
 from fusion3d.data.collate import collate
 from fusion3d.data.subset import drop_sensors, select_sensors
-from fusion3d.types import BEVGrid, Sample
+from fusion3d.types import RADAR_FIELDS, BEVGrid, Sample
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_model import TINY
@@ -95,7 +95,7 @@ def a_clip(seed: int, start: float = 0.0, length: int = 3, scene: str = "a") -> 
     for step in range(length):
         lidar = torch.rand(80, 5, generator=generator) * torch.tensor([20.0, 16.0, 2.0, 1.0, 0.0])
         lidar[:, :2] -= torch.tensor([10.0, 8.0])
-        radar = torch.rand(9, 11, generator=generator) * 4
+        radar = torch.rand(9, len(RADAR_FIELDS), generator=generator) * 4
         samples.append(
             Sample(
                 token=f"{scene}-{step}",

@@ -15,7 +15,7 @@ from fusion3d.types import RADAR_FIELDS
 
 AHEAD = np.array([0.1, 0.99, 0.0])  # as of LIDAR_TOP, whose y axis looks ahead
 LEVELS = (0, 1, 2)
-RCS, VX, VY = (RADAR_FIELDS.index(name) for name in ("rcs", "vx", "vy"))
+RCS, VX, VY, DOPPLER = (RADAR_FIELDS.index(name) for name in ("rcs", "vx", "vy", "doppler"))
 
 
 def cloud(seed: int = 0, count: int = 4000) -> np.ndarray:
@@ -221,7 +221,8 @@ def test_doppler_noise_is_along_the_ray(level):
     across = (noise[:, VX] * data[:, 1] - noise[:, VY] * data[:, 0]) / reach
     assert along.std() == pytest.approx((0.5, 1, 2)[level], rel=0.05) and abs(along.mean()) < 0.1
     np.testing.assert_allclose(across, 0, atol=1e-5)
-    rest = [column for column in range(data.shape[1]) if column not in (VX, VY)]
+    np.testing.assert_allclose(noise[:, DOPPLER], along, atol=1e-4)  # what was measured, before compensation
+    rest = [column for column in range(data.shape[1]) if column not in (VX, VY, DOPPLER)]
     assert (noise[:, rest] == 0).all()
 
 

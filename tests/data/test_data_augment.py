@@ -96,7 +96,9 @@ def test_what_belongs_together_stays_together(sample, **world):
     torch.testing.assert_close(
         (there.boxes.center[:, :2] + there.boxes.velocity * 0.5).double(), after, atol=1e-3, rtol=1e-4, equal_nan=True
     )
-    assert there.lidar[:, 3:].equal(sample.lidar[:, 3:]) and there.radar[:, 6:].equal(sample.radar[:, 6:])
+    assert there.lidar[:, 3:].equal(sample.lidar[:, 3:]) and there.radar[:, 6:-2].equal(sample.radar[:, 6:-2])
+    turned = sample.radar[:, -2:].double() @ torch.from_numpy(matrix[:2, :2]).T
+    torch.testing.assert_close(there.radar[:, -2:].double(), turned, atol=1e-5, rtol=1e-5)  # the rays
 
 
 @settings(max_examples=25, deadline=None)
@@ -105,7 +107,7 @@ def test_radar_still_measures_along_its_rays(**world):
     """Compensated velocities point along the ray from the radar, which goes with the world like all else."""
     matrix = torch.from_numpy(bev_matrix(**world))
     rng = np.random.default_rng(0)
-    radar, returns = torch.tensor([[3.4, 0.6, 0.5]], dtype=torch.float64), torch.zeros(40, 11)
+    radar, returns = torch.tensor([[3.4, 0.6, 0.5]], dtype=torch.float64), torch.zeros(40, 14)
     returns[:, :3] = torch.from_numpy(rng.uniform(-50, 50, (40, 3)))
     ray = torch.nn.functional.normalize(returns[:, :2].double() - radar[:, :2], dim=1)
     speed = torch.from_numpy(rng.normal(0, 8, (40, 1)))
@@ -167,7 +169,7 @@ def test_a_known_turn_and_a_known_mirror():
     boxes = Boxes.of(
         torch.tensor([[10.0, 2, 1]]), torch.tensor([[4.0, 2, 1.5]]), torch.tensor([0.3]), torch.tensor([[5.0, 1]])
     )
-    radar = torch.zeros(1, 11)
+    radar = torch.zeros(1, 14)
     radar[0, :6] = torch.tensor([10.0, 2, 1, 7, 5, 1])
     path = Trajectory(torch.tensor([[3.0, 1]]), torch.tensor([0.2]), torch.tensor([True]))
     status = EgoStatus(torch.tensor([8.0, 0]), torch.tensor([1.0, 2]), torch.tensor(0.4))

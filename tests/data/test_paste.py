@@ -264,7 +264,7 @@ def scene(seen: Boxes) -> Sample:
     lidar = torch.zeros(800, 5)
     lidar[:, :2] = torch.cartesian_prod(torch.arange(20) * 2.0 + 0.5, torch.arange(20) - 9.5).repeat(2, 1)
     lidar[400:, 4] = 0.05
-    radar = torch.zeros(20, 11)
+    radar = torch.zeros(20, 14)
     radar[:, 0], radar[:, 8] = torch.arange(20) * 2.0 + 0.5, 3.0
     return Sample(
         "t", "s", 0, torch.eye(4, dtype=torch.float64), torch.eye(4),
@@ -296,7 +296,7 @@ def make_paster(boxes: Boxes, cutting, data: DataConfig | None = None, **setting
 
 
 def cutting_of(box: Boxes, points: int = 12, returns: int = 3) -> Cutting:
-    lidar, radar = torch.zeros(points, 5), torch.zeros(returns, 11)
+    lidar, radar = torch.zeros(points, 5), torch.zeros(returns, 14)
     lidar[:, :3], radar[:, :3] = box.center, box.center
     lidar[points // 2 :, 4] = torch.linspace(0.04, 0.4, points - points // 2)
     radar[:, 10], radar[:, 8], radar[:, 6] = torch.arange(returns).float(), 3.0, 0.0
@@ -394,7 +394,7 @@ def test_points_of_older_sweeps_trail_behind():
     assert lidar_inside(points, moving)[0].tolist() == [0, 1]
     unknown = car(20, 0)
     assert lidar_inside(points, unknown)[0].tolist() == [0, 3] and lidar_inside(points[:0], unknown)[0].tolist() == []
-    returns = torch.zeros(3, 11)
+    returns = torch.zeros(3, 14)
     returns[:, 0], returns[:, 1], returns[:, 2] = 20, torch.tensor([1.4, 1.6, 0.0]), torch.tensor([5.0, 0.9, 0.9])
     assert radar_inside(returns, unknown)[0].tolist() == [0, 2], "half a metre of margin, at any height"
 

@@ -88,7 +88,12 @@ def test_a_footprint_grows_with_rcs_and_always_holds_its_own_cell():
     corner = returns(1, x=1.0, y=1.0, z=0.0, rcs=-10.0)
     small = spread_returns(torch.ones(1, 1), corner, torch.zeros(1, dtype=torch.int64), 1, GRID, 1e-3)
     large = spread_returns(
-        torch.ones(1, 1), corner + F.one_hot(torch.tensor([3]), 11) * 30, torch.zeros(1).long(), 1, GRID, 0.5
+        torch.ones(1, 1),
+        corner + F.one_hot(torch.tensor([3]), len(RADAR_FIELDS)) * 30,
+        torch.zeros(1).long(),
+        1,
+        GRID,
+        0.5,
     )
     assert small[0, 0, 5, 9] > 0.3 and 4 <= small.count_nonzero() < large.count_nonzero()
 
@@ -206,7 +211,7 @@ def test_a_map_without_velocity_is_all_learned():
 
 def test_settings_that_do_not_fit_are_refused_with_both_keys():
     for message, config in {
-        r"radar\.channels: radar\.velocity takes 3 of 2": RadarConfig(channels=2),
+        r"radar\.channels: radar\.velocity and radar\.odometry take 3 of 2": RadarConfig(channels=2),
         r"radar\.dual\.channels.*radar\.dual\.heads": RadarConfig(encoder="dual", dual=DualConfig(heads=3)),
     }.items():
         with pytest.raises(ConfigError, match=message):

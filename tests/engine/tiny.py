@@ -56,7 +56,7 @@ class TinyData:
             global_from_ego=torch.eye(4, dtype=torch.float64),
             aug_from_ego=torch.eye(4),
             lidar=points,
-            radar=torch.randn(3, 11, generator=draw).abs().clamp(max=1).floor(),
+            radar=torch.randn(3, 14, generator=draw).abs().clamp(max=1).floor(),
             future=Trajectory(target, torch.zeros(1), torch.ones(1, dtype=torch.bool)),
         )
 
@@ -78,7 +78,7 @@ class TinyModel(nn.Module):
     def __init__(self, norm: bool = True, dropout: float = 0.1) -> None:
         super().__init__()
         self.lidar = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8) if norm else nn.Identity(), nn.ReLU())
-        self.radar = nn.Linear(11, 8)
+        self.radar = nn.Linear(14, 8)
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(8, 2))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ class Corruptor:
         return points
 
     def returns(self, returns: np.ndarray, channel: str, tables: Tables, reading: Reading) -> np.ndarray:
-        """A radar's returns [R, 11] (RADAR_FIELDS in the sensor's frame) as the corrupted sensor would have them."""
+        """A radar's returns [R, 14] (RADAR_FIELDS in the sensor's frame) as the corrupted sensor would have them."""
         for one, rng in self._draws(channel, RETURNS, tables, reading):
             returns = RETURNS[one.kind](returns, one.level, rng)
         return returns

@@ -10,7 +10,9 @@ import numpy as np
 
 from fusion3d.types import RADAR_FIELDS
 
-_RCS, _VX, _VY = (RADAR_FIELDS.index(name) for name in ("rcs", "vx", "vy"))
+_RCS, _VX, _VY, _DOPPLER, _RAY_X, _RAY_Y = (
+    RADAR_FIELDS.index(name) for name in ("rcs", "vx", "vy", "doppler", "ray_x", "ray_y")
+)
 
 
 def points(returns: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
@@ -31,7 +33,7 @@ def ghosts(returns: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
     ghost = returns[chosen]
     angle = np.radians(20) * (2 * aside - 1)
     cos, sin = np.cos(angle), np.sin(angle)
-    for x, y, factor in ((0, 1, 1.25 + 0.75 * farther), (_VX, _VY, 1.0)):
+    for x, y, factor in ((0, 1, 1.25 + 0.75 * farther), (_VX, _VY, 1.0), (_RAY_X, _RAY_Y, 1.0)):
         ghost[:, x], ghost[:, y] = (
             factor * (cos * ghost[:, x] - sin * ghost[:, y]),
             factor * (sin * ghost[:, x] + cos * ghost[:, y]),
@@ -54,6 +56,7 @@ def doppler(returns: np.ndarray, level: int, rng: np.random.Generator) -> np.nda
     reach = np.maximum(np.hypot(out[:, 0], out[:, 1]), 1e-6)
     out[:, _VX] += noise * out[:, 0] / reach
     out[:, _VY] += noise * out[:, 1] / reach
+    out[:, _DOPPLER] += noise
     return out
 
 

@@ -1,6 +1,6 @@
 """The database of objects: a folder with ``index.json`` and a safetensors file for each object.
 
-A file holds what the sensors saw of the object, where it stood in ego: ``lidar`` [P, 5] LIDAR_FIELDS, ``radar`` [R, 11]
+A file holds what the sensors saw of the object, where it stood in ego: ``lidar`` [P, 5] LIDAR_FIELDS, ``radar`` [R, 14]
 RADAR_FIELDS, and for each camera that saw it ``image.CHANNEL``, the bytes of a JPEG as uint8, with ``corners.CHANNEL``
 [8, 2], the pixels in it of the box's corners. The index holds the boxes, as columns.
 """
@@ -44,7 +44,7 @@ class Cutting:
     """What the sensors saw of an object, in ego."""
 
     lidar: Tensor  # [P, 5] float32
-    radar: Tensor  # [R, 11] float32
+    radar: Tensor  # [R, 14] float32
     patches: Mapping[str, Patch]  # by channel
 
 

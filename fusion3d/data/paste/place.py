@@ -146,7 +146,9 @@ class Paster:
         return rng.permutation(np.concatenate(drawn).astype(np.int64))
 
     def _fit(self, row: int, sample: Sample, radars: Sequence[str]) -> Cutting:
-        """What this sample's sensors would have of an object: no older sweeps, no other radars, the same filter."""
+        """What this sample's sensors would have of an object: no older sweeps, no other radars, the same filter; and no
+        Doppler shift.
+        """
         channels = () if sample.cameras is None else sample.cameras.channels
         cutting = self.objects.read(row, channels)
         lidar, radar = cutting.lidar, cutting.radar
@@ -156,6 +158,7 @@ class Paster:
         states = {name: fields[name].numpy() for name in ("invalid_state", "dyn_prop", "ambig_state")}
         keep = there[fields["sensor"].long()] & torch.from_numpy(passes(states, self.data.radar_filter))
         radar = radar[keep & (fields["time"] <= _oldest(sample.radar, RADAR_TIME))]
+        radar[:, RADAR_FIELDS.index("doppler")] = torch.nan  # of a sensor that moved otherwise
         return Cutting(lidar, radar, cutting.patches)
 
     def _is_seen(self, piece: Cutting, n: int, candidates: Boxes, sample: Sample, look: _Look | None) -> bool:
