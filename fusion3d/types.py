@@ -260,7 +260,18 @@ class PlanModes:
     path: Trajectory  # [..., K, T]
     imitation: Tensor  # [..., K] probability that the human drives so, 1 in all
     score: Tensor  # [..., K, len(PLAN_SCORES)] in [0, 1]; NaN for what is not predicted
+    cost: Tensor  # [..., K] what each is expected to cost [m]
+    rejected: Tensor  # [..., K] share of the views or models for which it hits a box that they found: of one, 0 or 1
     chosen: Tensor  # [...] int64
+
+    @property
+    def plan(self) -> Trajectory:
+        """[B, T] the chosen paths of a batch."""
+        return self.path[torch.arange(len(self.chosen), device=self.chosen.device), self.chosen]
+
+    def __getitem__(self, keep: Any) -> PlanModes:
+        """What is selected along the first axes."""
+        return select(self, keep)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ def answer(model: Fusion3D, outputs: Mapping[str, Any], batch: Batch, target: Ta
         there = [name for name in ("detection", "planning", "map") if getattr(model, name) is not None]
         raise ConfigError(f"target {target.name!r} is of the {head} head; this model has {', '.join(there)}")
     if head == "planning":
-        return _of_plan(model.planning.path_of(outputs["planning"], batch), batch, target)  # type: ignore[union-attr]
+        assert model.planning is not None
+        plan_BT2 = model.planning.path_of(outputs["planning"], batch, *model.agents(outputs))
+        return _of_plan(plan_BT2, batch, target)
     if head == "map":
         assert model.map is not None
         return _of_ground(outputs["map"], model.map.grid, target)
