@@ -85,8 +85,8 @@ class LateFusion(nn.Module):
         return say | {JOINT: torch.stack(list(say.values())).any(0)} if JOINT in self.models else say
 
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> Predictions:
-        """Merged boxes with the motion of the best of each, the merged plan and the means of maps, of the models that
-        have a say; of all, where none has.
+        """Merged boxes with the motion of the best of each, the merged plan (``merge_plans``) and the means of maps, of
+        the models that have a say; of all, where none has.
         """
         answers = {name: model.decode(outputs[name], batch) for name, model in self.models.items()}  # type: ignore[operator]
         say_SB = torch.stack([outputs["say"][name] for name in self.models]).cpu()

@@ -2,7 +2,8 @@
 
 Boxes are merged where they are (heads/merge.py), not as heatmaps: averaging maps (CenterPoint's double flip, Yin et
 al., 2021) is exact only for views that map grid cells onto cells, and binds to one kind of head; boxes can be merged
-for any angle and any head. How many views found an object says how sure it is.
+for any angle and any head. How many views found an object says how sure it is. Of plans one is chosen when all views
+have been asked.
 """
 
 from __future__ import annotations

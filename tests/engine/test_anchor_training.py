@@ -33,7 +33,8 @@ from fusion3d.errors import ConfigError, DataError
 from fusion3d.late import LateFusion
 from fusion3d.metrics.planning.baselines import make_anchors
 from fusion3d.model import Fusion3D
-from fusion3d.types import PLAN_SCORES, Boxes
+from fusion3d.types import PLAN_SCORES, Boxes, Occupancy, PlanModes
+from fusion3d.view import pictures, scene
 
 STEPS, COUNT = 2, 4
 
@@ -170,12 +171,23 @@ def test_occupancy_that_is_not_asked_for_costs_nothing(run, tmp_path, monkeypatc
     assert "occupancy" not in metrics
 
 
-def test_the_occupancy_is_drawn(config, run, tmp_path):
+def test_what_the_planner_goes_by_and_chooses_among_is_drawn(config, run, tmp_path, monkeypatch):
     (seen,) = look(open_clips(config), [2], run, device="cpu")
-    heat = seen.occupancy
-    assert heat is not None and heat.shape == config.grid.shape and 0 <= heat.min() <= heat.max() <= 1
+    assert seen.occupancy is not None and seen.modes is not None and seen.plan is not None
+    for cells in (seen.occupancy.agents, seen.occupancy.drivable):
+        assert cells.shape[-2:] == config.grid.shape and 0 <= cells.min() <= cells.max() <= 1
+    torch.testing.assert_close(seen.modes.path.position[seen.modes.chosen], seen.plan.position)
+    given = []
+    for module, name in ((pictures, "compose"), (scene, "build_scene")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *of, real=real: given.append(of) or real(*of))
+    monkeypatch.setattr(scene, "save", lambda built, path: path)
+    visualize(config, [2], tmp_path, run, "scene", device="cpu")
     (path,) = visualize(config, [2], tmp_path, run, device="cpu")
     assert path.read_bytes()[:4] == b"\x89PNG"
+    for of in given:
+        assert {type(one) for one in of} >= {Occupancy, PlanModes}
+    assert len(given) == 2
 
 
 def test_what_a_plan_looks_at_can_be_asked(config, run, monkeypatch):
