@@ -16,7 +16,7 @@ from fusion3d.bev.temporal import Memory
 from fusion3d.counts import named
 from fusion3d.heads.merge import merge_agents, merge_boxes, merge_plans
 from fusion3d.model import Fusion3D, Sensed
-from fusion3d.rows import concat, to_device
+from fusion3d.rows import concat, select, to_device
 from fusion3d.types import Batch, Boxes, EgoStatus, Forecast, Occupancy, PlanModes, Predictions, Trajectory
 
 JOINT = "joint"  # the model of all sensors
@@ -130,7 +130,7 @@ _OCCUPANCY = tuple(field.name for field in dataclasses.fields(Occupancy))
 def _merge_plans(answers: Sequence[Predictions], sample: int) -> tuple[Trajectory, PlanModes | None]:
     """[1, T] the plan of a sample, and [1, K, T] what it was chosen among."""
     row = slice(sample, sample + 1)
-    return merge_plans([one.plan[row] for one in answers], [one.modes and one.modes[row] for one in answers])  # type: ignore[index]
+    return merge_plans([one.plan[row] for one in answers], [one.modes and select(one.modes, row) for one in answers])  # type: ignore[index]
 
 
 def _mean(of_samples: Sequence[Sequence[Tensor]]) -> Tensor:

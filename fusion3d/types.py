@@ -269,10 +269,6 @@ class PlanModes:
         """[B, T] the chosen paths of a batch."""
         return self.path[torch.arange(len(self.chosen), device=self.chosen.device), self.chosen]
 
-    def __getitem__(self, keep: Any) -> PlanModes:
-        """What is selected along the first axes."""
-        return select(self, keep)
-
 
 @dataclass(frozen=True)
 class Occupancy:

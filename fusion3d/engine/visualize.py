@@ -18,6 +18,7 @@ from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.views import predict_views, views_of
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
+from fusion3d.rows import select
 from fusion3d.types import CAMERAS, RADARS, SENSORS, BEVGrid, Boxes, Forecast, Occupancy, PlanModes, Sample, Trajectory
 from fusion3d.view import pictures, scene
 
@@ -134,7 +135,9 @@ def look(
             batch = collate([seen.sample]).to(where)
             with torch.inference_mode():
                 found = predict_views(model, batch, views)
-            boxes, plan, motion, modes = (of and of[0] for of in (found.boxes, found.plan, found.motion, found.modes))
+            boxes = None if found.boxes is None else found.boxes[0]
+            motion = None if found.motion is None else found.motion[0]
+            plan, modes = found.plan and found.plan[0], found.modes and select(found.modes, 0)
             occupancy = found.occupancy and _onto(found.occupancy, config.grid, dataset.grid)
             sample = seen.sample
             if found.map is not None:
