@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fusion3d.bev.temporal import Memory
 from fusion3d.counts import named
-from fusion3d.heads.merge import mean_path, merge_agents, merge_boxes
+from fusion3d.heads.merge import merge_agents, merge_boxes, merge_plans
 from fusion3d.model import Fusion3D, Sensed
-from fusion3d.rows import concat, to_device
-from fusion3d.types import Batch, Boxes, EgoStatus, Forecast, Occupancy, Predictions
+from fusion3d.rows import concat, select, to_device
+from fusion3d.types import Batch, Boxes, EgoStatus, Forecast, Occupancy, PlanModes, Predictions, Trajectory
 
 JOINT = "joint"  # the model of all sensors
 
@@ -85,31 +85,29 @@ class LateFusion(nn.Module):
         return say | {JOINT: torch.stack(list(say.values())).any(0)} if JOINT in self.models else say
 
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> Predictions:
-        """Merged boxes with the motion of the best of each, and the means of plans and maps, of the models that have a
-        say; of all, where none has.
-
-        There are no modes: what each model chose among is its own.
+        """Merged boxes with the motion of the best of each, the merged plan (``merge_plans``) and the means of maps, of
+        the models that have a say; of all, where none has.
         """
         answers = {name: model.decode(outputs[name], batch) for name, model in self.models.items()}  # type: ignore[operator]
         say_SB = torch.stack([outputs["say"][name] for name in self.models]).cpu()
         say_SB |= ~say_SB.any(0)
         chosen = [[a for a, has in zip(answers.values(), say, strict=True) if has] for say in say_SB.T.tolist()]
         device = batch.command.device
-        boxes = motion = plan = ground = occupancy = None
+        boxes = motion = plan = modes = ground = occupancy = None
         if all(answer.motion is not None for answer in answers.values()):
             both = [self._merge_agents(of_sample, i, device) for i, of_sample in enumerate(chosen)]
             boxes, motion = (tuple(part) for part in zip(*both, strict=True))
         elif all(answer.boxes is not None for answer in answers.values()):
             boxes = tuple(self._merge([a.boxes[i] for a in of_sample], device) for i, of_sample in enumerate(chosen))
         if all(answer.plan is not None for answer in answers.values()):
-            paths = [mean_path([a.plan[i] for a in of_sample]) for i, of_sample in enumerate(chosen)]
-            plan = concat([path[None] for path in paths])
+            plans, among = zip(*(_merge_plans(of_sample, i) for i, of_sample in enumerate(chosen)), strict=True)
+            plan, modes = concat(plans), None if among[0] is None else concat(among)
         if all(answer.map is not None for answer in answers.values()):
             ground = _mean([[a.map[i] for a in of_sample] for i, of_sample in enumerate(chosen)])
         if all(answer.occupancy is not None for answer in answers.values()):
             parts = ([[getattr(a.occupancy, k)[i] for a in of] for i, of in enumerate(chosen)] for k in _OCCUPANCY)
             occupancy = Occupancy(*map(_mean, parts))
-        return Predictions(tokens=batch.tokens, boxes=boxes, plan=plan, map=ground, motion=motion, occupancy=occupancy)
+        return Predictions(batch.tokens, boxes, plan, ground, motion, modes, occupancy)
 
     def _merge(self, boxes: Sequence[Boxes], device: torch.device) -> Boxes:
         return to_device(merge_boxes([to_device(one, "cpu") for one in boxes], self.merge), device)
@@ -127,6 +125,12 @@ Model = Fusion3D | LateFusion
 
 
 _OCCUPANCY = tuple(field.name for field in dataclasses.fields(Occupancy))
+
+
+def _merge_plans(answers: Sequence[Predictions], sample: int) -> tuple[Trajectory, PlanModes | None]:
+    """[1, T] the plan of a sample, and [1, K, T] what it was chosen among."""
+    row = slice(sample, sample + 1)
+    return merge_plans([one.plan[row] for one in answers], [one.modes and select(one.modes, row) for one in answers])  # type: ignore[index]
 
 
 def _mean(of_samples: Sequence[Sequence[Tensor]]) -> Tensor:

@@ -38,7 +38,7 @@ from fusion3d.heads.planning import Planner
 from fusion3d.heads.query import QueryHead
 from fusion3d.heads.sensors import SensorHeatmaps
 from fusion3d.heads.targets import DetectionTargets
-from fusion3d.types import Batch, Predictions
+from fusion3d.types import Batch, Boxes, Forecast, Predictions
 
 
 class CameraBranch(nn.Module):
@@ -317,11 +317,8 @@ class Fusion3D(nn.Module):
 
     def decode(self, outputs: dict[str, Any], batch: Batch) -> Predictions:
         """Boxes, their motion, plan and maps in the frame of the batch (ego, where the batch is not augmented)."""
-        boxes = motion = plan = modes = None
-        if self.motion is not None:
-            boxes, motion = outputs["motion"].found, self.motion.decode(outputs["motion"])
-        elif self.detection is not None:
-            boxes = self.detection.decode(outputs["detection"])
+        plan = modes = None
+        boxes, motion = self.agents(outputs)
         if self.planning is not None:
             plan, modes = self.planning.decode(outputs["planning"], batch, boxes, motion)
         return Predictions(
@@ -333,3 +330,9 @@ class Fusion3D(nn.Module):
             modes=modes,
             occupancy=None if self.occupancy is None else self.occupancy.decode(outputs["occupancy"]),
         )
+
+    def agents(self, outputs: Mapping[str, Any]) -> tuple[tuple[Boxes, ...] | None, tuple[Forecast, ...] | None]:
+        """The boxes of ``decode`` and how they go on, which a planner can look at; None what no head says."""
+        if self.motion is not None:
+            return outputs["motion"].found, self.motion.decode(outputs["motion"])
+        return None if self.detection is None else self.detection.decode(outputs["detection"]), None

@@ -46,14 +46,11 @@ LIDAR_FIELDS = ("x", "y", "z", "intensity", "time")  # time: t_ref - t_point's s
 RADAR_FIELDS = (
     "x", "y", "z", "rcs", "vx", "vy", "time", "invalid_state", "ambig_state", "dyn_prop", "sensor", "doppler", "ray_x",
     "ray_y",
-)  # fmt: skip
-# vx, vy: compensated velocity in ego axes; the states are the raw codes; sensor: index in RADARS; doppler: how fast the
-# return moves away from its sensor [m/s], as it was measured, along the ray, a unit vector in ego axes.
+)  # vx, vy: compensated, in ego; doppler: as measured, away along the radar's ray (unit vector in ego)  # fmt: skip
 KEY_SWEEP = 0.02  # [s] points younger than this belong to the key sweep (LiDAR sweeps are 0.05 s apart)
-# Length, width, height [m] of the Renault Zoe, the car of nuScenes (manufacturer's data, without mirrors), and how far
-# the middle of it is ahead of the rear axle, the origin of ego [m].
+# Length, width, height [m] of the Renault Zoe, the car of nuScenes (manufacturer's data, without mirrors).
 EGO_SIZE = (4.084, 1.730, 1.562)
-EGO_CENTER = 1.39
+EGO_CENTER = 1.39  # [m] its middle is ahead of the rear axle, the origin of ego
 TIME_STEP = 0.5  # seconds between keyframes, and between planned positions
 # What a planner thinks of a path, as probabilities, and what a predicted ``Occupancy`` says of the first two.
 PLAN_SCORES = ("collision", "off_road", "comfort", "progress", "occupied", "undrivable")
@@ -263,7 +260,14 @@ class PlanModes:
     path: Trajectory  # [..., K, T]
     imitation: Tensor  # [..., K] probability that the human drives so, 1 in all
     score: Tensor  # [..., K, len(PLAN_SCORES)] in [0, 1]; NaN for what is not predicted
+    cost: Tensor  # [..., K] what each is expected to cost [m]
+    rejected: Tensor  # [..., K] share of the views or models for which it hits a box that they found: of one, 0 or 1
     chosen: Tensor  # [...] int64
+
+    @property
+    def plan(self) -> Trajectory:
+        """[B, T] the chosen paths of a batch."""
+        return self.path[torch.arange(len(self.chosen), device=self.chosen.device), self.chosen]
 
 
 @dataclass(frozen=True)

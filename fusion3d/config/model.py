@@ -195,7 +195,8 @@ class FusionConfig:
     """hierarchical: how many, each with half the resolution of the one before."""
     merge: Literal["weighted", "voting"] = "weighted"
     """late and hybrid: weighted: boxes of an object are averaged by score, and a model that missed it counts 0; voting:
-    what at least half of the models found, with the best one's box and the chance that not all are wrong."""
+    what at least half of the models found, with the best one's box and the chance that not all are wrong. Of planners
+    that choose: one path, by the mean cost that all models expect."""
     operator: Literal[
         "concat", "add", "weighted", "gated", "bilinear", "tensor", "low_rank", "channel_exchange",
         "cross_attention", "bottleneck", "perceiver",

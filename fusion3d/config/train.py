@@ -88,7 +88,8 @@ class EvaluationConfig:
 
     tta: Literal["none", "flip", "rotate", "flip_rotate"] = "none"
     """Test-time augmentation: views of each sample that are predicted and merged. flip: 4, mirrored in x and y; rotate:
-    5, turned by up to 12.5 degrees; flip_rotate: 20, all of those."""
+    5, turned by up to 12.5 degrees; flip_rotate: 20, all of those. Planners that choose do so once, by the mean cost
+    that all views expect."""
     stream: bool = False
     """With temporal: samples come one by one and are read once; the model remembers all of the scene so far, as it does
     in a vehicle, instead of reading the last ``temporal.keyframes`` for each of them."""

@@ -51,6 +51,20 @@ def find_anchors(model: nn.Module, config: Config, dataset: NuScenesDataset) -> 
     return [f"planning: {count} anchors from {len(paths)} driven paths of {dataset.split!r}"]
 
 
+def check_anchors(model: nn.Module) -> None:
+    """Nothing, where planners side by side choose among the same paths, so that what they choose can be merged.
+
+    Raises:
+        ConfigError: they have other anchors each, as after ``train.start`` with models of several training splits.
+    """
+    anchors = [part.anchors for part in model.modules() if isinstance(part, AnchorPlanner)]
+    if not all(torch.equal(one, anchors[0]) for one in anchors[1:]):
+        raise ConfigError(
+            "train.start: the planners of the models side by side come with other anchors each, and what they choose "
+            "among is merged path by path; begin with models of one training split, or name the planners in train.fresh"
+        )
+
+
 def driven_paths(dataset: NuScenesDataset, steps: int) -> np.ndarray:
     """[M, T, 3] x, y, yaw in ego, as ``load_ego`` has them, of the samples whose future is known for T steps."""
     tables = dataset.tables

@@ -219,7 +219,7 @@ def score_plans(output: SplitOutput, tables: Tables, config: Config) -> dict[str
 
     The baselines that are trained are made of ``data.train_split``, where the data set has it and shares no scene. Of a
     planner that chooses among paths, with the largest subset, there is the one likeliest by ``imitation`` too, and
-    ``modes`` (``score_modes``), both of the first view.
+    ``modes`` (``score_modes``).
 
     Raises:
         DataError: the data set has no driven path to compare with.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import combinations
 from typing import Any
 
@@ -200,7 +200,7 @@ def _note_poses(output: SplitOutput, batch: Batch) -> None:
 def _split_modes(tokens: Sequence[str], modes: PlanModes) -> dict[str, PlanModes]:
     """A copy of each sample's modes, by its token."""
     paths = _split(tokens, modes.path).values()
-    rows = zip(paths, modes.imitation.clone(), modes.score.clone(), modes.chosen.clone(), strict=True)
+    rows = zip(paths, *(getattr(modes, of.name).clone() for of in fields(modes)[1:]), strict=True)
     return {token: PlanModes(*row) for token, row in zip(tokens, rows, strict=True)}
 
 

@@ -20,7 +20,7 @@ from fusion3d.config import Config, differences, load_config
 from fusion3d.data.loader import make_loader
 from fusion3d.data.subset import draw_subsets, drop_sensors, select_sensors
 from fusion3d.encoders.checkpointing import checkpoint_blocks
-from fusion3d.engine.anchors import find_anchors
+from fusion3d.engine.anchors import check_anchors, find_anchors
 from fusion3d.engine.averaging import Average
 from fusion3d.engine.batchnorm import join_batchnorms
 from fusion3d.engine.checkpoint import (
@@ -285,8 +285,10 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
                 f"{run_dir} holds a run already (up to {found[-1].name}); resume it, remove it, or choose another --run"
             )
         model = build_model(config, pretrained=not found)
-        started = [] if found else find_anchors(model, config, dataset)
-        started += [] if found else start_from(model, config.train.start, config.train.fresh)
+        started: list[str] = []
+        if not found:
+            started = find_anchors(model, config, dataset) + start_from(model, config.train.start, config.train.fresh)
+            check_anchors(model)
         trainer = Trainer(config, model, dataset, run_dir, where)
         if found:
             trainer.resume(found[-1])

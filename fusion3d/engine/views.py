@@ -2,7 +2,8 @@
 
 Boxes are merged where they are (heads/merge.py), not as heatmaps: averaging maps (CenterPoint's double flip, Yin et
 al., 2021) is exact only for views that map grid cells onto cells, and binds to one kind of head; boxes can be merged
-for any angle and any head. How many views found an object says how sure it is.
+for any angle and any head. How many views found an object says how sure it is. Of plans one is chosen when all views
+have been asked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fusion3d.data.augment import (
     transform_forecast,
     transform_trajectory,
 )
-from fusion3d.heads.merge import mean_path, merge_agents, merge_boxes
+from fusion3d.heads.merge import merge_agents, merge_boxes, merge_plans
 from fusion3d.rows import to_device
 from fusion3d.types import Batch, Predictions
 
@@ -66,7 +67,7 @@ def predict_views(
 ) -> Predictions:
     """What a model says of a batch, merged over views of it; on the CPU, in the frame of the batch.
 
-    What is neither box nor motion nor plan is that of the first view. With one view, which must change nothing, it is
+    Maps and occupancy are those of the first view. With one view, which must change nothing, it is
     plainly what the model says.
 
     Args:
@@ -87,8 +88,10 @@ def predict_views(
         boxes = said.boxes and tuple(transform_boxes(of_sample, back) for of_sample in said.boxes)
         motion = said.motion and tuple(transform_forecast(of_sample, back) for of_sample in said.motion)
         plan = said.plan and transform_trajectory(said.plan, back)
-        answers.append(dataclasses.replace(said, boxes=boxes, motion=motion, plan=plan))
-    boxes, motion, plan = answers[0].boxes, answers[0].motion, answers[0].plan
+        paths = said.modes and transform_trajectory(said.modes.path, back)
+        modes = said.modes and dataclasses.replace(said.modes, path=paths)
+        answers.append(dataclasses.replace(said, boxes=boxes, motion=motion, plan=plan, modes=modes))
+    boxes, motion, plan, modes = answers[0].boxes, answers[0].motion, answers[0].plan, answers[0].modes
     if motion is not None:
         both = [
             merge_agents([said.boxes[sample] for said in answers], [said.motion[sample] for said in answers])
@@ -98,8 +101,8 @@ def predict_views(
     elif boxes is not None:
         boxes = tuple(merge_boxes([said.boxes[sample] for said in answers]) for sample in range(len(batch)))
     if plan is not None:
-        plan = mean_path([said.plan for said in answers])
-    return dataclasses.replace(answers[0], boxes=boxes, motion=motion, plan=plan)
+        plan, modes = merge_plans([said.plan for said in answers], [said.modes for said in answers])
+    return dataclasses.replace(answers[0], boxes=boxes, motion=motion, plan=plan, modes=modes)
 
 
 def _seen(batch: Batch, views: Sequence[np.ndarray]) -> Iterator[Batch]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from fusion3d.config import Config, DataConfig, override
@@ -19,13 +18,12 @@ from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.views import predict_views, views_of
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
-from fusion3d.types import CAMERAS, RADARS, SENSORS, BEVGrid, Boxes, Forecast, Occupancy, Sample, Trajectory
+from fusion3d.rows import select
+from fusion3d.types import CAMERAS, RADARS, SENSORS, BEVGrid, Boxes, Forecast, Occupancy, PlanModes, Sample, Trajectory
 from fusion3d.view import pictures, scene
 
 IMAGE_SIZE = (450, 800)  # of what is drawn [px]: half a nuScenes image, whatever the network reads
 _MAP_THRESHOLD = 0.5  # of the map's probabilities that are drawn
-_OCCUPIED = 0.25  # least probability of an occupancy that is drawn
-_FADE = (1.0, 0.8, 0.6, 0.4)  # of an occupancy at OCCUPANCY_TIMES
 
 
 class Seen(NamedTuple):
@@ -34,8 +32,9 @@ class Seen(NamedTuple):
     sample: Sample
     boxes: Boxes | None = None
     plan: Trajectory | None = None
-    occupancy: np.ndarray | None = None  # [Y, X] in the map's grid, 0 to 1, paler the later
+    occupancy: Occupancy | None = None  # of the sample, in the map's grid
     motion: Forecast | None = None  # of the boxes
+    modes: PlanModes | None = None  # [K, T] that the plan was chosen among
 
 
 def restrict(data: DataConfig, sensors: Sequence[str] | None) -> DataConfig:
@@ -130,30 +129,28 @@ def look(
     large = dataclasses.replace(data, image_size=IMAGE_SIZE, sensors=("camera",) if "camera" in data.sensors else ())
     to_show = NuScenesDataset(large, dataset.split, dataset.grid, with_map=False)
     for index in indices:
-        sample, boxes, plan, occupancy, motion = dataset[index], None, None, None, None
+        seen = Seen(dataset[index])
         if model is not None:
             assert config is not None
-            batch = collate([sample]).to(where)
+            batch = collate([seen.sample]).to(where)
             with torch.inference_mode():
                 found = predict_views(model, batch, views)
             boxes = None if found.boxes is None else found.boxes[0]
             motion = None if found.motion is None else found.motion[0]
-            if found.plan is not None:
-                plan = found.plan[0]
+            plan, modes = found.plan and found.plan[0], found.modes and select(found.modes, 0)
+            occupancy = found.occupancy and _onto(found.occupancy, config.grid, dataset.grid)
+            sample = seen.sample
             if found.map is not None:
                 sample = dataclasses.replace(sample, map_mask=found.map[0] >= _MAP_THRESHOLD, map_known=None)
-            if found.occupancy is not None:
-                occupancy = _fade(found.occupancy, config.grid, dataset.grid)
-        yield Seen(dataclasses.replace(sample, cameras=to_show[index].cameras), boxes, plan, occupancy, motion)
+            seen = Seen(sample, boxes, plan, occupancy, motion, modes)
+        yield seen._replace(sample=dataclasses.replace(seen.sample, cameras=to_show[index].cameras))
 
 
-def _fade(occupancy: Occupancy, grid: BEVGrid, onto: BEVGrid) -> np.ndarray:
-    """[Y, X] how much anybody is expected in the only sample, of any group at any time, in another grid."""
-    anybody_SYX = 1 - (1 - occupancy.agents[0].cpu()).prod(1)
-    heat_YX = (anybody_SYX * torch.tensor(_FADE)[:, None, None] * (anybody_SYX >= _OCCUPIED)).amax(0)
-    place = torch.nn.functional.pad(onto.centers(), (0, 1), value=sum(grid.z) / 2)
-    cell, inside = grid.cell_of(place)
-    return (heat_YX.flatten()[cell] * inside).numpy()
+def _onto(occupancy: Occupancy, grid: BEVGrid, onto: BEVGrid) -> Occupancy:
+    """That of the only sample, in another grid: each cell as the one that its middle is in, and 0 beyond."""
+    cell_YX, inside_YX = grid.cell_of(torch.nn.functional.pad(onto.centers(), (0, 1), value=sum(grid.z) / 2))
+    layers = (of[0].cpu().flatten(-2)[..., cell_YX] * inside_YX for of in (occupancy.agents, occupancy.drivable))
+    return Occupancy(*layers)
 
 
 def visualize(
@@ -211,11 +208,12 @@ def _write(
     if view == "scene":
         return scene.save(_build(seen, config, min_score), path)
     drawn = {"grid": config.map_grid, "min_score": min_score, "caption": caption}
-    return pictures.draw_sample(*seen[:3], path, **drawn, occupancy=seen.occupancy, motion=seen.motion)
+    said = {"occupancy": seen.occupancy, "motion": seen.motion, "modes": seen.modes}
+    return pictures.draw_sample(*seen[:3], path, **drawn, **said)
 
 
 def _build(seen: Seen, config: Config, min_score: float) -> scene.Scene:
-    return scene.build_scene(*seen[:3], min_score, seen.motion, seen.occupancy, config.map_grid)
+    return scene.build_scene(*seen[:3], min_score, seen.motion, seen.occupancy, config.map_grid, seen.modes)
 
 
 def _caption(config: Config, checkpoint: str | Path | None) -> str:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion3d.heads.planning.choice import choose
 from fusion3d.heads.targets import usual_sizes
-from fusion3d.types import Boxes, Forecast, Trajectory
+from fusion3d.types import Boxes, Forecast, PlanModes, Trajectory
 
 _MIN_RADIUS = 0.4  # [m]
 _MAX_BOXES = 500  # of a sample; nuScenes allows no more
@@ -116,6 +117,30 @@ def _vote(boxes: Boxes, groups: list[np.ndarray], best: Tensor) -> Boxes:
     score_N = boxes.score.double().numpy()
     score = torch.tensor([1 - np.prod(1 - score_N[group]) for group in groups], dtype=torch.float32)
     return dataclasses.replace(boxes[best], score=score)
+
+
+def merge_plans(plans: Sequence[Trajectory], modes: Sequence[PlanModes | None]) -> tuple[Trajectory, PlanModes | None]:
+    """The plan of V answers about the same batch, and the paths that it was chosen among, if it was.
+
+    Where planners choose, their paths of one number come of one anchor. Each is merged with its like: of positions, of
+    what is thought of them and of what they are expected to cost it is the mean, and then one is chosen, as by a single
+    planner. Plans that were chosen apart are not averaged: the mean of a way left around something and a way right
+    around it leads into it. A planner that says one path chooses nothing; of such paths it is the mean.
+
+    Args:
+        plans: [B, T] in one frame.
+        modes: [B, K, T] that each was chosen among, of the same anchors; None: of none.
+    """
+    chosen_among = [of_answer for of_answer in modes if of_answer is not None]
+    if len(chosen_among) < len(modes):
+        return mean_path(plans), None
+    path = mean_path([of_answer.path for of_answer in chosen_among])
+    thought = {
+        name: torch.stack([getattr(of_answer, name) for of_answer in chosen_among]).mean(0)
+        for name in ("imitation", "score", "cost", "rejected")
+    }
+    merged = PlanModes(path, **thought, chosen=choose(thought["cost"], thought["rejected"]))
+    return merged.plan, merged
 
 
 def mean_path(paths: Sequence[Trajectory]) -> Trajectory:

@@ -23,10 +23,13 @@ from fusion3d.types import (
     BEVGrid,
     Boxes,
     Forecast,
+    Occupancy,
+    PlanModes,
     Sample,
     Trajectory,
 )
 from fusion3d.view import colors
+from fusion3d.view.planner import drivable_edge, others_expected, weighed_paths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
 SLOW = 0.5  # [m/s] below it a velocity gets no arrow
 _LIKELY = 0.05  # ways that are less so are not drawn
 _SHORT = 0.5  # [m] nor are those that hardly leave where the box is
+THIN = 1.1  # width of a line [pt]
 _OPAQUE = 0.85  # of the hottest cell
-_STOPS = np.array([[46, 16, 101], [190, 24, 93], [249, 115, 22], [254, 240, 138]]) / 255  # cold to hot
 _TIME = LIDAR_FIELDS.index("time")
 
 
@@ -84,7 +87,8 @@ def draw_birdseye(
     pixels: int,
     marks: Sequence[tuple[float, float]] = (),
     motion: Forecast | None = None,
-    occupancy: np.ndarray | None = None,
+    occupancy: Occupancy | None = None,
+    modes: PlanModes | None = None,
 ) -> None:
     """Draw one sample from above.
 
@@ -97,7 +101,8 @@ def draw_birdseye(
         pixels: height of the axes on the page, so that a LiDAR point is one pixel.
         marks: x, y in ego [m] of places that are circled.
         motion: how ``predictions`` go on, in ego; the opacity is how likely.
-        occupancy: [Y, X] in the grid, 0 to 1, how much others are expected there; or None.
+        occupancy: of the sample, probabilities in the grid; or None.
+        modes: [K, T] the paths that the plan was chosen among, in ego; coloured by what they are expected to cost.
     """
     extent = (-grid.y[1], -grid.y[0], grid.x[0], grid.x[1])
     axes.imshow(rasterise(sample, grid, pixels), extent=extent, interpolation="nearest", zorder=0)
@@ -106,7 +111,8 @@ def draw_birdseye(
         spine.set_color(colors.LINE)
     _draw_rings(axes, grid)
     if occupancy is not None:
-        lay_heat(axes, occupancy, grid, hottest=1.0)
+        lay_heat(axes, others_expected(occupancy), grid, hottest=1.0)
+        _draw_lines(axes, drivable_edge(occupancy, grid), colors.DRIVABLE_EDGE, zorder=3.6)
     if sample.map_mask is not None:
         _name_ground(axes, sample.map_mask)
     if sample.radar is not None:
@@ -116,6 +122,8 @@ def draw_birdseye(
         _draw_motion(axes, predictions, motion)
     if sample.boxes is not None:
         _draw_boxes(axes, sample.boxes, truth=True, filled=predictions is None)
+    if modes is not None:
+        _draw_modes(axes, modes)
     _draw_path(axes, sample.past, colors.MUTED, 1.4, zorder=6)
     _draw_path(axes, sample.future, colors.TRUTH, 5.0, zorder=7, alpha=0.55)
     _draw_path(axes, plan, colors.PLAN, 2.2, zorder=8, dots=True)
@@ -136,9 +144,7 @@ def lay_heat(axes: Axes, heat_YX: np.ndarray, grid: BEVGrid, hottest: float | No
 def colour(heat: np.ndarray, hottest: float) -> np.ndarray:
     """[...] heat to [..., 4] colours in [0, 1]; where there is none they are clear."""
     part = np.clip(heat / hottest, 0, 1) if hottest > 0 else np.zeros(heat.shape)
-    at = np.linspace(0, 1, len(_STOPS))
-    rgb = [np.interp(part, at, _STOPS[:, channel]) for channel in range(3)]
-    return np.stack([*rgb, _OPAQUE * np.sqrt(part)], axis=-1)
+    return np.concatenate([colors.heat_rgb(part), _OPAQUE * np.sqrt(part)[..., None]], axis=-1)
 
 
 def _draw_rings(axes: Axes, grid: BEVGrid) -> None:
@@ -216,13 +222,26 @@ def _draw_boxes(axes: Axes, boxes: Boxes, truth: bool, filled: bool = True) -> N
 
 
 def _draw_motion(axes: Axes, boxes: Boxes, motion: Forecast | None) -> None:
-    from matplotlib.collections import LineCollection
-
     if motion is None:
         return
     path, row, alpha = likely_paths(boxes, motion)
     color = np.concatenate([colors.class_rgb(boxes.label.cpu().numpy()[row]), alpha[:, None]], axis=1)
-    axes.add_collection(LineCollection(list(to_page(path)), colors=color, linewidths=1.1, zorder=4.5))
+    _draw_lines(axes, path, color, zorder=4.5)
+
+
+def _draw_modes(axes: Axes, modes: PlanModes) -> None:
+    """Each path, and a dot where it ends: many differ in nothing but how fast they are driven."""
+    pieces, shade = weighed_paths(modes)
+    _draw_lines(axes, pieces.flatten(0, 1), shade.repeat(pieces.shape[1], axis=0), zorder=7.5)
+    ends = to_page(pieces[:, -1, 1])
+    axes.scatter(ends[:, 0], ends[:, 1], s=7, color=shade, linewidths=0, zorder=7.5)
+
+
+def _draw_lines(axes: Axes, lines: Tensor, color: str | np.ndarray, zorder: float) -> None:
+    """Thin lines [N, points, 2] in ego, of one colour or of [N, 3 or 4]."""
+    from matplotlib.collections import LineCollection
+
+    axes.add_collection(LineCollection(list(to_page(lines)), colors=color, linewidths=THIN, zorder=zorder))
 
 
 def likely_paths(boxes: Boxes, motion: Forecast) -> tuple[Tensor, np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ TRUTH = "#f4f6f8"  # outlines of the ground truth and the path that was driven
 PLAN = "#ffd84d"
 RADAR = "#ff4fd0"
 DRIVABLE = "#1e2733"
+DRIVABLE_EDGE = "#6f9f8a"
 
 # The ground, dark under everything else; later classes are painted over earlier ones.
 MAP_COLORS: dict[str, str] = dict(
@@ -38,6 +39,10 @@ CLASS_COLORS = dict(
 # Height of LiDAR points: dark ground, blue bumpers, pale roofs and trees. Low in saturation, so that boxes stand out.
 HEIGHT_RANGE = (-0.5, 4.0)  # [m] over the ground, in ego
 _HEIGHT_STOPS = np.array([[58, 69, 86], [66, 104, 138], [86, 160, 168], [168, 203, 172], [236, 226, 178]]) / 255
+_HEAT_STOPS = np.array([[46, 16, 101], [190, 24, 93], [249, 115, 22], [254, 240, 138]]) / 255  # cold to hot
+_COST_STOPS = (
+    np.array([[255, 216, 77], [139, 151, 167], [62, 74, 92]]) / 255
+)  # from the plan's own colour to the rings'
 
 
 def rgb(color: str) -> tuple[float, float, float]:
@@ -54,6 +59,20 @@ def class_rgb(labels: np.ndarray) -> np.ndarray:
 def height_rgb(z: np.ndarray) -> np.ndarray:
     """[P] heights in ego [m] to [P, 3] colours; beyond ``HEIGHT_RANGE`` the ends are held."""
     low, high = HEIGHT_RANGE
-    place = np.clip((np.asarray(z) - low) / (high - low), 0, 1) * (len(_HEIGHT_STOPS) - 1)
-    stops = np.arange(len(_HEIGHT_STOPS))
-    return np.stack([np.interp(place, stops, _HEIGHT_STOPS[:, i]) for i in range(3)], axis=-1)
+    return _between(_HEIGHT_STOPS, (np.asarray(z) - low) / (high - low))
+
+
+def heat_rgb(part: np.ndarray) -> np.ndarray:
+    """[...] heat from 0, cold, to 1, hot, to [..., 3] colours."""
+    return _between(_HEAT_STOPS, part)
+
+
+def cost_rgb(part: np.ndarray) -> np.ndarray:
+    """[...] cost from 0, the cheapest, to 1, the dearest, to [..., 3] colours."""
+    return _between(_COST_STOPS, part)
+
+
+def _between(stops: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """[..., 3] colours between evenly spaced stops [S, 3]; below 0 and above 1 the ends are held."""
+    at = np.linspace(0, 1, len(stops))
+    return np.stack([np.interp(part, at, stops[:, channel]) for channel in range(3)], axis=-1)

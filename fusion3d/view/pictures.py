@@ -18,6 +18,7 @@ from fusion3d.types import (
     COMMANDS,
     DETECTION_CLASSES,
     LIDAR_FIELDS,
+    PLAN_SCORES,
     RADAR_FIELDS,
     RADARS,
     TIME_STEP,
@@ -25,11 +26,13 @@ from fusion3d.types import (
     Boxes,
     Cameras,
     Forecast,
+    Occupancy,
+    PlanModes,
     Sample,
     Trajectory,
 )
 from fusion3d.view import colors
-from fusion3d.view.birdseye import box_alpha, colour, draw_birdseye
+from fusion3d.view.birdseye import THIN, box_alpha, colour, draw_birdseye
 from fusion3d.view.projection import project_boxes
 from fusion3d.view.sheet import Sheet, png_path
 
@@ -45,7 +48,7 @@ MIN_SCORE = 0.2  # predictions below it are not drawn
 
 _MARGIN, _GAP, _TITLE = 28, 8, 62  # [px]
 _TILE = 520  # width of a camera [px]
-_LEGEND = 250  # smallest height of the legend [px]
+_LEGEND = 270  # smallest height of the legend [px]
 _BIRDSEYE = 860  # smallest side of the bird's-eye view [px]
 _ARROW = {"arrowstyle": "-|>", "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
 
@@ -60,7 +63,8 @@ def draw_sample(
     caption: str = "",
     marks: Sequence[tuple[float, float]] = (),
     motion: Forecast | None = None,
-    occupancy: np.ndarray | None = None,
+    occupancy: Occupancy | None = None,
+    modes: PlanModes | None = None,
 ) -> Path:
     """Write one PNG of a sample.
 
@@ -74,7 +78,8 @@ def draw_sample(
         caption: said in the title, such as the sensors that the model was given.
         marks: x, y in ego [m] of places that are circled from above.
         motion: how ``predictions`` go on, or None.
-        occupancy: [Y, X] in the grid, 0 to 1, how much others are expected there; or None.
+        occupancy: what the planner goes by, of the sample: probabilities in the grid; or None.
+        modes: [K, T] the paths that the plan was chosen among, in ego; or None.
 
     Returns:
         The path.
@@ -86,7 +91,7 @@ def draw_sample(
     if predictions is not None:
         keep = predictions.score >= min_score
         predictions, motion = predictions[keep], None if motion is None else motion[keep]
-    return compose(sample, predictions, plan, grid or BEVGrid(), caption, marks, motion, occupancy).write(path)
+    return compose(sample, predictions, plan, grid or BEVGrid(), caption, marks, motion, occupancy, modes).write(path)
 
 
 def compose(
@@ -97,7 +102,8 @@ def compose(
     caption: str = "",
     marks: Sequence[tuple[float, float]] = (),
     motion: Forecast | None = None,
-    occupancy: np.ndarray | None = None,
+    occupancy: Occupancy | None = None,
+    modes: PlanModes | None = None,
 ) -> Sheet:
     """The page of ``draw_sample``."""
     rows, cols = sample.cameras.images.shape[-2:] if sample.cameras is not None else (9, 16)
@@ -115,9 +121,12 @@ def compose(
             axes = sheet.place(_MARGIN + j * (_TILE + _GAP), _TITLE + i * (tile_height + _GAP), _TILE, tile_height)
             draw_camera(axes, sample.cameras, channel, sample.boxes, predictions)
     above = sheet.place(_MARGIN * 2 + cameras_width, _TITLE, view_width, view_height)
-    draw_birdseye(above, sample, predictions, plan, grid, view_height, marks, motion, occupancy)
-    top, heat = _TITLE + cameras_height + _MARGIN, occupancy is not None
-    _write_legend(sheet.page, sample, predictions, plan, motion, heat, _MARGIN, top, cameras_width)
+    draw_birdseye(above, sample, predictions, plan, grid, view_height, marks, motion, occupancy, modes)
+    top, left = _TITLE + cameras_height + _MARGIN, _MARGIN
+    _legend_classes(sheet.page, sample.boxes, predictions, left, top)
+    marks_left, ego_left = (left + round(share * cameras_width) for share in (0.42, 0.74))
+    _legend_marks(sheet.page, sample, predictions, plan, motion, occupancy is not None, modes, marks_left, top)
+    _legend_plan(sheet.page, sample, plan, modes, ego_left, top)
     return sheet
 
 
@@ -222,23 +231,6 @@ def _write_title(page: Axes, sample: Sample, caption: str, width: int) -> None:
         page.text(width - _MARGIN, 34, caption, fontsize=11, color=colors.TEXT, va="center", ha="right")
 
 
-def _write_legend(
-    page: Axes,
-    sample: Sample,
-    predictions: Boxes | None,
-    plan: Trajectory | None,
-    motion: Forecast | None,
-    heat: bool,
-    left: int,
-    top: int,
-    width: int,
-) -> None:
-    """Three columns: the classes and how many there are, what the marks mean, and the plan in numbers."""
-    _legend_classes(page, sample.boxes, predictions, left, top)
-    _legend_marks(page, sample, predictions, plan, motion, heat, left + round(width * 0.42), top)
-    _legend_plan(page, sample, plan, left + round(width * 0.74), top)
-
-
 def _heading(page: Axes, x: float, y: float, text: str) -> None:
     page.text(x, y, text, fontsize=10, color=colors.TEXT, weight="bold", va="center")
 
@@ -269,10 +261,12 @@ def _legend_marks(
     predictions: Boxes | None,
     plan: Trajectory | None,
     motion: Forecast | None,
-    heat: bool,
+    foreseen: bool,
+    modes: PlanModes | None,
     left: int,
     top: int,
 ) -> None:
+    """What is drawn and how, row by row; ``foreseen``: is there an occupancy?"""
     from matplotlib.patches import Rectangle
 
     _heading(page, left, top + 8, "Marks")
@@ -281,7 +275,13 @@ def _legend_marks(
     def row(text: str) -> None:
         nonlocal y
         page.text(left + 54, y, text, fontsize=9.5, color=colors.TEXT, va="center")
-        y += 29
+        y += 22
+
+    def line(color: str, width: float) -> None:
+        page.plot([left + 4, left + 40], [y, y], color=color, linewidth=width, solid_capstyle="round")
+
+    def bar(shade: np.ndarray) -> None:
+        page.imshow(shade[None], extent=(left + 2, left + 42, y + 5, y - 5), aspect="auto", zorder=2)
 
     def arrow(color: str) -> None:
         page.annotate("", (left + 42, y), (left + 2, y), arrowprops=_ARROW | {"color": color})
@@ -300,31 +300,38 @@ def _legend_marks(
         arrow(colors.TRUTH)
         row("velocity: 1 s of motion")
     if motion is not None:
-        page.plot([left + 4, left + 40], [y, y], color=car, linewidth=1.1)
+        line(car, THIN)
         row(f"ways to go on, {motion.yaw.shape[2] * TIME_STEP:g} s (opacity: how likely)")
     if sample.radar is not None:
         page.scatter([left + 2], [y], s=12, color=colors.RADAR, linewidths=0)
         arrow(colors.RADAR)
         row("radar return, radial velocity")
     if sample.lidar is not None:
-        bar = colors.height_rgb(np.linspace(*colors.HEIGHT_RANGE, 64))[None]
-        page.imshow(bar, extent=(left + 2, left + 42, y + 5, y - 5), aspect="auto", zorder=2)
+        bar(colors.height_rgb(np.linspace(*colors.HEIGHT_RANGE, 64)))
         low, high = colors.HEIGHT_RANGE
         row(f"LiDAR height {low:g} to {high:g} m, sweeps faint")
-    if heat:
-        bar = colour(np.linspace(0, 1, 64), 1.0)[None]
-        page.imshow(bar, extent=(left + 2, left + 42, y + 5, y - 5), aspect="auto", zorder=2)
+    if foreseen:
+        bar(colour(np.linspace(0, 1, 64), 1.0))
         row("others expected, now to 3 s")
+        line(colors.DRIVABLE_EDGE, THIN)
+        row("drivable area expected up to here")
+    if modes is not None:
+        bar(colors.cost_rgb(np.linspace(0, 1, 64)))
+        costs = f"costs {modes.cost.min():.0f} to {modes.cost.max():.0f} m"
+        row(f"{len(modes.cost)} paths, {costs}" + "; broken: it would hit" * bool(modes.rejected.any()))
     for there, color, width, text in (
         (plan, colors.PLAN, 2.2, "planned path, 0.5 s between dots"),
         (sample.future, colors.TRUTH + "8c", 5, "driven path"),
     ):
         if there is not None and there.mask.any():
-            page.plot([left + 4, left + 40], [y, y], color=color, linewidth=width, solid_capstyle="round")
+            line(color, width)
             row(text)
 
 
-def _legend_plan(page: Axes, sample: Sample, plan: Trajectory | None, left: int, top: int) -> None:
+def _legend_plan(
+    page: Axes, sample: Sample, plan: Trajectory | None, modes: PlanModes | None, left: int, top: int
+) -> None:
+    """The plan in numbers, and what the planner thinks of it."""
     _heading(page, left, top + 8, "Ego")
     command = COMMANDS[sample.command] if sample.command >= 0 else "unknown"
     lines = [("command", command)]
@@ -338,7 +345,12 @@ def _legend_plan(page: Axes, sample: Sample, plan: Trajectory | None, left: int,
                 if plan.mask[step] and sample.future.mask[step]:
                     gap = float((plan.position[step] - sample.future.position[step]).norm())
                     lines.append((f"off the driven path at {(step + 1) / 2:g} s", f"{gap:.2f} m"))
+    if modes is not None:
+        chosen = int(modes.chosen)
+        lines.append(("the plan's expected cost", f"{float(modes.cost[chosen]):.1f} m"))
+        for risk, name in (("a collision", "collision"), ("leaving the road", "off_road")):
+            lines.append((f"its risk of {risk}", f"{float(modes.score[chosen, PLAN_SCORES.index(name)]):.0%}"))
     for i, (what, value) in enumerate(lines):
-        y = top + 40 + 29 * i
+        y = top + 40 + 24 * i
         page.text(left, y, what, fontsize=9.5, color=colors.MUTED, va="center")
         page.text(left + 330, y, value, fontsize=9.5, color=colors.TEXT, va="center", ha="right")

@@ -33,11 +33,14 @@ from fusion3d.types import (
     Boxes,
     Cameras,
     Forecast,
+    Occupancy,
+    PlanModes,
     Sample,
     Trajectory,
 )
 from fusion3d.view import colors
 from fusion3d.view.birdseye import SLOW, colour, likely_paths
+from fusion3d.view.planner import drivable_edge, others_expected, weighed_paths
 from fusion3d.view.projection import BOX_EDGES
 
 EYE, TARGET = (-19.0, 7.0, 15.0), (9.0, -1.0, 0.0)  # [m] in ego: from behind, above and a little to the left
@@ -85,8 +88,9 @@ def build_scene(
     plan: Trajectory | None = None,
     min_score: float = 0.2,
     motion: Forecast | None = None,
-    occupancy: np.ndarray | None = None,
+    occupancy: Occupancy | None = None,
     grid: BEVGrid | None = None,
+    modes: PlanModes | None = None,
 ) -> Scene:
     """Everything in a sample, and what the model says about it, as coloured points, lines and surfaces.
 
@@ -96,13 +100,15 @@ def build_scene(
         plan: [T] planned path in ego.
         min_score: see ``predictions``.
         motion: how ``predictions`` go on, in ego; what is less likely is darker.
-        occupancy: [Y, X] in the grid, 0 to 1, how much others are expected there; or None.
+        occupancy: of the sample, probabilities in the grid; or None.
         grid: of the occupancy.
+        modes: [K, T] the paths that the plan was chosen among, in ego; coloured by what they are expected to cost.
     """
     builder = _Builder()
     _add_rings(builder)
     if occupancy is not None and grid is not None:
-        _add_heat(builder, occupancy, grid)
+        _add_heat(builder, others_expected(occupancy), grid)
+        builder.add("segments", _on_ground(drivable_edge(occupancy, grid), 0.02), colors.DRIVABLE_EDGE)
     _add_ego(builder)
     if sample.lidar is not None:
         shade = colors.height_rgb(sample.lidar[:, 2].cpu().numpy())
@@ -124,6 +130,9 @@ def build_scene(
         shade = colors.class_rgb(sample.boxes.label.cpu().numpy())
         white = np.tile(colors.rgb(colors.TRUTH), (len(sample.boxes), 1))
         _add_boxes(builder, sample.boxes, shade if predictions is None else white)
+    if modes is not None:
+        pieces, shade = weighed_paths(modes)
+        builder.add("segments", _on_ground(pieces.flatten(0, 1), 0.05), shade.repeat(pieces.shape[1], axis=0))
     _add_ribbon(builder, sample.future, 1.6, 0.03, "#5b6675")
     _add_ribbon(builder, plan, 0.6, 0.08, colors.PLAN)
     return builder.build()
@@ -236,9 +245,14 @@ def _add_ribbon(builder: _Builder, path: Trajectory | None, width: float, height
     along = torch.cat([at[1:2] - at[:1], at[1:] - at[:-1]])
     across = torch.stack([-along[:, 1], along[:, 0]], dim=-1)
     across = across / across.norm(dim=-1, keepdim=True).clamp_min(1e-6) * width / 2
-    left, right = (torch.nn.functional.pad(at + side, (0, 1), value=height) for side in (across, -across))
+    left, right = (_on_ground(at + side, height) for side in (across, -across))
     builder.add("triangles", torch.stack([left[:-1], right[:-1], right[1:]], dim=1), color)
     builder.add("triangles", torch.stack([left[:-1], right[1:], left[1:]], dim=1), color)
+
+
+def _on_ground(xy: Tensor, height: float) -> Tensor:
+    """[..., 2] places to [..., 3], at a height [m] over the ground."""
+    return torch.nn.functional.pad(xy, (0, 1), value=height)
 
 
 def show(scene: Scene, title: str = "fusion3d") -> None:

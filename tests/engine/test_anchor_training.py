@@ -17,7 +17,7 @@ from fusion3d.build import build_model
 from fusion3d.config import AugmentConfig, Config, PasteConfig, from_dict
 from fusion3d.data.annotations import load_ego
 from fusion3d.data.collate import collate
-from fusion3d.engine.anchors import driven_paths, find_anchors
+from fusion3d.engine.anchors import check_anchors, driven_paths, find_anchors
 from fusion3d.engine.checkpoint import load_model
 from fusion3d.engine.compilation import dense_parts
 from fusion3d.engine.describe import describe
@@ -33,7 +33,8 @@ from fusion3d.errors import ConfigError, DataError
 from fusion3d.late import LateFusion
 from fusion3d.metrics.planning.baselines import make_anchors
 from fusion3d.model import Fusion3D
-from fusion3d.types import PLAN_SCORES
+from fusion3d.types import PLAN_SCORES, Boxes, Occupancy, PlanModes
+from fusion3d.view import pictures, scene
 
 STEPS, COUNT = 2, 4
 
@@ -147,15 +148,20 @@ def test_evaluation_tells_of_the_choice(config, run, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["planning_scores"]["modes"]["K"] == COUNT
 
 
-def test_views_are_merged_and_modes_are_of_the_first(config, run):
+def test_views_are_merged_path_by_path_and_one_is_chosen(config, run):
     model, _ = load_model(run)
     batch = collate([open_split(config, config.data.split, training=False)[i] for i in (1, 2)])
-    views = [np.eye(4), np.diag([1.0, -1.0, 1.0, 1.0])]
+    here, mirror = np.eye(4), np.diag([1.0, -1.0, 1.0, 1.0])
     with torch.inference_mode():
-        plain, merged = predict_views(model, batch, views[:1]), predict_views(model, batch, views)
+        several = ([here], [mirror, mirror], [here, mirror])
+        plain, mirrored, merged = (predict_views(model, batch, views) for views in several)
     assert plain.modes is not None and merged.modes is not None and merged.occupancy is not None
-    torch.testing.assert_close(merged.modes.path.position, plain.modes.path.position)
+    assert mirrored.modes is not None and not torch.equal(mirrored.modes.cost, plain.modes.cost)
+    torch.testing.assert_close(merged.modes.cost, (plain.modes.cost + mirrored.modes.cost) / 2)
+    halfway = (plain.modes.path.position + mirrored.modes.path.position) / 2
+    torch.testing.assert_close(merged.modes.path.position, halfway)
     assert merged.plan is not None and merged.plan.position.shape == (2, STEPS, 2)
+    torch.testing.assert_close(merged.plan.position, merged.modes.plan.position)
     assert plain.modes.score.shape == (2, COUNT, len(PLAN_SCORES)) and plain.modes.score.isfinite().all()
 
 
@@ -165,25 +171,47 @@ def test_occupancy_that_is_not_asked_for_costs_nothing(run, tmp_path, monkeypatc
     assert "occupancy" not in metrics
 
 
-def test_the_occupancy_is_drawn(config, run, tmp_path):
+def test_what_the_planner_goes_by_and_chooses_among_is_drawn(config, run, tmp_path, monkeypatch):
     (seen,) = look(open_clips(config), [2], run, device="cpu")
-    heat = seen.occupancy
-    assert heat is not None and heat.shape == config.grid.shape and 0 <= heat.min() <= heat.max() <= 1
+    assert seen.occupancy is not None and seen.modes is not None and seen.plan is not None
+    for cells in (seen.occupancy.agents, seen.occupancy.drivable):
+        assert cells.shape[-2:] == config.grid.shape and 0 <= cells.min() <= cells.max() <= 1
+    torch.testing.assert_close(seen.modes.path.position[seen.modes.chosen], seen.plan.position)
+    given = []
+    for module, name in ((pictures, "compose"), (scene, "build_scene")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *of, real=real: given.append(of) or real(*of))
+    monkeypatch.setattr(scene, "save", lambda built, path: path)
+    visualize(config, [2], tmp_path, run, "scene", device="cpu")
     (path,) = visualize(config, [2], tmp_path, run, device="cpu")
     assert path.read_bytes()[:4] == b"\x89PNG"
+    for of in given:
+        assert {type(one) for one in of} >= {Occupancy, PlanModes}
+    assert len(given) == 2
 
 
-def test_what_a_plan_looks_at_can_be_asked(config, run):
+def test_what_a_plan_looks_at_can_be_asked(config, run, monkeypatch):
+    """Of the path that is driven: where it would hit what was found, of another."""
     model, _ = load_model(run)
     batch = collate([open_split(config, config.data.split, training=False)[1]])
     outputs = model(batch)
     said = answer(model, outputs, batch, Target("plan", seconds=1.0))
     plan = model.decode(outputs, batch).plan
     assert plan is not None and said.value.requires_grad
-    weights = dataclasses.replace(config.planning.anchors, reject=False)  # type: ignore[union-attr]
-    model.planning.config = dataclasses.replace(config.planning, anchors=weights)  # type: ignore[union-attr, type-var]
-    plan = model.decode(outputs, batch).plan
-    assert said.place == pytest.approx(tuple(plan.position[0, 1].tolist()))  # type: ignore[union-attr]
+    assert said.place == pytest.approx(tuple(plan.position[0, 1].tolist()))
+    paths = torch.zeros_like(outputs["planning"].path)
+    paths[..., 0] = torch.tensor([8.0, 6.0, 1.0, 0.0])[:, None] * torch.tensor([0.5, 1.0])
+    outputs["planning"] = dataclasses.replace(
+        outputs["planning"], path=paths, score=torch.zeros(1, COUNT, 4),
+        imitation=torch.tensor([6.0, 4.0, 2.0, 0.0]).expand(2, 1, COUNT),
+    )  # fmt: skip
+    stands = Boxes.of(torch.tensor([[9.0, 0.0, 0.8]]), torch.tensor([[1.0, 1.0, 1.6]]), torch.zeros(1))
+    for found, far in ((Boxes.empty(), 8.0), (stands, 1.0)):
+        monkeypatch.setattr(model.detection, "decode", lambda _, found=found: (found,))
+        said = answer(model, outputs, batch, Target("plan", seconds=1.0))
+        assert said.place == pytest.approx((far, 0.0)), "8 m/s and 6 m/s run into what stands 9 m ahead"
+        plan = model.decode(outputs, batch).plan
+        assert plan is not None and plan.position[0, 1].tolist() == pytest.approx([far, 0.0])
 
 
 def test_the_walk_and_the_dense_parts_have_it(config):
@@ -208,10 +236,18 @@ def test_models_side_by_side_merge_plans_and_occupancies(config):
     outputs = model(seen)
     said = model.decode(outputs, seen)
     of_each = {name: one.decode(outputs[name], seen) for name, one in model.models.items()}
-    assert said.modes is None and said.occupancy is not None and said.plan is not None
+    assert said.modes is not None and said.occupancy is not None and said.plan is not None
+    (one, other), alone = (of_each[name].modes for name in ("lidar", "radar")), said.modes
+    torch.testing.assert_close(alone.cost, torch.stack([(one.cost[0] + other.cost[0]) / 2, other.cost[1]]))
+    torch.testing.assert_close(said.plan.position, said.modes.plan.position)
+    assert said.modes.chosen[1] == other.chosen[1], "the second sample has no LiDAR"
     torch.testing.assert_close(said.occupancy.agents[1], of_each["radar"].occupancy.agents[1])
     both = (of_each["lidar"].occupancy.drivable[0] + of_each["radar"].occupancy.drivable[0]) / 2
     torch.testing.assert_close(said.occupancy.drivable[0], both)
+    check_anchors(model)
+    model.models["radar"].planning.anchors[0] += 1.0
+    with pytest.raises(ConfigError, match=r"train\.start: the planners .* other anchors each"):
+        check_anchors(model)
     losses = model.losses(outputs, batch)
     assert batch.status is not None
     rate = torch.zeros(2)

@@ -15,8 +15,8 @@ from fusion3d.config import AugmentConfig, Config, EvaluationConfig, from_dict
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.engine.views import predict_views, views_of
 from fusion3d.errors import ConfigError
-from fusion3d.heads.merge import mean_path, merge_boxes
-from fusion3d.types import COMMANDS, Batch, BEVGrid, Boxes, Predictions, Trajectory
+from fusion3d.heads.merge import mean_path, merge_boxes, merge_plans
+from fusion3d.types import COMMANDS, PLAN_SCORES, Batch, BEVGrid, Boxes, PlanModes, Predictions, Trajectory
 
 TTA = ("none", "flip", "rotate", "flip_rotate")
 
@@ -158,6 +158,58 @@ def test_the_mean_of_paths():
     mean = mean_path(paths)
     assert mean.position.tolist() == [[[2.0, 0.5], [2.0, 0.0]]] and mean.mask.tolist() == [[True, False]]
     assert mean.yaw.abs().flatten().tolist() == pytest.approx([math.pi, math.pi], abs=1e-5)
+
+
+SIDES = torch.tensor([1.0, 0.0, -1.0])  # of three paths: left, straight, right
+
+
+def ways(cost: list[float], rejected: tuple[float, ...] = (0.0, 0.0, 0.0)) -> PlanModes:
+    """Left of something, into it and right of it, as one answer weighs them."""
+    step = torch.arange(1, 7.0)
+    y = SIDES[:, None] * step
+    path = Trajectory(torch.stack([step.expand_as(y), y], -1)[None], y[None] / 6, torch.ones(1, 3, 6, dtype=torch.bool))
+    chosen = torch.tensor([min(range(3), key=lambda k: (rejected[k], cost[k]))])
+    share, each = torch.full((1, 3), 1 / 3), torch.zeros(1, 3, len(PLAN_SCORES))
+    return PlanModes(path, share, each, torch.tensor([cost]), torch.tensor([rejected]), chosen)
+
+
+def test_a_left_and_a_right_plan_give_no_straight_one():
+    """What all together expect to cost least is driven, of what the fewest refuse, and each path is of one side."""
+    left, right = ways([1.0, 9.0, 3.0]), ways([3.5, 9.0, 2.0])
+    assert mean_path([left.plan, right.plan]).position[0, :, 1].abs().max() == 0, "what must not be driven"
+    for answers, side in (
+        ([left, right], 1.0),  # 2.25 m against 2.5 m on average
+        ([left, right, right], -1.0),  # 2.7 m against 2.3 m
+        ([left, ways([3.5, 9.0, 2.0], (1.0, 0.0, 0.0))], -1.0),  # one of them sees something on the left
+        ([ways([1.0, 2.0, 9.0], (1.0, 1.0, 0.0)), ways([1.0, 2.0, 9.0], (1.0, 1.0, 1.0))], -1.0),  # none is free
+    ):
+        plan, modes = merge_plans([one.plan for one in answers], answers)
+        assert modes is not None and SIDES[modes.chosen] == side
+        torch.testing.assert_close(plan.position[0, :, 1], side * torch.arange(1, 7.0))
+        torch.testing.assert_close(plan.position, modes.plan.position)
+    plan, modes = merge_plans([left.plan, right.plan], [None, None])  # of planners that say one path each
+    assert modes is None and plan.position[0, :, 1].abs().max() == 0
+
+
+class Torn(Faithful):
+    """Takes the left way in the world as it is, and the right one in a mirror."""
+
+    def decode(self, outputs: dict, batch: Batch) -> Predictions:
+        forward, left = batch.aug_from_ego[0, :2, 0], batch.aug_from_ego[0, :2, 1]
+        mirrored = bool(torch.det(batch.aug_from_ego[0, :2, :2]) < 0)
+        of_view = ways([2.5, 9.0, 1.0] if mirrored else [2.0, 9.0, 3.0])
+        position = of_view.path.position[..., :1] * forward + of_view.path.position[..., 1:] * left
+        path = dataclasses.replace(of_view.path, position=position)
+        modes = dataclasses.replace(of_view, path=path)
+        return Predictions(batch.tokens, plan=modes.plan, modes=modes)
+
+
+def test_views_that_choose_different_ways_are_not_averaged():
+    plain, merged = (predict_views(Torn(), batch_of(1), views_of(config_of(tta))) for tta in ("none", "flip"))
+    torch.testing.assert_close(plain.plan.position[0, :, 1], torch.arange(1, 7.0))
+    torch.testing.assert_close(merged.modes.path.position, plain.modes.path.position)
+    torch.testing.assert_close(merged.modes.cost, torch.tensor([[2.25, 9.0, 2.0]]))
+    torch.testing.assert_close(merged.plan.position[0, :, 1], -torch.arange(1, 7.0))
 
 
 def test_a_mirror_that_training_never_saw_is_told():

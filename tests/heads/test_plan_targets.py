@@ -21,7 +21,7 @@ from fusion3d.config import Config
 from fusion3d.data.augment import bev_matrix, transform_batch
 from fusion3d.engine.random_batch import random_batch
 from fusion3d.geometry.driving import comfortable, overlap_depth, progress
-from fusion3d.heads.planning.choice import crashes, expected_cost
+from fusion3d.heads.planning.choice import choose, crashes, expected_cost
 from fusion3d.heads.planning.frame import EgoFrame
 from fusion3d.heads.planning.targets import LEARNED, drivable, score_targets
 from fusion3d.metrics.planning import Drives, Ground
@@ -257,7 +257,8 @@ def test_a_path_into_a_found_box_is_out_if_there_is_another():
 
     assert crashes(path, (box(12.0, (0, 0), 0.9), Boxes.empty()), frame, 0.3).tolist() == [[True, False], [False] * 2]
     assert not crashes(path, (box(12.0, (5.0, 0), 0.9), box(12.0, (0, 0), 0.2)), frame, 0.3).any(), "gone, or unsure"
-    assert not crashes(path, (box(4.0, (0, 0), 0.9),) * 2, frame, 0.3).any(), "both hit: neither is out"
+    both = crashes(path, (box(4.0, (0, 0), 0.9),) * 2, frame, 0.3)
+    assert both.all() and choose(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), both).tolist() == [1, 0], "neither is out"
     still = crashes(path, (box(12.0, (math.nan, 0), 0.9),) * 2, frame, 0.3)
     assert still.tolist() == [[True, False]] * 2, "what nobody knows the speed of stands"
 

@@ -8,7 +8,20 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fusion3d.types import CAMERAS, BEVGrid, Boxes, Cameras, EgoStatus, Sample, Trajectory
+from fusion3d.types import (
+    CAMERAS,
+    OCCUPANCY_TIMES,
+    OCCUPANTS,
+    PLAN_SCORES,
+    BEVGrid,
+    Boxes,
+    Cameras,
+    EgoStatus,
+    Occupancy,
+    PlanModes,
+    Sample,
+    Trajectory,
+)
 
 YAWS = {
     "CAM_FRONT": 0.0, "CAM_FRONT_RIGHT": -55.0, "CAM_BACK_RIGHT": -110.0,
@@ -108,6 +121,24 @@ def make_predictions() -> tuple[Boxes, Trajectory]:
     return boxes, Trajectory(future.position + torch.tensor([0.5, 0.2]), future.yaw, future.mask)
 
 
+def make_occupancy(grid: BEVGrid, anybody: torch.Tensor, drivable: torch.Tensor) -> Occupancy:
+    """Vehicles now where anybody [Y, X] says so, and nobody later."""
+    agents = torch.zeros(len(OCCUPANCY_TIMES), len(OCCUPANTS), *grid.shape)
+    agents[0, 0] = anybody
+    return Occupancy(agents, drivable)
+
+
+def make_modes() -> PlanModes:
+    """Straight on, to the left and to the right at 4 m/s; the left way is the cheapest, the right one is rejected."""
+    steps = torch.arange(1, 7) * 2.0
+    angle = torch.tensor([0.0, 0.6, -0.6])[:, None]
+    position = torch.stack([steps * angle.cos(), steps * angle.sin()], -1)
+    path = Trajectory(position, angle.expand(3, 6), torch.ones(3, 6, dtype=torch.bool))
+    score = torch.full((3, len(PLAN_SCORES)), 0.1)
+    cost, rejected = torch.tensor([3.0, 1.0, 9.0]), torch.tensor([0.0, 0.0, 1.0])
+    return PlanModes(path, torch.full((3,), 1 / 3), score, cost, rejected, torch.tensor(1))
+
+
 @pytest.fixture
 def sample() -> Sample:
     """A sample with every sensor and everything that is known about it."""
@@ -124,6 +155,18 @@ def sample_with() -> Callable[..., Sample]:
 def predicted() -> tuple[Boxes, Trajectory]:
     """Boxes with scores from 0.95 down to 0.05, and a plan."""
     return make_predictions()
+
+
+@pytest.fixture
+def occupancy() -> Callable[[BEVGrid, torch.Tensor, torch.Tensor], Occupancy]:
+    """The maker of occupancies: (grid, where somebody is now [Y, X], what is drivable [Y, X])."""
+    return make_occupancy
+
+
+@pytest.fixture
+def modes() -> PlanModes:
+    """Three paths that a plan was chosen among."""
+    return make_modes()
 
 
 @pytest.fixture

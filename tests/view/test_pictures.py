@@ -177,20 +177,54 @@ def test_the_plan_is_drawn_along_its_positions(sample, predicted):
     assert yellow[: int(20 * per_metre)].sum() == 0  # nothing beyond the last position
 
 
-def test_the_occupancy_lies_where_others_are_expected(sample):
+def test_the_occupancy_lies_where_others_are_expected(sample, occupancy):
     """Warm at its cell, to the left and behind; beside it, and where nobody is, nothing changes."""
     bare = dataclasses.replace(sample, lidar=None, radar=None, boxes=None, future=None, past=None, map_mask=None)
-    heat = np.zeros(GRID.shape)
+    heat = torch.zeros(GRID.shape)
     y, x = 20.0, -30.0
     iy, ix = round((y - GRID.y[0]) / GRID.resolution), round((x - GRID.x[0]) / GRID.resolution)
     heat[iy - 3 : iy + 3, ix - 3 : ix + 3] = 1.0
-    (cold, frames), (warm, _) = rendered(bare), rendered(bare, occupancy=heat)
+    nobody, somebody = (occupancy(GRID, there, torch.ones(GRID.shape)) for there in (0 * heat, heat))
+    (plain, frames), (cold, _), (warm, _) = (rendered(bare, occupancy=of) for of in (None, nobody, somebody))
+    assert (crop(plain, frames[7]) == crop(cold, frames[7])).all(), "the drivable area has no edge"
     changed = (np.abs(crop(warm, frames[7]) - crop(cold, frames[7])) > 0.2).any(-1)
     rows, cols = np.nonzero(changed)
     per_metre = changed.shape[0] / 108
     assert abs(rows.mean() - (54 - x) * per_metre) < 3 and abs(cols.mean() - (54 - y) * per_metre) < 3
     assert np.ptp(rows) < 5 * per_metre and np.ptp(cols) < 5 * per_metre
-    assert (warm != cold).any(-1).sum() > changed.sum() + 100, "the legend says what it is"
+    assert (warm != plain).any(-1).sum() > changed.sum() + 100, "the legend says what it is"
+
+
+def test_the_edge_of_the_drivable_area_is_drawn_where_it_is_predicted(sample, occupancy):
+    bare = dataclasses.replace(sample, lidar=None, radar=None, boxes=None, future=None, past=None, map_mask=None)
+    x, y = GRID.centers().unbind(-1)
+    road = torch.where((x > 12) & (x < 24) & (y > -30) & (y < -6), 0.9, 0.2)
+    of_each = (occupancy(GRID, torch.zeros(GRID.shape), there) for there in (road, 0 * road))
+    (image, frames), (without, _) = (rendered(bare, occupancy=of) for of in of_each)
+    above, before = crop(image, frames[7]), crop(without, frames[7])
+    rows, cols = np.nonzero(near(above, colors.DRIVABLE_EDGE, 0.1) & (above != before).any(-1))
+    per_metre = above.shape[0] / 108
+    np.testing.assert_allclose([rows.min(), rows.max()], [(54 - 24) * per_metre, (54 - 12) * per_metre], atol=2)
+    np.testing.assert_allclose([cols.min(), cols.max()], [(54 + 6) * per_metre, (54 + 30) * per_metre], atol=2)
+
+
+def test_the_paths_to_choose_from_are_drawn_by_what_they_cost(sample, modes):
+    """The cheap one in the plan's colour, the dear one, which is rejected, faint and broken."""
+    bare = dataclasses.replace(sample, lidar=None, radar=None, boxes=None, future=None, past=None, map_mask=None)
+    (plain, frames), (image, _) = rendered(bare), rendered(bare, modes=modes)
+    above, before = crop(image, frames[7]), crop(plain, frames[7])
+    per_metre, changed = above.shape[0] / 108, (above != before).any(-1)
+
+    def at(place: torch.Tensor, pixels: np.ndarray) -> int:
+        row, col = int((54 - place[0]) * per_metre), int((54 - place[1]) * per_metre)
+        return int(pixels[row - 2 : row + 3, col - 2 : col + 3].sum())
+
+    straight, left, right = modes.path.position
+    assert at(left[5], near(above, colors.PLAN, 0.1)) > 3 and at(left[3], near(above, colors.PLAN, 0.2)) > 3
+    assert not near(above, colors.PLAN, 0.1)[: int((54 - 10.5) * per_metre)].any(), "the others are no plans"
+    assert at(straight[5], changed) > 3 and at(right[4] * 1.1, changed) > 3
+    assert at(right[5], changed) == 0, "the last piece breaks off"
+    assert (changed != 0).sum() < (image != plain).any(-1).sum() - 100, "the legend says what they are"
 
 
 def test_the_title_says_which_sensors_are_there(sample, sample_with):

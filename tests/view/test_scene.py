@@ -82,15 +82,27 @@ def test_a_path_is_a_band_of_its_width():
     assert area == pytest.approx(8.0 * 0.6, rel=1e-5)  # masked positions are not drawn
 
 
-def test_the_occupancy_is_tiles_on_the_ground():
+def test_the_occupancy_is_tiles_on_the_ground_and_a_line_around_the_drivable_area(occupancy):
     grid = BEVGrid(x=(-8.0, 8.0), y=(-8.0, 8.0), resolution=2.0)
-    heat = np.zeros(grid.shape)
-    heat[5, 1] = 1.0  # y 2 to 4, x -6 to -4
-    plain, warm = scene.build_scene(bare()), scene.build_scene(bare(), occupancy=heat, grid=grid)
+    there, road = torch.zeros(2, *grid.shape)
+    there[5, 1] = 1.0  # y 2 to 4, x -6 to -4
+    road[:, :6] = 0.9  # x up to 4
+    said = occupancy(grid, there, road)
+    plain, warm = scene.build_scene(bare()), scene.build_scene(bare(), occupancy=said, grid=grid)
     assert len(warm.triangles) == len(plain.triangles) + 2
     tile = warm.triangles[:2].reshape(-1, 3)
     np.testing.assert_allclose(tile.min(axis=0), [-6, 2, 0.01], atol=1e-6)
     np.testing.assert_allclose(tile.max(axis=0), [-4, 4, 0.01], atol=1e-6)
+    edge = added(warm, "segments", colors.DRIVABLE_EDGE).reshape(-1, 3)
+    assert len(edge) == 2 * 8 and (edge[:, 0] == 4).all() and (edge[:, 1].min(), edge[:, 1].max()) == (-8, 8)
+
+
+def test_the_paths_to_choose_from_are_lines_on_the_ground(modes):
+    plain, built = scene.build_scene(bare()), scene.build_scene(bare(), modes=modes)
+    lines = built.segments[len(plain.segments) :]
+    assert len(lines) == 3 * 6 and (lines[..., 2] == np.float32(0.05)).all()
+    cheapest = added(built, "segments", colors.PLAN)
+    np.testing.assert_allclose(cheapest[:, 1, :2], modes.path.position[1], atol=1e-6)
 
 
 def test_frusta_pass_through_the_image_corners(front_camera):

@@ -112,7 +112,7 @@ def answer(model: Fusion3D, outputs: Mapping[str, Any], batch: Batch, target: Ta
         raise ConfigError(f"target {target.name!r} is of the {head} head; this model has {', '.join(there)}")
     said = outputs[head]
     if head == "planning":
-        return _of_plan(module.path_of(said, batch), batch, target)
+        return _of_plan(module.path_of(said, batch, *model.agents(outputs)), batch, target)
     if head == "motion":
         return _of_motion(said, target)
     if head == "map":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion3d.config import PlanningConfig
 from fusion3d.counts import divisor
 from fusion3d.errors import ConfigError
-from fusion3d.heads.planning.choice import crashes, expected_cost
+from fusion3d.heads.planning.choice import choose, crashes, expected_cost
 from fusion3d.heads.planning.ego import EgoQuery, ReadLayer
 from fusion3d.heads.planning.frame import EgoFrame
 from fusion3d.heads.planning.read import PathReader
@@ -156,10 +156,16 @@ class AnchorPlanner(nn.Module):
         error_BKS = F.binary_cross_entropy_with_logits(said.score, value_BKS, reduction="none") * known_BKS
         return (error_BKS.sum((0, 1)) / divisor("planning_scores", known_BKS.sum((0, 1)))).sum()
 
-    def path_of(self, said: ScoredPaths, batch: Batch) -> Tensor:
-        """[B, T, 2] the positions of the path that is chosen, in the frame of the batch, with their graph."""
+    def path_of(
+        self,
+        said: ScoredPaths,
+        batch: Batch,
+        boxes: tuple[Boxes, ...] | None = None,
+        motion: tuple[Forecast, ...] | None = None,
+    ) -> Tensor:
+        """[B, T, 2] the positions of the path that ``decode`` chooses, in the frame of the batch, with their graph."""
         sample_B = torch.arange(len(batch), device=said.score.device)
-        chosen_BT3 = said.path[-1][sample_B, self._cost(said).argmin(1)]
+        chosen_BT3 = said.path[-1][sample_B, choose(*self._weigh(said, batch, boxes, motion))]
         return EgoFrame.whole(batch).to_batch(chosen_BT3[..., :2])
 
     @torch.no_grad()
@@ -179,23 +185,28 @@ class AnchorPlanner(nn.Module):
                 is another.
             motion: how these go on, where it is known; else straight on.
         """
-        frame, path_BKT3, cost_BK = EgoFrame.whole(batch), said.path[-1], self._cost(said)
-        if self.config.anchors.reject and boxes is not None:
-            hit_BK = crashes(path_BKT3, boxes, frame, self.config.anchors.reject_score, motion)
-            cost_BK = cost_BK.masked_fill(hit_BK, torch.inf)
-        chosen_B = cost_BK.argmin(1)
+        frame, path_BKT3 = EgoFrame.whole(batch), said.path[-1]
+        cost_BK, rejected_BK = self._weigh(said, batch, boxes, motion)
         position_BKT2, yaw_BKT = frame.to_batch(path_BKT3[..., :2]), frame.yaw_to_batch(path_BKT3[..., 2])
         paths = Trajectory(position_BKT2, yaw_BKT, torch.ones_like(yaw_BKT, dtype=torch.bool))
         score_BKS = torch.cat([said.score.sigmoid(), said.cost], dim=-1)
-        modes = PlanModes(paths, said.imitation[-1].softmax(-1), score_BKS, chosen_B)
-        sample_B = torch.arange(len(batch), device=chosen_B.device)
-        return paths[sample_B, chosen_B], modes
+        likely_BK, chosen_B = said.imitation[-1].softmax(-1), choose(cost_BK, rejected_BK)
+        modes = PlanModes(paths, likely_BK, score_BKS, cost_BK, rejected_BK, chosen_B)
+        return modes.plan, modes
 
     @torch.no_grad()
-    def _cost(self, said: ScoredPaths) -> Tensor:
-        prices = {**USUAL_PRICES, **self.config.anchors.prices}
+    def _weigh(
+        self, said: ScoredPaths, batch: Batch, boxes: tuple[Boxes, ...] | None, motion: tuple[Forecast, ...] | None
+    ) -> tuple[Tensor, Tensor]:
+        """What each path is expected to cost and whether it is rejected, [B, K] each, as of ``PlanModes``."""
+        path_BKT3, anchors = said.path[-1], self.config.anchors
+        prices = {**USUAL_PRICES, **anchors.prices}
         each = [prices[name] for name in PLAN_SCORES]
-        return expected_cost(said.path[-1], said.imitation[-1], said.score, said.cost, each)
+        cost_BK = expected_cost(path_BKT3, said.imitation[-1], said.score, said.cost, each)
+        if not anchors.reject or boxes is None:
+            return cost_BK, torch.zeros_like(cost_BK)
+        hit_BK = crashes(path_BKT3, boxes, EgoFrame.whole(batch), anchors.reject_score, motion)
+        return cost_BK, hit_BK.to(cost_BK)
 
 
 def _said(channels: int, outputs: int) -> nn.Sequential:

@@ -44,7 +44,7 @@ def crashes(
     least_score: float,
     motion: Sequence[Forecast] | None = None,
 ) -> Tensor:
-    """[B, K] bool: does a path hit a box that was found, rolled out? Never all of a sample's paths: then none counts.
+    """[B, K] bool: does a path hit a box that was found, rolled out?
 
     (SparseDrive, Sun et al., 2024, rejects so.)
 
@@ -66,5 +66,14 @@ def crashes(
         pose = torch.cat([own.to_ego(place[None])[0], turn[..., None]], dim=-1)
         there = torch.ones_like(turn, dtype=torch.bool)
         rows.append(collides(path_BKT3[i], Things(pose, now.size[:, :2] / own.scale, there)))
-    hit_BK = torch.stack(rows)
-    return hit_BK & ~hit_BK.all(1, keepdim=True)
+    return torch.stack(rows)
+
+
+def choose(cost_BK: Tensor, rejected_BK: Tensor) -> Tensor:
+    """[B] int64 the cheapest of the paths that are rejected least: where all are alike in that, the cheapest.
+
+    Args:
+        cost_BK: of ``expected_cost`` [m].
+        rejected_BK: as of ``PlanModes``.
+    """
+    return cost_BK.masked_fill(rejected_BK > rejected_BK.amin(1, keepdim=True), torch.inf).argmin(1)

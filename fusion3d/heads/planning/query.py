@@ -63,7 +63,13 @@ class QueryPlanner(EgoQuery):
         error = error_BT2.sum() / divisor("planning", mask_BT1.sum()) + 0.0 * plan_BT2[:, steps:].sum()
         return {"planning": error * self.config.loss_weight} | terms
 
-    def path_of(self, said: PlannedPath, batch: Batch) -> Tensor:
+    def path_of(
+        self,
+        said: PlannedPath,
+        batch: Batch,
+        boxes: tuple[Boxes, ...] | None = None,
+        motion: tuple[Forecast, ...] | None = None,
+    ) -> Tensor:
         """[B, T, 2] the planned positions in the frame of the batch, with their graph."""
         return said.position
 
