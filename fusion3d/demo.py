@@ -166,7 +166,7 @@ def find_out(config: Config, checkpoint: Path, evaluation: Path, worst: int) -> 
 
     middle = len(NuScenesDataset(config.data, config.data.split, config.grid)) // 2
     explained = explain_samples(checkpoint, None, [middle], evaluation / EXPLAINED)
-    return replace(collect(evaluation, config, worst), explained=explained)
+    return replace(collect(evaluation, config, worst=worst), explained=explained)
 
 
 def peak_memory(workers: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fusion3d.engine.matches import MATCHES, read_matches
+from fusion3d.engine.matches import MATCHES, matches_of, read_matches
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
 from fusion3d.metrics.bootstrap import (
@@ -112,15 +112,14 @@ def find_matches(path: str | Path) -> dict[str, Path]:
     """
     path = Path(path)
     folder = path.parent if path.suffix == ".json" else path
-    if path.name == MATCHES or (folder / MATCHES).is_file():
-        file = path if path.name == MATCHES else folder / MATCHES
-        return {file.absolute().parent.name: file}
-    found = {file.parent.name: file for file in sorted(folder.glob(f"*/{MATCHES}"))}
+    if path.name == MATCHES:
+        return {path.absolute().parent.name: path}
+    found = matches_of(folder)
     if not found:
         raise DataError(
             f"{path}: no evaluation with {MATCHES} there; expected a folder that evaluate wrote, with a detection head"
         )
-    return dict(sorted(found.items(), key=lambda pair: (pair[0].count("+"), pair[0])))
+    return found
 
 
 def pair_up(one: Mapping[str, Path], other: Mapping[str, Path]) -> dict[str, tuple[Path, Path]]:

@@ -27,8 +27,8 @@ from fusion3d.analysis.similarity import FILE as SIMILARITY
 from fusion3d.config import Config, differences, from_dict
 from fusion3d.engine.environment import RUN
 from fusion3d.engine.log import read_log
-from fusion3d.engine.matches import MATCHES, read_matches
-from fusion3d.engine.results import Limits, Results, read_results
+from fusion3d.engine.matches import matches_of, read_matches
+from fusion3d.engine.results import Limits, read_results
 from fusion3d.engine.submission import RESULTS_FILE, from_records
 from fusion3d.engine.visualize import look, open_clips
 from fusion3d.errors import DataError
@@ -76,11 +76,13 @@ def report(run: str | Path, path: str | Path | None = None, worst: int = 4, pict
         environment={what: about[what], "data": f"{config.data.version}, split {config.data.split}"},
         title=f"Evaluation of {Path(about[what]).name}",
         summary=f"{metrics.get('num_samples', '?')} samples of {config.data.version}, split {config.data.split}.",
-        findings=collect(folder, config, about.get("results"), worst, pictures),
+        findings=collect(folder, config, scored=about.get("results"), worst=worst, pictures=pictures),
     )
 
 
-def collect(folder: Path, config: Config, scored: str | None = None, worst: int = 4, pictures: bool = True) -> Findings:
+def collect(
+    folder: Path, config: Config, *, scored: str | None = None, worst: int = 4, pictures: bool = True
+) -> Findings:
     """What lies in the folder of an evaluation beside its scores, and what follows from its boxes.
 
     Args:
@@ -93,17 +95,18 @@ def collect(folder: Path, config: Config, scored: str | None = None, worst: int 
     Raises:
         DataError: a file or the data set cannot be read.
     """
-    results = [*folder.glob(MATCHES), *folder.glob(f"*/{MATCHES}")]
-    reliability: dict[str, Any] | None = None
+    reliability: dict[str, Any] | str | None = None
     samples: list[WorstSample] = []
-    if results:
-        largest = max(results, key=lambda path: (path.parent.name.count("+"), path.parent.name))
+    if files := matches_of(folder):
+        largest = [*files.values()][-1]
         matches = read_matches(largest)
-        reliability = describe_scores(score_classes(matches))
+        if matches.score.max(initial=0) > 1:
+            reliability = "Scores above 1 are no confidences: nothing is said of how often they are right."
+        else:
+            reliability = describe_scores(score_classes(matches))
         told = worst_tokens(find_faults(matches), worst)
         boxes = Path(scored) if scored else largest.with_name(RESULTS_FILE)
-        limits = Limits(boxes_per_sample=matches.protocol.max_boxes_per_sample)
-        drawn = _draw_all(told, read_results(boxes, limits=limits), config, folder / WORST) if pictures and told else {}
+        drawn = _draw_all(told, boxes, matches, config, folder / WORST) if pictures and told else {}
         samples = [_tell(token, faults, matches, drawn.get(token)) for token, faults in told.items()]
     optional = {name: folder / name for name in (CALIBRATION, SIMILARITY, "robustness.json", AUDIT)}
     known = {name: read_json(path, _REMEDY) if path.is_file() else None for name, path in optional.items()}
@@ -146,9 +149,15 @@ def _tell(token: str, faults: Sequence[Fault], matches: Matches, picture: Path |
     return WorstSample(f"{scene}, {token}", cost, tuple(lines), max(0, len(faults) - _LISTED), picture)
 
 
-def _draw_all(faults: Mapping[str, Sequence[Fault]], results: Results, config: Config, folder: Path) -> dict[str, Path]:
+def _draw_all(
+    faults: Mapping[str, Sequence[Fault]], results: Path, matches: Matches, config: Config, folder: Path
+) -> dict[str, Path]:
     """Pictures of samples with the boxes of a result file, by token; the listed faults are circled."""
-    found = results.records(faults)
+    limits = Limits(boxes_per_sample=matches.protocol.max_boxes_per_sample)
+    try:
+        found = read_results(results, matches.samples.tokens, limits).records(faults)
+    except DataError as error:
+        raise DataError(f"{error}; with --no-pictures the page needs no boxes") from error
     dataset = open_clips(config)
     pictures = {}
     for token, of_sample in faults.items():
@@ -172,5 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--worst", type=int, default=4, metavar="N", help="samples listed as the worst (default: 4)")
     parser.add_argument("--no-pictures", action="store_true", help="do not draw the worst samples")
     options = parser.parse_args(argv)
+    if options.worst < 0:
+        parser.error(f"--worst: expected 0 or more, found {options.worst}")
     print(f"written: {report(options.run, options.out, options.worst, not options.no_pictures)}")
     return 0

@@ -52,10 +52,10 @@ def check(config: CheckSubmissionConfig) -> int:
         rows = samples_of(tables, config.data.split)
         tokens, scenes = [tables.token(row) for row in rows], [tables.scene(row) for row in rows]
     results, problems = examine_results(config.file, tokens, config.limits, scenes)
-    most = int(np.bincount(results.sample, minlength=1).max())
+    most = "too many" if "many" in problems.count else f"at most {np.bincount(results.sample, minlength=1).max()}"
     used = [flag.removeprefix("use_") for flag, value in results.meta.items() if value]
     print(
-        f"{config.file}: {results.task}, {len(results.tokens)} samples, {len(results)} boxes, at most {most} in a "
+        f"{config.file}: {results.task}, {len(results.tokens)} samples, {len(results)} boxes, {most} in a "
         f"sample; made with {', '.join(used) or 'nothing'}"
     )
     for line in problems.lines():

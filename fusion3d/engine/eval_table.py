@@ -7,7 +7,8 @@ from typing import Any
 
 from fusion3d.engine.forecasts import format_motion, table_line
 from fusion3d.engine.plan_table import format_skill
-from fusion3d.engine.scoring import notes, told_nearest
+from fusion3d.engine.scoring import notes
+from fusion3d.metrics.columns import told_nearest
 from fusion3d.metrics.occupancy import occupancy_columns
 from fusion3d.metrics.planning.exact import ABOUT, NAME
 from fusion3d.metrics.planning.slices import HUMAN
@@ -21,6 +22,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     """All tables of what ``evaluate`` returns."""
     parts = [_detection(metrics), _tracking(metrics), _motion(metrics), _worth(metrics), _planning(metrics)]
     parts += [_overlaps(metrics, "map", _map_columns), _overlaps(metrics, "occupancy", occupancy_columns)]
+    parts.append([f"the file: {line}" for line in metrics.get("remarks", ())])
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 

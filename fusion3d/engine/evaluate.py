@@ -26,6 +26,7 @@ from fusion3d.engine.score_results import score_results
 from fusion3d.engine.scoring import BoxScorer, Scoring, read_protocol
 from fusion3d.engine.seed import set_deterministic
 from fusion3d.engine.share import run_shared
+from fusion3d.engine.submission import MAX_BOXES
 from fusion3d.engine.temperatures import Temperatures, load_temperatures, soften
 from fusion3d.engine.tracking import TRACKS_FILE, TrackScorer
 from fusion3d.errors import ConfigError, DataError
@@ -101,8 +102,7 @@ def evaluate(
     tables = Tables.open(config.data.root, config.data.version)
     if not tables.annotated:
         raise DataError(f"{config.data.root} ({config.data.version}) has no annotations to score against; use predict")
-    if "detection" in tasks:
-        scoring.check(tables, config.data.split)
+    scoring.check(tables, config.data.split, tasks)
     set_deterministic(config.deterministic)
     temperatures = load_temperatures(checkpoint, list(chosen), ema) if config.evaluation.calibrated else {}
     model, _ = load_model(checkpoint, ema, config)
@@ -150,7 +150,8 @@ def _note_boxes(
     """Score every subset's boxes, their tracks, or both, and what each sensor is worth in them."""
     rows = metrics["subsets"]
     for name, of_subset in output.subsets.items():
-        records = _records(of_subset, output.poses, temperatures.get(name))
+        limit = MAX_BOXES if boxes is None else boxes.scoring.protocol.max_boxes_per_sample
+        records = _records(of_subset, output.poses, temperatures.get(name), limit)
         if boxes is not None:
             rows[name] |= boxes.score(name, records, of_subset.used, out_dir / name)
         if tracks is not None:
@@ -206,10 +207,10 @@ def choose_tasks(config: Config, names: Sequence[str] | None) -> tuple[str, ...]
 
 
 def _records(
-    of_subset: SubsetOutput, poses: dict[str, np.ndarray], temperature: dict[str, float] | None
+    of_subset: SubsetOutput, poses: dict[str, np.ndarray], temperature: dict[str, float] | None, limit: int
 ) -> dict[str, list[dict[str, Any]]]:
     """One subset's boxes in the submission's format. They are dropped: those of all subsets would fill the memory."""
-    records = of_subset.records(poses)
+    records = of_subset.records(poses, limit)
     of_subset.boxes.clear()
     return records if temperature is None else soften(records, temperature)
 

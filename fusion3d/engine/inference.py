@@ -16,7 +16,7 @@ from fusion3d.config import Config
 from fusion3d.data.loader import make_loader
 from fusion3d.data.subset import select_sensors
 from fusion3d.engine.forecasts import score_predictions
-from fusion3d.engine.submission import to_records
+from fusion3d.engine.submission import MAX_BOXES, to_records
 from fusion3d.engine.views import predict_views, sense_views
 from fusion3d.errors import ConfigError
 from fusion3d.heads.occupancy import truth_of
@@ -42,9 +42,9 @@ class SubsetOutput:
     occupancy: Overlap = field(default_factory=occupancy_overlap)
     seconds: float = 0.0  # forward and decode; without the encoders, where they ran for all subsets
 
-    def records(self, poses: dict[str, np.ndarray]) -> dict[str, list[dict[str, Any]]]:
-        """The boxes in the submission's format; ``poses`` are global_from_ego [4, 4] by token."""
-        return {token: to_records(boxes, poses[token], token) for token, boxes in self.boxes.items()}
+    def records(self, poses: dict[str, np.ndarray], limit: int = MAX_BOXES) -> dict[str, list[dict[str, Any]]]:
+        """The boxes in the submission's format; ``poses`` are global_from_ego [4, 4] by token, ``limit`` is of each."""
+        return {token: to_records(boxes, poses[token], token, limit) for token, boxes in self.boxes.items()}
 
 
 @dataclass

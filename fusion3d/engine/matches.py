@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fusion3d.errors import ConfigError, DataError
-from fusion3d.files import write_whole
+from fusion3d.files import read_json, write_whole
 from fusion3d.metrics.columns import Samples
 from fusion3d.metrics.matching import TP_ERRORS, Matches, Objects
 from fusion3d.metrics.protocol import DetectionProtocol
@@ -25,6 +25,24 @@ _DAMAGED = (
     OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile,
     zlib.error, ConfigError,
 )  # what damaged bytes raise, wherever in the file they are  # fmt: skip
+
+
+def matches_of(folder: Path) -> dict[str, Path]:
+    """The files of matches of an evaluation, by subset of the sensors, smaller ones first.
+
+    What the folder's ``metrics.json`` does not speak of is of an earlier evaluation, and left out. The matches of a
+    result file lie in the folder itself.
+    """
+    files = {path.parent.name: path for path in sorted(folder.glob(f"*/{MATCHES}"))}
+    metrics = folder / "metrics.json"
+    if metrics.is_file() and "subsets" in (scored := read_json(metrics, "evaluate again")):
+        rows = {name: row for name, row in scored["subsets"].items() if "AP" in row}
+        own = {name: folder / MATCHES for name in rows if "meta" in scored}
+        files = {name: path for name, path in (files | own).items() if name in rows}
+    elif (folder / MATCHES).is_file():
+        files = {folder.absolute().name: folder / MATCHES}
+    files = {name: path for name, path in files.items() if path.is_file()}
+    return dict(sorted(files.items(), key=lambda pair: (pair[0].count("+"), pair[0])))
 
 
 def write_matches(path: str | Path, matches: Matches) -> Path:

@@ -45,7 +45,8 @@ def score_results(
         scoring: how boxes are scored; None is as the benchmark does.
 
     Returns:
-        As ``evaluate``, with one row of ``subsets`` under the file's name without its ending.
+        As ``evaluate``, with one row of ``subsets`` under the file's name without its ending; ``remarks``: what is
+        wrong with the file, but does not keep it from being scored.
 
     Raises:
         ConfigError: a task that the file does not serve; or the file lies where one is to be written.
@@ -59,6 +60,7 @@ def score_results(
     tables = Tables.open(data.root, data.version)
     if not tables.annotated:
         raise DataError(f"{data.root} ({data.version}) has no annotations to score against")
+    scoring.check(tables, data.split, tasks or ("detection",))
     tokens = [tables.token(row) for row in samples_of(tables, data.split)]
     limits = replace(limits or Limits(), boxes_per_sample=scoring.protocol.max_boxes_per_sample)
     results = read_results(path, tokens, limits)
@@ -67,10 +69,10 @@ def score_results(
     wrong = [task for task in tasks if task not in possible]
     if wrong:
         raise ConfigError(f"{path} holds {results.task} results: no task {wrong[0]!r}; possible: {', '.join(possible)}")
-    if "detection" in tasks:
-        scoring.check(tables, data.split)
+    scoring.check(tables, data.split, tasks)
     name, row = Path(path).stem, {}
     metrics: dict[str, Any] = {"subsets": {name: row}, "num_samples": len(tokens), "meta": results.meta}
+    metrics["remarks"] = [*results.remarks]
     if "tracking" in tasks:
         scorer = TrackScorer(tables, tokens, config.evaluation.tracker)
         if results.task == "tracking":
@@ -84,5 +86,5 @@ def score_results(
             copy = write_submission(Path(out_dir, RESULTS_FILE), results.records(), results.sensors)
         row |= scorer.score_columns(name, result_columns(results, tokens), Path(out_dir), copy, results.tokens)
     write_json(Path(out_dir, "metrics.json"), metrics)
-    note_run(out_dir, {"results": str(path)}, config, "cpu")
+    note_run(out_dir, {"results": str(Path(path).absolute())}, config, "cpu")
     return metrics

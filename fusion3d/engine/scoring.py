@@ -17,12 +17,12 @@ from fusion3d.engine.official import Official, devkit, greatest_difference
 from fusion3d.engine.submission import RESULTS_FILE, write_submission
 from fusion3d.errors import ConfigError, Fusion3DError
 from fusion3d.files import read_json
-from fusion3d.metrics.bootstrap import RESAMPLES, Draws, Sampled, draw_scenes, mix, sample_numbers
-from fusion3d.metrics.columns import BoxColumns, Truth
+from fusion3d.metrics.bootstrap import FEWEST_RESAMPLES, RESAMPLES, Draws, Sampled, draw_scenes, mix, sample_numbers
+from fusion3d.metrics.columns import BoxColumns, Truth, told_nearest
 from fusion3d.metrics.detection import MEANS, nested, score_matches
 from fusion3d.metrics.matching import Matches, match_detections
 from fusion3d.metrics.protocol import CVPR_2019, DetectionProtocol
-from fusion3d.metrics.shapley import JOIN, has_every_subset, sensor_worth, shares
+from fusion3d.metrics.shapley import has_every_subset, sensor_worth, shares
 from fusion3d.metrics.strata import make_strata
 from fusion3d.types import DETECTION_CLASSES
 
@@ -38,12 +38,15 @@ class Scoring:
     official: bool = False  # the devkit beside ours
     resamples: int = RESAMPLES  # of the scenes, for intervals; 0: none
 
-    def check(self, tables: Tables, split: str) -> None:
-        """See, before anything runs, that the devkit can score a split where it is wanted.
+    def check(self, tables: Tables, split: str, tasks: Sequence[str]) -> None:
+        """See, before anything runs, that what is wanted is scored, and that the devkit can where it is wanted.
 
         Raises:
-            Fusion3DError: it cannot be imported, or stops at samples without LIDAR_TOP.
+            ConfigError: detections are not scored at all.
+            Fusion3DError: the devkit cannot be imported, or stops at samples without LIDAR_TOP.
         """
+        if "detection" not in tasks and (self.official or self.protocol != CVPR_2019):
+            raise ConfigError(f"--official and --protocol are of detections; to be scored: {', '.join(tasks)}")
         if self.official:
             devkit()
             nearest = without_reference(tables, samples_of(tables, split))
@@ -127,11 +130,11 @@ class BoxScorer:
             rows: by subset, what ``score`` returned.
 
         Returns:
-            ``kept``: by subset what is left of the largest one's ``NDS`` and ``mAP``, and ``intervals`` of these;
+            ``kept``: by subset what is left of the last one's ``NDS`` and ``mAP``, and ``intervals`` of these;
             ``shapley``: where every subset of several is there, what ``sensor_worth`` gives, and ``intervals`` by
             number and sensor.
         """
-        whole = self.sampled[max(self.sampled, key=lambda name: name.count(JOIN))]
+        whole = [*self.sampled.values()][-1]
         kept = {name: of / whole for name, of in self.sampled.items()}
         found = {
             "kept": {
@@ -155,13 +158,14 @@ def in_strata(matches: Matches, resamples: int = RESAMPLES) -> dict[str, dict[st
 
     Args:
         matches: the result.
-        resamples: of its scenes; strata, which are many, get a quarter of them.
+        resamples: of its scenes; strata, which are many, get a quarter of them, but ``FEWEST_RESAMPLES``.
 
     Returns:
         By dimension and stratum ``num_truth``, ``num_classes``, MEANS over the classes that the stratum has, ``AP`` by
         class, ``micro``, and ``intervals``.
     """
-    draws = draw_scenes(len(matches.samples.scenes), -(-resamples // 4))
+    fewer = max(FEWEST_RESAMPLES, -(-resamples // 4)) if resamples else 0
+    draws = draw_scenes(len(matches.samples.scenes), fewer)
     return {
         dimension: {name: _part(sample_numbers(matches, draws, of.stratum(name)), draws) for name in of.names}
         for dimension, of in make_strata(matches).items()
@@ -203,16 +207,6 @@ def notes(subsets: Mapping[str, Mapping[str, Any]]) -> list[str]:
             of = f" ({row['official']['of']})" if row["official"]["of"] else ""
             lines.append(f"{name}: greatest difference from the devkit {row['official']['difference']:.1e}{of}")
     return lines
-
-
-def told_nearest(subsets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line on samples without LIDAR_TOP, where there are any."""
-    count = max((row.get("range_from_nearest_pose", 0) for row in subsets.values()), default=0)
-    text = (
-        f"{count} samples have no LIDAR_TOP (the devkit stops there): the range of their boxes is from the ego pose "
-        "nearest in time"
-    )
-    return [text] if count else []
 
 
 def _sure(row: Mapping[str, Any], name: str) -> str:

@@ -25,18 +25,19 @@ MAX_BOXES = 500  # per sample, the challenge's rule
 MOVING = 0.2  # [m/s] above it an object without a predicted attribute counts as moving
 
 
-def to_records(boxes: Boxes, global_from_ego: np.ndarray, token: str) -> list[dict[str, Any]]:
-    """Boxes of one sample as submission records, best first, at most ``MAX_BOXES``.
+def to_records(boxes: Boxes, global_from_ego: np.ndarray, token: str, limit: int = MAX_BOXES) -> list[dict[str, Any]]:
+    """Boxes of one sample as submission records, best first.
 
     Args:
         boxes: in ego; an unknown velocity becomes 0, an unknown attribute what the velocity suggests.
         global_from_ego: [4, 4] of the sample.
         token: of the sample.
+        limit: how many there may be; the others are left out.
 
     Raises:
         ValueError: a centre, size, yaw or score is not finite, or a size is not positive.
     """
-    boxes = boxes[boxes.score.argsort(descending=True, stable=True)[:MAX_BOXES]]
+    boxes = boxes[boxes.score.argsort(descending=True, stable=True)[:limit]]
     center, size, yaw, score = (_array(x) for x in (boxes.center, boxes.size, boxes.yaw, boxes.score))
     numbers = np.concatenate([center, size, yaw[:, None], score[:, None]], axis=1)
     if not np.isfinite(numbers).all() or (size <= 0).any():

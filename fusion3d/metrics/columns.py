@@ -6,7 +6,9 @@ Letters: S samples, N scenes, K boxes, R bicycle racks. Everything is in the glo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -133,3 +135,13 @@ class Truth:
     boxes: BoxColumns  # of the ten classes
     racks: Racks = dataclasses.field(default_factory=Racks.none)
     nearest: int = 0  # samples without a key LiDAR: their ego is the pose nearest in time
+
+
+def told_nearest(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line on samples without a key LiDAR, where rows of numbers say by ``range_from_nearest_pose`` how many."""
+    count = max((row.get("range_from_nearest_pose", 0) for row in rows.values()), default=0)
+    text = (
+        f"{count} samples have no LIDAR_TOP (the devkit stops there): the range of their boxes is from the ego pose "
+        "nearest in time"
+    )
+    return [text] if count else []

@@ -13,12 +13,14 @@ from fusion3d.view.tables import number, sensor_label, show, table
 _CHARTS_OF_CLASSES = 2  # right boxes that a class needs, to have a diagram of its own
 
 
-def calibration(reliability: Mapping[str, Any] | None, fitted: Mapping[str, Any] | None) -> str:
+def calibration(reliability: Mapping[str, Any] | str | None, fitted: Mapping[str, Any] | None) -> str:
     """Reliability diagrams of what was scored, and, of another split, diagrams and errors before and after temperature
     scaling.
     """
     parts = []
-    if reliability and sum(reliability["all"]["count"]):
+    if isinstance(reliability, str):
+        parts.append(f"<p>{escape(reliability)}</p>")
+    elif reliability and sum(reliability["all"]["count"]):
         parts.append(
             "<p>Boxes by how sure the model is of them (across) and how many of these are right (up): true positives "
             "by the official rules. On the diagonal a score says how often it is right.</p>"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion3d.files import write_whole
+from fusion3d.metrics.columns import told_nearest
 from fusion3d.metrics.occupancy import occupancy_columns
 from fusion3d.types import DETECTION_CLASSES, MAP_CLASSES
 from fusion3d.view.charts import line_chart
@@ -166,7 +167,15 @@ def _subsets(metrics: Mapping[str, Any]) -> str:
         f"Official nuScenes metrics.{over}</p>"
         + table(rows, DETECTION_COLUMNS, "sensors", sensor_label)
         + '<p class="note">Best of each column marked. NDS and mAP: more is better; errors: less is better.</p>'
+        + "".join(f"<p class='note'>{escape(line)}.</p>" for line in _remarks(metrics, rows))
     )
+
+
+def _remarks(metrics: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was particular about the scored boxes."""
+    lines = [f"The file: {line}" for line in metrics.get("remarks") or ()] + told_nearest(rows)
+    apart = [row["official"]["difference"] for row in rows.values() if "official" in row]
+    return lines + ([f"Greatest difference from the devkit: {max(apart):.1e}"] if apart else [])
 
 
 def _map(metrics: Mapping[str, Any]) -> str:
@@ -211,9 +220,27 @@ def _classes(metrics: Mapping[str, Any]) -> str:
     for name, row in found.items():
         between = row.get("intervals") or {}
         rows[name] = {**row["AP"], "intervals": {of: between.get(f"AP.{of}") for of in names}}
-    return '<p class="note">Mean over the four nuScenes centre distances, 0.5, 1, 2 and 4 m.</p>' + shaded(
-        rows, names, "sensors", sensor_label
+    whole, numbers = [*found.items()][-1]
+    return (
+        '<p class="note">Mean over the matching distances.</p>'
+        + shaded(rows, names, "sensors", sensor_label)
+        + f"<h3>With {escape(whole.replace('+', ' + '))}: by matching distance, and errors</h3>"
+        + _one_by_class(numbers, names)
     )
+
+
+def _one_by_class(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A class a row: average precision at every distance, and the errors of true positives with their intervals."""
+    at, errors, between = row.get("AP_at") or {}, row.get("TP") or {}, row.get("intervals") or {}
+    distances = list(dict.fromkeys(distance for of_class in at.values() for distance in of_class))
+    kinds = [column for column in DETECTION_COLUMNS if column[0].endswith("E")]
+    rows = {}
+    for name in names:
+        own = {kind: (errors.get(name) or {}).get(kind[1:]) for kind, _, _ in kinds}
+        sure = {kind: between.get(f"{kind[1:]}.{name}") for kind in own}
+        rows[name.replace("_", " ")] = {**(at.get(name) or {}), **own, "intervals": sure}
+    columns = [(distance, "m, AP", True) for distance in distances] + list(kinds)
+    return table(rows, columns, "class", contest=())
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:

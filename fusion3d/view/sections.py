@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fusion3d.metrics.columns import told_nearest
 from fusion3d.types import DETECTION_CLASSES, SENSORS
 from fusion3d.view.tables import bars, ends_of, number, picture, sensor_label, shaded, table
 
@@ -52,7 +53,8 @@ class WorstSample:
 class Findings:
     """What was found out beside the scores, each as it lies in a file; None where nothing was."""
 
-    reliability: Mapping[str, Any] | None = None  # of the scored boxes: "all" and "class" as ``reliability`` gives them
+    # Of the scored boxes "all" and "class", as ``reliability`` gives them; or why there is none.
+    reliability: Mapping[str, Any] | str | None = None
     calibration: Mapping[str, Any] | None = None  # calibration.json
     similarity: Mapping[str, Any] | None = None  # similarity.json
     robustness: Mapping[str, Any] | None = None  # robustness.json
@@ -170,9 +172,13 @@ def tracking(metrics: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     protocol = metrics.get("tracking_protocol") or ""
-    return table(rows, TRACKING_COLUMNS, "sensors", sensor_label) + (
-        f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else ""
-    )
+    name, whole = [*rows.items()][-1]
+    parts = [table(rows, TRACKING_COLUMNS, "sensors", sensor_label)]
+    if whole.get("classes"):
+        parts += [f"<h3>With {escape(name.replace('+', ' + '))}, by class</h3>"]
+        parts += [table(whole["classes"], TRACKING_COLUMNS, "class", contest=())]
+    parts += [f"<p class='note'>{escape(line)}.</p>" for line in told_nearest(rows)]
+    return "".join([*parts, f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else ""])
 
 
 def planning(metrics: Mapping[str, Any]) -> str:

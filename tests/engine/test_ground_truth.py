@@ -30,8 +30,8 @@ def test_a_scene_that_the_devkit_cannot_score_is_scored(real_root, tmp_path):
     with pytest.raises(Fusion3DError, match=r"devkit cannot score .*results_nusc\.json \(KeyError: 'LIDAR_TOP'\)"):
         evaluated(Scoring(official=True, resamples=0))
     with pytest.raises(Fusion3DError, match=r"--official: 37 samples of 'real_0061' have no LIDAR_TOP"):
-        Scoring(official=True).check(dataset.tables, "real_0061")  # before anything runs
-    Scoring().check(dataset.tables, "real_0061")
+        Scoring(official=True).check(dataset.tables, "real_0061", ["detection"])  # before anything runs
+    Scoring().check(dataset.tables, "real_0061", ["detection"])
     assert "strata" in scores and "intervals" not in scores
     there = [name for name, count in scores["num_truth"].items() if count]
     assert len(samples) == 38 and len(there) >= 5

@@ -7,23 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fusion3d.analysis.report import report
 from fusion3d.config import Config, override
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.splits import samples_of
+from fusion3d.engine.eval_table import format_table
 from fusion3d.engine.evaluate import main as evaluate_main
 from fusion3d.engine.ground_truth import detection_truth
-from fusion3d.engine.matches import read_matches
+from fusion3d.engine.matches import matches_of, read_matches
 from fusion3d.engine.score_results import score_results
 from fusion3d.engine.scoring import BoxScorer, Scoring
-from fusion3d.engine.submission import write_submission
+from fusion3d.engine.submission import to_records, write_submission
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.geometry import quaternion_from_yaw
 from fusion3d.metrics.bootstrap import interval
 from fusion3d.metrics.protocol import DetectionProtocol
 from fusion3d.metrics.shapley import shapley
-from fusion3d.types import DETECTION_CLASSES
+from fusion3d.types import DETECTION_CLASSES, Boxes
 
 VERSION, SPLIT = "v1.0-synthetic", "synthetic_train"
 
@@ -85,6 +87,52 @@ def test_a_protocol_says_how_many_boxes_a_sample_of_a_file_may_have(config, synt
     assert len(read_matches(tmp_path / "own" / "matches.npz").found) > 500
     page = report(tmp_path / "own", worst=1).read_text()  # which draws boxes of the file
     assert "Evaluation of many.json" in page and "data:image/png" in page and ">Worst samples</h2>" in page
+    assert "Greatest difference from the devkit" in page
+    path.unlink()
+    with pytest.raises(DataError, match=r"many\.json: no such file; with --no-pictures the page needs no boxes"):
+        report(tmp_path / "own")
+    assert ">Worst samples</h2>" in report(tmp_path / "own", pictures=False).read_text()
+    boxes = Boxes.of(torch.zeros(3, 3), torch.ones(3, 3), torch.zeros(3), score=torch.tensor([0.1, 0.9, 0.5]))
+    assert [box["detection_score"] for box in to_records(boxes, np.eye(4), "t", 2)] == pytest.approx([0.9, 0.5])
+
+
+def test_what_is_odd_in_a_file_is_said_where_it_is_scored(config, synthetic_root, tmp_path):
+    records = moved_truth(synthetic_root)
+    for boxes in records.values():
+        for box in boxes:
+            box["detection_score"] *= 50
+    path = write_submission(tmp_path / "odd.json", records, ["lidar"])
+    metrics = score_results(path, config, tmp_path / "odd", scoring=Scoring(resamples=0))
+    remark = next(line for line in metrics["remarks"] if "a score is not between 0 and 1" in line)
+    assert f"\nthe file: {remark}" in format_table(metrics)
+    page = report(tmp_path / "odd", pictures=False).read_text()
+    assert "Scores above 1 are no confidences" in page and "a score is not between 0 and 1" in page
+    next(iter(records.values()))[0]["size"] = [1e200, 1, 1]
+    path = write_submission(tmp_path / "absurd.json", records, ["lidar"])
+    with pytest.raises(DataError, match=r"not finite, or larger than 1e\+09"):
+        score_results(path, config, tmp_path / "absurd")
+
+
+def test_what_only_detections_have_is_refused_of_tracks(config, synthetic_root, tmp_path):
+    path = write_submission(tmp_path / "boxes.json", moved_truth(synthetic_root), ["lidar"])
+    for scoring in (Scoring(official=True), Scoring(DetectionProtocol(max_boxes_per_sample=600))):
+        with pytest.raises(ConfigError, match="--official and --protocol are of detections; to be scored: tracking"):
+            score_results(path, config, tmp_path, tasks=["tracking"], scoring=scoring)
+
+
+def test_matches_of_an_earlier_evaluation_are_not_taken_for_this_ones(config, synthetic_root, tmp_path):
+    path = write_submission(tmp_path / "theirs.json", moved_truth(synthetic_root), ["lidar"])
+    score_results(path, config, tmp_path / "out", scoring=Scoring(resamples=0))
+    old = tmp_path / "out" / "camera+lidar"
+    old.mkdir()
+    (old / "matches.npz").write_bytes((tmp_path / "out" / "matches.npz").read_bytes())
+    assert matches_of(tmp_path / "out") == {"theirs": tmp_path / "out" / "matches.npz"}
+    metrics = tmp_path / "out" / "metrics.json"
+    metrics.write_text(json.dumps({"subsets": {"camera+lidar": {"AP": {}}, "lidar": {"planning": {}}}}))
+    assert matches_of(tmp_path / "out") == {"camera+lidar": old / "matches.npz"}
+    metrics.unlink()
+    (tmp_path / "out" / "matches.npz").unlink()
+    assert matches_of(tmp_path / "out") == {"camera+lidar": old / "matches.npz"}  # from before there were rows
 
 
 def test_what_subsets_say_together_is_of_the_same_draws(config, synthetic_root, tmp_path):

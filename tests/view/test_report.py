@@ -339,6 +339,10 @@ def test_everything_that_was_found_out_is_shown(tmp_path, picture):
         "lidar": {"NDS": 0.789, "mAP": None},
     }
     metrics["subsets"]["radar"]["intervals"] = {"AP.car": [0.011, 0.019]}
+    whole = metrics["subsets"]["camera+lidar+radar"]
+    whole |= {"AP_at": {"car": {"0.5": 0.321}}, "TP": {"car": {"ATE": 0.654}}, "range_from_nearest_pose": 37}
+    whole["intervals"] = {"ATE.car": [0.5, 0.8]}
+    metrics["remarks"] = ["1 x <odd>"]
     metrics["shapley"] = {
         "intervals": {"NDS": {"lidar": [0.45, 0.55], "radar": None}, "AP.car": {"camera": [0.1, 0.12]}},
         "NDS": {"camera": 0.1, "lidar": 0.5, "radar": -0.02},
@@ -349,7 +353,9 @@ def test_everything_that_was_found_out_is_shown(tmp_path, picture):
     html, page = page_of(tmp_path, metrics=metrics, findings=found_out(picture))
     assert page.row("camera")[1][1] == "0.1000.050 to 0.151"
     assert page.row("night")[1][1] == "0.7770.700 to 0.800" and page.row("day")[1][1] == DASH
-    assert "In mAP by distance" in page.text
+    assert "In mAP by distance" in page.text and "The file: 1 x <odd>." in page.text
+    assert "37 samples have no LIDAR_TOP" in page.text
+    assert [text for _, text in page.row("car")[1:3]] == ["0.321", "0.6540.500 to 0.800"]
     kept = [text for _, text in page.row("without lidar")]
     rows = metrics["subsets"]
     assert kept[1:3] == [f"{rows['camera+radar']['NDS']:.3f}", "0.4560.400 to 0.500"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from fusion3d.data.json_stream import open_json
 from fusion3d.engine.results.file import Limits, Reader, Results
-from fusion3d.engine.results.rules import LARGEST, SHOWN, UNIT, Problems, place, short
+from fusion3d.engine.results.rules import FARTHEST, LARGEST, SHOWN, UNIT, Problems, place, short
 from fusion3d.errors import DataError
 from fusion3d.heads.targets import allowed_attributes
 from fusion3d.types import ATTRIBUTES, DETECTION_CLASSES
@@ -38,6 +38,7 @@ def read_results(
     if fatal:
         more = f" (and {len(fatal) - 1} other kinds of problem)" if len(fatal) > 1 else ""
         raise DataError(f"{path}: {fatal[0]}{more}; fusion3d check_submission {path} lists all")
+    results = replace(results, remarks=tuple(problems.lines()))
     if task is not None and task != results.task:
         if len(results):
             raise DataError(f"{path} holds {results.task} results; expected {task}")
@@ -87,7 +88,7 @@ def _check_numbers(results: Results, problems: Problems) -> None:
     numbers = (results.translation, results.size, results.rotation, results.velocity, results.score[:, None])
     finite = np.ones(len(results), dtype=bool)
     for values in numbers:
-        bad = ~np.isfinite(values).all(axis=1)
+        bad = ~(np.abs(values) <= FARTHEST).all(axis=1)
         check("finite", bad & finite, values)
         finite &= ~bad
     length = np.linalg.norm(results.rotation, axis=1)

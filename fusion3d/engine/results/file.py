@@ -62,6 +62,7 @@ class Results:
     points: np.ndarray  # [K] int32, its num_pts, -1 where it does not say
     track: np.ndarray  # [K] int32, row in tracks; -1 for detections
     tracks: tuple[str, ...]  # tracking ids
+    remarks: tuple[str, ...] = ()  # what is wrong, but does not keep it from being scored
 
     def __len__(self) -> int:
         return len(self.score)

@@ -7,6 +7,7 @@ from reprlib import Repr
 from typing import Any
 
 SHOWN = 3  # places that are remembered of each kind of problem
+FARTHEST = 1e9  # of any number: what is larger cannot be meant, and its square may overflow
 LARGEST = 100.0  # [m] a longer side is absurd
 UNIT = 1e-3  # how far a quaternion's length may be from 1
 
@@ -34,7 +35,7 @@ FATAL = {
     "no_box": "a box is no object",
     "key": "a box lacks a key",
     "type": "a value has the wrong type or length",
-    "finite": "a number is not finite",
+    "finite": f"a number is not finite, or larger than {FARTHEST:g}",
     "size": "a side is not longer than 0",
     "rotation": "a quaternion has no length",
     "negative": "the score of a detection is below 0",
