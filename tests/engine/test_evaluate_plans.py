@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from fusion3d.engine.forecasts import table_line
 from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.metrics.planning import PROTOCOLS, Agents, score_plans
 from fusion3d.metrics.planning.baselines import constant_turn
-from fusion3d.metrics.planning.paths import to_lidar
+from fusion3d.metrics.planning.paths import to_lidar, with_heading
 from fusion3d.metrics.planning.pdm import between_lanes
 
 VERSION = "v1.0-synthetic"
@@ -120,6 +121,80 @@ def test_the_drivable_area_is_under_the_human(tables, tokens, drives):
     going = drives.known[:, 1]
     assert not between_lanes(drives.future[going, :2], maps[going].ground).any(), "it keeps its lane"
     assert set(scores["protocols"]) == {"exact", "bev_planner"}
+
+
+def moved(root, to, angle: float, shift: tuple[float, ...], lidar: float) -> Tables:
+    """The data set with its world turned and moved, map and all, and its LiDAR turned on the roof [rad, m]."""
+    from pyquaternion import Quaternion
+
+    turn, mount = (Quaternion(axis=(0, 0, 1), angle=by) for by in (angle, lidar))
+    for folder in (VERSION, "maps"):
+        shutil.copytree(root / folder, to / folder)
+
+    def change(path, edit) -> None:
+        content = json.loads(path.read_text())
+        edit(content)
+        path.write_text(json.dumps(content))
+
+    def turn_rows(rows) -> None:
+        for row in rows:
+            row["translation"] = (turn.rotate(np.array(row["translation"])) + shift).tolist()
+            row["rotation"] = (turn * Quaternion(row["rotation"])).elements.tolist()
+
+    def turn_nodes(content) -> None:
+        for node in content["node"]:
+            node["x"], node["y"], _ = turn.rotate(np.array([node["x"], node["y"], 0])) + shift
+
+    def turn_mounts(rows) -> None:
+        for row in rows:
+            row["rotation"] = (mount * Quaternion(row["rotation"])).elements.tolist()
+
+    for name in ("ego_pose", "sample_annotation"):
+        change(to / VERSION / f"{name}.json", turn_rows)
+    change(to / VERSION / "calibrated_sensor.json", turn_mounts)
+    for path in (to / "maps" / "expansion").glob("*.json"):
+        change(path, turn_nodes)
+    return Tables.open(to, VERSION)
+
+
+def test_a_turned_world_has_the_same_numbers(synthetic_root, tables, tokens, drives, tmp_path):
+    """From the tables to the scores. On the map nothing knows a direction; around the LiDAR the published grids do."""
+    at = drives.agents[drives.agents.step == 4]
+    order = np.lexsort((np.linalg.norm(at.box[:, :2], axis=1), at.sample))
+    rows, first = np.unique(at.sample[order], return_index=True)
+    part, nearest = 0.25 * np.arange(1, 5)[:, None], np.zeros((len(drives), 1, 2))
+    nearest[rows, 0] = at.box[order[first], :2]
+    goals = {"into": nearest, "beside": nearest + (0, 2), "off": 0 * nearest + (0, 20)}  # who is nearest at 2 s
+    plans = {name: with_heading(part * goal) for name, goal in goals.items()}
+
+    def scores(of: Tables):
+        return score_plans(plans, drives_of(of, tokens), maps=map_of(of, tokens, True))
+
+    ours = scores(tables)
+    on_the_map = scores(moved(synthetic_root, tmp_path / "map", 2.1, (400.0, 70.0, 3.0), 0.0))
+    on_the_roof = scores(moved(synthetic_root, tmp_path / "roof", -0.7, (0.0, 500.0, 0.0), 0.6))
+    assert ours["protocols"]["exact"]["planners"]["into"]["collision@2s"] > 0.5 and ours["pdm"]["off"]["DAC"] < 0.5
+    for name in PROTOCOLS:
+        assert_same(ours["protocols"][name], on_the_map["protocols"][name])
+    for theirs in (on_the_map, on_the_roof):
+        assert_same(ours["protocols"]["exact"], theirs["protocols"]["exact"])
+        assert_same(ours["pdm"], theirs["pdm"])
+        assert_same(ours["skill"], theirs["skill"])
+    for name in ("uniad", "uniad_valid"):
+        first, second = (found["protocols"][name]["planners"]["beside"] for found in (ours, on_the_roof))
+        assert first["raw@2s"] != second["raw@2s"] and first["L2@2s"] == pytest.approx(second["L2@2s"]), name
+
+
+def assert_same(first, second) -> None:
+    """Trees of numbers and words."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert_same(value, second[key])
+    elif isinstance(first, float):
+        assert first == pytest.approx(second, abs=1e-6, nan_ok=True)
+    else:
+        assert first == second
 
 
 def plan_file(path, drives, frame="ego", steps=4, change=lambda plan: plan):
