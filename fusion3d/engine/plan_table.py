@@ -13,7 +13,19 @@ from fusion3d.metrics.planning.pdm import PARTS
 from fusion3d.metrics.planning.published import HORIZONS
 from fusion3d.metrics.planning.slices import HUMAN
 
-SHARES = ("collision", "masked", "at_fault", "vehicle", "vru", "static", "raw", "boundary", "boundary_raw", "ttc")
+SHARES = (
+    "collision",
+    "masked",
+    "at_fault",
+    "vehicle",
+    "vru",
+    "static",
+    "raw",
+    "point",
+    "boundary",
+    "boundary_raw",
+    "ttc",
+)
 _EXACT = (
     *(f"L2@{t}s" for t in HORIZONS), "L2mean@3s", "longitudinal@3s", "lateral@3s", "heading@3s",
     *(f"collision@{t}s" for t in HORIZONS), "masked@3s", "at_fault@3s", "vehicle@3s", "vru@3s", "static@3s", "ttc",
@@ -21,7 +33,7 @@ _EXACT = (
 )  # fmt: skip
 _ENDS = (*(f"{t}s" for t in HORIZONS), "avg")
 _PUBLISHED = tuple(f"{name}@{end}" for name in ("L2", "collision") for end in _ENDS)
-_BOUNDARY = tuple(f"boundary@{end}" for end in _ENDS)
+_OWN = ("point", "boundary")  # of one protocol each
 _SHORT = {
     "collision": "hit", "longitudinal": "along", "lateral": "across", "heading": "turn", "at_fault": "fault",
     "vehicle": "veh", "clearance_p5": "near p5", "boundary": "edge",
@@ -40,8 +52,7 @@ def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
     """One protocol: what it is, and a row for each planner; shares are in percent."""
     about, planners = scores["about"], scores["planners"]
     columns = _EXACT if name == NAME else _PUBLISHED
-    if name != NAME and "boundary@3s" in planners[HUMAN]:
-        columns = (*columns, *_BOUNDARY)
+    columns = (*columns, *(f"{own}@{end}" for own in _OWN if f"{own}@3s" in planners[HUMAN] for end in _ENDS))
     floor = planners[HUMAN].get("collision@3s" if name == NAME else "raw@3s", np.nan)
     lines = [
         f"{name}   samples {scores['samples']}   ego {about['ego'].split(',')[0]}   agents: {about['agents']}",

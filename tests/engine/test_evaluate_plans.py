@@ -162,10 +162,10 @@ def test_a_turned_world_has_the_same_numbers(synthetic_root, tables, tokens, dri
     at = drives.agents[drives.agents.step == 4]
     order = np.lexsort((np.linalg.norm(at.box[:, :2], axis=1), at.sample))
     rows, first = np.unique(at.sample[order], return_index=True)
-    part, nearest = 0.25 * np.arange(1, 5)[:, None], np.zeros((len(drives), 1, 2))
+    nearest = np.zeros((len(drives), 1, 2))
     nearest[rows, 0] = at.box[order[first], :2]
-    goals = {"into": nearest, "beside": nearest + (0, 2), "off": 0 * nearest + (0, 20)}  # who is nearest at 2 s
-    plans = {name: with_heading(part * goal) for name, goal in goals.items()}
+    goals = {"into": nearest, "beside": nearest + np.array([0, 2]), "off": 0 * nearest + np.array([0, 20])}
+    plans = {name: with_heading(0.25 * np.arange(1, 5)[:, None] * goal) for name, goal in goals.items()}
 
     def scores(of: Tables):
         return score_plans(plans, drives_of(of, tokens), maps=map_of(of, tokens, True))

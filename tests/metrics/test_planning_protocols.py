@@ -312,6 +312,20 @@ def test_vad_takes_the_next_annotation_for_the_next_step():
     assert chosen.step.tolist() == [1, 2, 3, 4] and chosen.box[:, 0].tolist() == [17, 21, 25, 29]
 
 
+def test_vads_point_is_elsewhere():
+    """Its second test reads a cell 25 m ahead and 25 m to the left: not who is hit, but who is there."""
+    lidar = 0.943713
+    places = [(1.4, 0.0), (lidar + 25, 25), (lidar + 25, -25), (lidar - 25, 25), (lidar + 25, 27), (lidar + 28.5, 25)]
+    of = drives(np.zeros((6, 6, 3)), boxes([row for i, place in enumerate(places) for row in parked(i, *place)]))
+    around = dataclasses.replace(VAD, agents=UNIAD.agents)  # VAD's own agents are within 15 m to the sides at first
+    rows = [score_published(around, {"m": straight(0.001)}, of[[i]])["m"] for i in range(6)]
+    assert [row["raw@3s"] for row in rows] == [1, 0, 0, 0, 0, 0]
+    assert [row["point@3s"] for row in rows] == [0, 1, 0, 0, 0, 0]
+    wall = dataclasses.replace(of[[0]], agents=boxes(parked(0, lidar + 45, 25, size=(100, 4))))
+    row = score_published(around, {"m": straight(20.0)}, wall)["m"]  # from 25 m on the cell is beyond the grid
+    assert [row[f"point@{end}"] for end in ENDS] == [1, pytest.approx(0.5), pytest.approx(1 / 3)]
+
+
 def test_boundaries_count_once_touched():
     """A wall 5.4 m ahead of the rear axle: a plan at 2 m/s has its nose there after 1 s; n/a without a map."""
     of = drives(np.repeat(straight(0.2), 2, 0))
