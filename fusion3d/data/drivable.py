@@ -1,6 +1,6 @@
 """Where a sample's map says one may drive, point by point and exactly, where that ends, and on which lane one is.
 
-From polygons where there are any (``vector_map``), from the mask where not.
+By polygons where there are any (``vector_map``), or by the mask.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ class Area:
         return pieces[self.contains(middle + aside) != self.contains(middle - aside)]
 
 
-def drivable_of(tables: Tables, sample: int) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Of global positions [M, 2], whether a car may be there; None without a map of the place.
+def mask_of(tables: Tables, sample: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Of global positions [M, 2], whether a car may be there as the mask of the place says; None without one.
+
+    nuScenes' masks hold the sidewalks too: ``area_of``, where there is one, knows better.
 
     Raises:
         DataError: the map cannot be read.
     """
-    if (area := area_of(tables, sample)) is not None:
-        return area.contains
     mask = mask_file(tables, sample)
     return None if mask is None or not mask.is_file() else lambda xy: on_mask(mask, xy)
 

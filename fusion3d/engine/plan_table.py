@@ -9,7 +9,7 @@ import numpy as np
 
 from fusion3d.metrics.bootstrap import FEWEST_SCENES
 from fusion3d.metrics.planning.exact import NAME
-from fusion3d.metrics.planning.pdm import PARTS
+from fusion3d.metrics.planning.pdm import PARTS, about_ground
 from fusion3d.metrics.planning.published import HORIZONS
 from fusion3d.metrics.planning.slices import HUMAN
 
@@ -75,14 +75,7 @@ def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
 def format_pdm(table: Mapping[str, Mapping[str, float]]) -> str:
     """The PDM-style score and its parts."""
     lines = ["PDM-style score: NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best"]
-    any_row = next(iter(table.values()))
-    if not any_row["num_with_map"]:
-        lines.append("  no map: DAC is n/a and left out of the product")
-    elif any_row["num_with_map"] < any_row["N"]:
-        lines.append(
-            f"  a map for {any_row['num_with_map']:.0f} of {any_row['N']:.0f} samples: DAC is theirs alone, and left "
-            "out of the product of the others"
-        )
+    lines.append(f"  {about_ground(next(iter(table.values())))}")
     lines.append(f"{'':<22}" + "".join(f"{head:>10}" for head in ("N", "PDMS", *PARTS)))
     for planner, row in table.items():
         numbers = [_show(column, row[column]) for column in ("PDMS", *PARTS)]

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fusion3d.metrics.planning.pdm import about_ground
 from fusion3d.types import DETECTION_CLASSES, SENSORS
 from fusion3d.view.charts import reliability_chart
 from fusion3d.view.tables import bars, number, picture, sensor_label, shaded, show, table
@@ -179,10 +180,12 @@ def planning(metrics: Mapping[str, Any]) -> str:
         parts += ["<h3>By sensors</h3>", table(subsets, PLANNING_COLUMNS, "sensors", sensor_label)]
     scores = metrics.get("planning_scores") or {}
     if scores.get("pdm"):
+        row = next(iter(scores["pdm"].values()))
+        ground = f" {about_ground(row)}" if "num_by_mask" in row else ""  # older results do not say it
         parts += [
             "<h3>PDM-style score</h3>",
             table(scores["pdm"], PDM_COLUMNS, "planner", sensor_label, contest=()),
-            '<p class="note">NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best.</p>',
+            f'<p class="note">NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best.{ground}</p>',
         ]
     if scores.get("skill"):
         parts += ["<h3>Skill over constant turn rate and velocity</h3>", _skill(scores["skill"])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from fusion3d.cli import run
 from fusion3d.data.annotations import load_ego
+from fusion3d.data.maps import mask_file, vector_file
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.plans import PlanFile
 from fusion3d.data.splits import samples_of
@@ -121,6 +123,31 @@ def test_the_drivable_area_is_under_the_human(tables, tokens, drives):
     going = drives.known[:, 1]
     assert not between_lanes(drives.future[going, :2], maps[going].ground).any(), "it keeps its lane"
     assert set(scores["protocols"]) == {"exact", "bev_planner"}
+
+
+def test_a_mask_in_place_of_polygons_is_flagged(synthetic_root, tokens, tmp_path, capsys):
+    """Of three scenes one has polygons, one the mask alone, one nothing."""
+    for folder in (VERSION, "maps"):
+        shutil.copytree(synthetic_root / folder, tmp_path / folder)
+    own = Tables.open(tmp_path, VERSION)
+    first = [own.row_of(token) for token in tokens[::6]]
+    for row in first[1:]:
+        vector_file(own, row).unlink()
+    mask_file(own, first[2]).unlink()
+    maps = map_of(own, tokens, True)
+    assert maps.ground.known.tolist() == 12 * [True] + 6 * [False]
+    assert maps.ground.by_mask.tolist() == 6 * [False] + 6 * [True] + 6 * [False]
+    assert maps.boundaries.known.tolist() == 6 * [True] + 12 * [False]
+    assert maps[np.arange(18) % 2 == 0].ground.by_mask.tolist() == 3 * [False] + 3 * [True] + 3 * [False]
+    for row in (0, 6):
+        assert maps.ground.drivable(row, np.array([[0.0, 0.0], [500.0, 0.0]])).tolist() == [True, False]
+    plan = {"m": np.zeros((18, 2, 3))}
+    row = score_plans(plan, drives_of(own, tokens), ["exact"], maps)["pdm"][
+        "m"
+    ]  # 3 of 6 have a keyframe before and 1 s
+    assert (row["N"], row["num_with_map"], row["num_by_mask"]) == (9, 6, 3)
+    assert run("evaluate_plans", options(tmp_path)) == 0
+    assert "Drivable area of 0 samples: 0 by polygons, 0 by the mask alone" in capsys.readouterr().out  # no 3 s here
 
 
 def moved(root, to, angle: float, shift: tuple[float, ...], lidar: float) -> Tables:
@@ -340,9 +367,15 @@ def test_what_is_not_known_is_said():
     text = plan_table.format_skill({"mine": {"macro": nothing, "manoeuvre: stand": nothing}})
     assert "nan" not in text and text.count("n/a") == 2
     row = dict.fromkeys(("PDMS", *plan_table.PARTS), 0.5) | {"N": 4.0}
-    for mapped, said in ((0.0, "no map"), (1.0, "a map for 1 of 4 samples"), (4.0, None)):
-        text = plan_table.format_pdm({"mine": row | {"num_with_map": mapped}})
-        assert said in text if said else "map" not in text
+    for mapped, masked, said in (
+        (0.0, 0.0, (0, 0, 4)),
+        (3.0, 1.0, (2, 1, 1)),
+        (4.0, 4.0, (0, 4, 0)),
+        (4.0, 0.0, (4, 0, 0)),
+    ):
+        text = plan_table.format_pdm({"mine": row | {"num_with_map": mapped, "num_by_mask": masked}})
+        assert [int(count) for count in re.findall(r"(\d+) (?:by polygons|by the mask alone|unknown)", text)] == [*said]
+        assert "Drivable area of 4 samples" in text
     assert "n/a" in table_line("mine", [np.nan, 1.0]) and "nan" not in table_line("mine", [np.nan, 1.0])
 
 

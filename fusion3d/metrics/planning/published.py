@@ -120,7 +120,7 @@ def point_hits(protocol: Protocol, path: np.ndarray, agents: Agents) -> np.ndarr
     flat, steps, size = path.reshape(-1, 3), path.shape[1], protocol.raster.size
     own = agents.sample * steps + agents.step - 1
     cells = protocol.raster.of_point(flat)
-    inside = ((cells >= 0) & (cells < size)).all(axis=1)  # others are not counted
+    inside = np.asarray(((cells >= 0) & (cells < size)).all(axis=1))  # others are not counted
     away = np.linalg.norm(flat[own, :2] + POINT - agents.box[:, :2], axis=1)
     near = np.flatnonzero(inside[own] & (away <= reach(agents.box) + 4 * protocol.raster.resolution))
     quads = protocol.raster.of_agents(agents.box[near])
