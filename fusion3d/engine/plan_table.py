@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from fusion3d.metrics.bootstrap import FEWEST_SCENES
 from fusion3d.metrics.planning.exact import NAME
 from fusion3d.metrics.planning.pdm import PARTS, about_ground
+from fusion3d.metrics.planning.protocols import PUBLISHED
 from fusion3d.metrics.planning.published import HORIZONS
 from fusion3d.metrics.planning.slices import HUMAN
 
@@ -41,11 +42,39 @@ _SHORT = {
 
 
 def format_planning(scores: Mapping[str, Any]) -> str:
-    """All tables of ``score_plans``: one for each protocol, the PDM-style score, and the skill."""
-    parts = [format_protocol(name, of) for name, of in scores["protocols"].items()]
+    """All tables of ``score_plans``: the protocols side by side, each by itself, the PDM-style score, and the skill."""
+    protocols = scores["protocols"]
+    planners = next(iter(protocols.values()))["planners"]
+    parts = [format_side_by_side(protocols, planners), *(format_protocol(name, of) for name, of in protocols.items())]
     if "pdm" in scores:
         parts += [format_pdm(scores["pdm"]), format_skill(scores["skill"])]
     return "\n\n".join(parts)
+
+
+def format_side_by_side(protocols: Mapping[str, Any], planners: Iterable[str]) -> str:
+    """The same plans by every protocol, a row each."""
+    numbers = tuple(f"{column}@{t}s" for column in ("L2", "collision") for t in HORIZONS)
+    lines = [
+        "side by side: L2 [m] and hit [%] are at the time, the mean over the steps until it, or any until it",
+        "  events: hits by 3 s, of a mean those of all steps; masked: further ones where the human hits too, not counted",
+        "  (-: all count); human: hits of the driven path by 3 s [%], the floor",
+        _line("", "L2, hit", ("N", "events", "masked", *map(_head, numbers), "human"), "samples", "ego"),
+    ]
+    for planner in planners:
+        lines.append(planner)
+        for name, of in protocols.items():
+            row, human = of["planners"][planner], of["planners"][HUMAN]
+            exact = name == NAME
+            kind = "at, any" if exact else f"{PUBLISHED[name].average}, {PUBLISHED[name].hits}"
+            floor = "collision@3s" if exact else "raw@3s"
+            counts = (f"{row['N']:.0f}", f"{row['events']:.0f}", "-" if exact else f"{row['masked']:.0f}")
+            cells = (*counts, *(_show(column, row[column]) for column in numbers), _show(floor, human[floor]))
+            lines.append(_line(f"  {name}", kind, cells, of["samples"], of["about"]["ego"].split(",")[0]))
+    return "\n".join(lines)
+
+
+def _line(name: str, kind: str, cells: Iterable[str], samples: str, ego: str) -> str:
+    return f"{name:<15}{kind:<11}" + "".join(f"{cell:>8}" for cell in cells) + f"{samples:>10}   {ego}"
 
 
 def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
