@@ -56,7 +56,7 @@ def format_side_by_side(protocols: Mapping[str, Any], planners: Iterable[str]) -
     numbers = tuple(f"{column}@{t}s" for column in ("L2", "collision") for t in HORIZONS)
     lines = [
         "side by side: L2 [m] and hit [%] are at the time, the mean over the steps until it, or any until it",
-        "  events: hits by 3 s, of a mean those of all steps; masked: further ones where the human hits too, not counted",
+        "  events: hits by 3 s, of a mean those of all steps; masked: more, left out as the human hits there too",
         "  (-: all count); human: hits of the driven path by 3 s [%], the floor",
         _line("", "L2, hit", ("N", "events", "masked", *map(_head, numbers), "human"), "samples", "ego"),
     ]

@@ -59,12 +59,15 @@ def score_published(
     agents = _placed(protocol, protocol.agents(drives.agents), drives)
     agents = agents[agents.step <= steps]
     paths = {name: _path(protocol, plan, drives) for name, plan in {**plans, "human": driven}.items()}
-    human_hits = hits(protocol, paths["human"], agents)
-    human_off = cross(protocol, paths["human"], boundaries) if boundaries is not None and protocol.boundary else None
+    every_hit = {name: hits(protocol, path, agents) for name, path in paths.items()}
+    human_hits = every_hit["human"]
+    off = {}
+    if boundaries is not None and protocol.boundary:
+        off = {name: cross(protocol, path, boundaries) for name, path in paths.items()}
     table = {}
     for name, path in paths.items():
         error = np.linalg.norm(path[..., :2] - paths["human"][..., :2], axis=-1)
-        hit = hits(protocol, path, agents)
+        hit = every_hit[name]
         if protocol.zero_fill:
             error, hit = np.where(known, error, 0), hit & known
         row: dict[str, float] = {"N": float(_last(counts).sum())}
@@ -76,7 +79,7 @@ def score_published(
         if protocol.point:
             row |= _columns("point", point_hits(protocol, path, agents) & ~human_hits, counts, protocol.hits)
         if protocol.boundary:
-            row |= _boundary_columns(protocol, path, human_off, counts, boundaries)
+            row |= _boundary_columns(off.get(name), off.get("human"), counts, boundaries)
         table[name] = row
     return table
 
@@ -205,11 +208,10 @@ def _columns(name: str, value: np.ndarray, counts: np.ndarray, how: str) -> dict
 
 
 def _boundary_columns(
-    protocol: Protocol, path: np.ndarray, human: np.ndarray | None, counts: np.ndarray, boundaries: Boundaries | None
+    off: np.ndarray | None, human: np.ndarray | None, counts: np.ndarray, boundaries: Boundaries | None
 ) -> dict[str, float]:
-    if boundaries is None or human is None:
+    if boundaries is None or off is None or human is None:
         return _columns("boundary", np.zeros_like(counts), counts & False, "any")
-    off = cross(protocol, path, boundaries)
     there = counts & boundaries.known[:, None]
     return _columns("boundary", off & ~human, there, "any") | _columns("boundary_raw", off, there, "any")
 
