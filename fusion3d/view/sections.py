@@ -179,6 +179,14 @@ def planning(metrics: Mapping[str, Any]) -> str:
     if len(subsets) > 1:
         parts += ["<h3>By sensors</h3>", table(subsets, PLANNING_COLUMNS, "sensors", sensor_label)]
     scores = metrics.get("planning_scores") or {}
+    if subsets and scores.get("protocols"):
+        largest = list(subsets)[-1]
+        same = {name.replace("_", " "): of["planners"][largest] for name, of in scores["protocols"].items()}
+        parts += [
+            f"<h3>The same plans by every protocol: {sensor_label(largest)}</h3>",
+            table(same, PLANNING_COLUMNS, "protocol", contest=()),
+            '<p class="note">What each averages, over which samples and with which bugs: metrics.json.</p>',
+        ]
     if scores.get("pdm"):
         row = next(iter(scores["pdm"].values()))
         ground = f" {about_ground(row)}" if "num_by_mask" in row else ""  # older results do not say it

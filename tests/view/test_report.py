@@ -203,7 +203,12 @@ def test_tracks_and_all_that_is_known_of_plans(tmp_path):
         }
         row["planning"] = {"L2@3s": 1.0 + 0.1 * i, "collision@3s": 0.01}
     nan = math.nan
+    last = list(metrics["subsets"])[-1]
     metrics["planning_scores"] = {
+        "protocols": {
+            name: {"planners": {last: {f"{what}@{t}s": value for what in ("L2", "collision") for t in (1, 2, 3)}}}
+            for name, value in (("exact", 0.25), ("uniad_valid", 0.75))
+        },
         "pdm": {
             "lidar": {
                 "PDMS": 0.81,
@@ -239,6 +244,10 @@ def test_tracks_and_all_that_is_known_of_plans(tmp_path):
     assert shown["all (N 27)"] == ["0.2500.100 to 0.400", "-2.000"]
     assert shown["manoeuvre: stop (N 3)"] == ["-0.500", DASH]
     assert shown["macro (2 manoeuvres)"] == ["-0.125", DASH]
+    by_protocol = {
+        row[0][1]: [text for _, text in row[1:]] for row in page.rows if row[0][1] in ("exact", "uniad valid")
+    }
+    assert by_protocol["exact"] == 3 * ["0.250"] + 3 * ["25.00"] and by_protocol["uniad valid"][0] == "0.750"
     assert "greedy < 2 m" in page.text and "12 by polygons, 8 by the mask alone" in page.text
 
 
