@@ -21,7 +21,7 @@ from fusion3d.types import TIME_STEP
 PAST = 2  # keyframes before now: what the baselines look at, and ST-P3's visibility
 BEYOND = 2  # keyframes after the last planned one: where agents are that a plan is about to hit
 PATCH = 40.0  # [m] to each side, in which the road's boundary is looked for
-On = Callable[[np.ndarray], np.ndarray] | None  # what is at global positions [M, 2]; None: nobody knows
+Lookup = Callable[[np.ndarray], np.ndarray] | None  # what is at global positions [M, 2]; None: nobody knows
 
 
 def drives_of(tables: Tables, tokens: Sequence[str], agents: bool = True) -> Drives:
@@ -123,7 +123,7 @@ def map_of(tables: Tables, tokens: Sequence[str], boundaries: bool) -> Map | Non
 
 
 def map_around(
-    pose: np.ndarray, areas: Sequence[Area | None], masks: Sequence[On], lanes: Sequence[On], boundaries: bool
+    pose: np.ndarray, areas: Sequence[Area | None], masks: Sequence[Lookup], lanes: Sequence[Lookup], boundaries: bool
 ) -> Map:
     """What maps in global metres say around samples.
 
