@@ -1,6 +1,6 @@
 """Where a sample's map says one may drive, point by point and exactly, where that ends, and on which lane one is.
 
-From polygons where there are any (``vector_map``), from the mask where not.
+By polygons where there are any (``vector_map``), or by the mask.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ class Area:
         self.high = np.maximum(self.edge[:, 1], self.edge[:, 3])
         self.left = np.minimum(self.edge[:, 0], self.edge[:, 2])
         self.right = np.maximum(self.edge[:, 0], self.edge[:, 2])
+        # [E] where the whole shape of an edge begins and ends along x.
+        first = np.flatnonzero(np.diff(self.shape, prepend=-1))
+        count = np.diff(first, append=len(self.shape))
+        self.shape_left, self.shape_right = (
+            np.repeat(bound.reduceat(of, first), count) if len(first) else of
+            for bound, of in ((np.minimum, self.left), (np.maximum, self.right))
+        )
 
     def contains(self, xy: np.ndarray) -> np.ndarray:
         """[M, 2] global positions [m] to [M] bool: is any of the polygons there?"""
@@ -46,9 +53,10 @@ class Area:
         """[M, 2] global positions [m] to [M, K] bool: which of the K polygons around are there, in their order?"""
         if not len(xy):
             return np.zeros((0, 0), dtype=bool)
-        (left, bottom), top = np.fmin.reduce(xy), np.fmax.reduce(xy[:, 1])  # a position that is not known is nowhere
+        (left, bottom), (right, top) = np.fmin.reduce(xy), np.fmax.reduce(xy)  # a position not known is nowhere
         # A ray to the right cuts an edge that begins at or below it and ends above, or the other way round.
-        near = np.flatnonzero((self.low <= top) & (self.high > bottom) & (self.right > left))
+        near = (self.low <= top) & (self.high > bottom) & (self.right > left)
+        near = np.flatnonzero(near & (self.shape_left <= right) & (self.shape_right >= left))
         x0, y0, x1, y1 = self.edge[near].T
         y = xy[:, 1, None]
         cuts = (y0 <= y) != (y1 <= y)
@@ -82,14 +90,14 @@ class Area:
         return pieces[self.contains(middle + aside) != self.contains(middle - aside)]
 
 
-def drivable_of(tables: Tables, sample: int) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Of global positions [M, 2], whether a car may be there; None without a map of the place.
+def mask_of(tables: Tables, sample: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Of global positions [M, 2], whether a car may be there as the mask of the place says; None without one.
+
+    nuScenes' masks hold the sidewalks too: ``area_of``, where there is one, knows better.
 
     Raises:
         DataError: the map cannot be read.
     """
-    if (area := area_of(tables, sample)) is not None:
-        return area.contains
     mask = mask_file(tables, sample)
     return None if mask is None or not mask.is_file() else lambda xy: on_mask(mask, xy)
 

@@ -1,9 +1,9 @@
 """How fast plans are scored, against shapely doing the same test: ``tools/benchmark.py planning``.
 
-Random traffic of the size of nuScenes' val. What is compared with shapely is the collision test of ``exact``, on the
-first of the samples, in two ways: pair by pair, as SparseDrive's evaluation has it, and all at once for the pairs whose
-circles meet, the best that we know. Ours finds clearance, fault and time to collision in the same time. All find the
-same collisions, or there is no figure.
+Random traffic of the size of nuScenes' val, on a map of streets, to which the agents do not keep. What is compared with
+shapely is the collision test of ``exact``, on the first of the samples, in two ways: pair by pair, as SparseDrive's
+evaluation has it, and all at once for the pairs whose circles meet, the best that we know. Ours finds clearance, fault
+and time to collision in the same time. All find the same collisions, or there is no figure.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from fusion3d.data.drivable import Area
+from fusion3d.engine.drives import map_around
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
-from fusion3d.metrics.planning import PROTOCOLS, Agents, Drives, score_plans
+from fusion3d.metrics.planning import PROTOCOLS, Agents, Drives, Map, score_plans
 from fusion3d.metrics.planning.contacts import EGO, interpolate, meet
 from fusion3d.metrics.planning.drives import LIDAR_MOUNT, STEPS, nominal_time
 from fusion3d.metrics.planning.paths import sweep
 from fusion3d.metrics.planning.rectangles import corners, reach
 
 SAMPLES, AGENTS = 6019, 50  # nuScenes' val
+BLOCKS, BLOCK, STREET = 12, 100.0, 14.0  # a side of the map; of a block, and across a street [m]
 _NAMES = ("vehicle.car", "human.pedestrian.adult", "movable_object.barrier")
 
 
@@ -66,6 +69,34 @@ def random_drives(samples: int, agents: int) -> Drives:
     )
 
 
+def street_map(drives: Drives) -> Map:
+    """A city of square blocks around the samples, which stand anywhere in it and any way round: a map of polygons."""
+    line = BLOCK * np.arange(BLOCKS + 1)
+    middle = 0.5 * STREET + np.arange(0, BLOCK - STREET + 1, 5)  # a vertex every 5 m, as bends need them
+
+    def strip(low: float, high: float) -> np.ndarray:
+        """[V, 2] of a street from its junction along x, between these distances to its left."""
+        sides = [np.stack([middle, np.full(len(middle), side)], axis=-1) for side in (low, high)]
+        return np.concatenate([sides[0], sides[1][::-1]])
+
+    def everywhere(shape: np.ndarray) -> list[np.ndarray]:
+        """Along x and along y, from every junction."""
+        return [way + np.array([x, y]) for way in (shape, shape[::-1, ::-1]) for x in line for y in line]
+
+    half = STREET / 2
+    square = half * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    roads = [*everywhere(strip(-half, half)), *(square + np.array([x, y]) for x in line for y in line)]
+    lanes = [*everywhere(strip(-half, 0.0)), *everywhere(strip(0.0, half))]
+    area, lane = (Area(rings, np.arange(len(rings))) for rings in (roads, lanes))
+    rng, pose = np.random.default_rng(2), np.tile(np.eye(4), (len(drives), 1, 1))
+    turn = rng.uniform(-np.pi, np.pi, len(drives))
+    pose[:, 0, 0] = pose[:, 1, 1] = np.cos(turn)
+    pose[:, 1, 0] = np.sin(turn)
+    pose[:, 0, 1] = -pose[:, 1, 0]
+    pose[:, :2, 3] = rng.choice(line, (len(drives), 2)) + rng.uniform(-half, half, (len(drives), 2))
+    return map_around(pose, [area] * len(drives), [None] * len(drives), [lane.within] * len(drives), boundaries=True)
+
+
 def hits_by_shapely(plan: np.ndarray, drives: Drives, at_once: bool) -> np.ndarray:
     """[N, I] bool: the collision test of ``exact`` with shapely's polygons, pair by pair or all near ones at once."""
     shapely: Any = import_module("shapely")
@@ -88,7 +119,7 @@ def hits_by_shapely(plan: np.ndarray, drives: Drives, at_once: bool) -> np.ndarr
 
 
 def measure(samples: int, agents: int, peer_samples: int, repeats: int) -> dict[str, Any]:
-    """Seconds of CPU time: all protocols on all samples, and on ``peer_samples`` the collision test of both.
+    """Seconds of CPU time: all protocols, the map around the samples, and on ``peer_samples`` the collision test.
 
     Raises:
         DataError: shapely is not installed, or finds other collisions.
@@ -96,7 +127,9 @@ def measure(samples: int, agents: int, peer_samples: int, repeats: int) -> dict[
     drives = random_drives(samples, agents)
     noise = np.random.default_rng(1).normal(0, 0.3, drives.future.shape)
     plan = drives.future + noise
-    whole = _seconds(lambda: score_plans({"model": plan}, drives, PROTOCOLS), 1)
+    maps: list[Map] = []
+    mapping = _seconds(lambda: maps.append(street_map(drives)), 1)
+    whole = _seconds(lambda: score_plans({"model": plan}, drives, PROTOCOLS, maps[0]), 1)
     few = drives[np.arange(min(peer_samples, samples))]
     some = plan[: len(few)]
     ways = {"pair_by_pair": False, "at_once": True}
@@ -111,7 +144,7 @@ def measure(samples: int, agents: int, peer_samples: int, repeats: int) -> dict[
     seconds = {way: _seconds(partial(hits_by_shapely, some, few, at_once), repeats) for way, at_once in ways.items()}
     return {
         "samples": samples, "agents": agents, "steps": STEPS, "protocols": list(PROTOCOLS), "planners": 5,
-        "all_protocols_seconds": whole, "peer_samples": len(few), "fusion3d_seconds": ours,
+        "map_seconds": mapping, "all_protocols_seconds": whole, "peer_samples": len(few), "fusion3d_seconds": ours,
         "shapely_seconds": seconds, "ratio": {way: taken / ours for way, taken in seconds.items()}, "repeats": repeats,
     }  # fmt: skip
 
@@ -139,7 +172,8 @@ def main(argv: list[str]) -> int:
     result = measure(args.samples, args.agents, args.peer_samples, args.repeats)
     print(
         f"{result['samples']} samples x {STEPS} steps x {result['agents']} agents, {len(PROTOCOLS)} protocols, "
-        f"{result['planners']} planners: {result['all_protocols_seconds']:.1f} s of CPU time\n"
+        f"{result['planners']} planners: {result['all_protocols_seconds']:.1f} s of CPU time, and "
+        f"{result['map_seconds']:.1f} s for the map around them\n"
         f"{result['peer_samples']} samples at 10 Hz: fusion3d {result['fusion3d_seconds']:.3f} s for collisions, "
         "clearance, fault and time to collision"
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from fusion3d.data.annotations import chain
-from fusion3d.data.drivable import area_of, drivable_of, lanes_of
+from fusion3d.data.drivable import Area, area_of, lanes_of, mask_of
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.tracks import TrackScene
 from fusion3d.engine.ground_truth import category_names
@@ -21,6 +21,7 @@ from fusion3d.types import TIME_STEP
 PAST = 2  # keyframes before now: what the baselines look at, and ST-P3's visibility
 BEYOND = 2  # keyframes after the last planned one: where agents are that a plan is about to hit
 PATCH = 40.0  # [m] to each side, in which the road's boundary is looked for
+Lookup = Callable[[np.ndarray], np.ndarray] | None  # what is at global positions [M, 2]; None: nobody knows
 
 
 def drives_of(tables: Tables, tokens: Sequence[str], agents: bool = True) -> Drives:
@@ -113,10 +114,27 @@ def map_of(tables: Tables, tokens: Sequence[str], boundaries: bool) -> Map | Non
         DataError: a map cannot be read.
     """
     rows = [tables.row_of(token) for token in tokens]
-    there, lanes = [drivable_of(tables, row) for row in rows], [lanes_of(tables, row) for row in rows]
-    if not any(there):
+    areas = [area_of(tables, row) for row in rows]
+    masks = [mask_of(tables, row) if area is None else None for row, area in zip(rows, areas, strict=True)]
+    if not any(areas) and not any(masks):
         return None
     pose = np.stack([tables.global_from_ego(row) for row in rows])
+    return map_around(pose, areas, masks, [lanes_of(tables, row) for row in rows], boundaries)
+
+
+def map_around(
+    pose: np.ndarray, areas: Sequence[Area | None], masks: Sequence[Lookup], lanes: Sequence[Lookup], boundaries: bool
+) -> Map:
+    """What maps in global metres say around samples.
+
+    Args:
+        pose: [N, 4, 4] global_from_ego.
+        areas: N, where one may drive; None where polygons are not known.
+        masks: N, of global positions [M, 2] the same, [M] bool; looked at where there is no area.
+        lanes: N, of global positions [M, 2] on which lanes they are, [M, K] bool.
+        boundaries: look for the road's boundary too.
+    """
+    there = [mask if area is None else area.contains for area, mask in zip(areas, masks, strict=True)]
 
     def drivable(number: int, xy: np.ndarray) -> np.ndarray:
         on = there[number]
@@ -129,23 +147,22 @@ def map_of(tables: Tables, tokens: Sequence[str], boundaries: bool) -> Map | Non
             return np.zeros((len(xy), 0), dtype=bool)
         return on(xy @ pose[number, :2, :2].T + pose[number, :2, 3])
 
-    ground = Ground(np.array([on is not None for on in there]), drivable, on_lanes)
-    if not boundaries:
-        return Map(ground)
-    known, sample, segment = np.zeros(len(rows), dtype=bool), [], []
-    for number, row in enumerate(rows):
-        if (area := area_of(tables, row)) is None:
+    drawn, known = (np.array([one is not None for one in of]) for of in (areas, there))
+    ground = Ground(known, drivable, on_lanes, known & ~drawn)
+    return Map(ground, _boundaries(pose, areas, drawn) if boundaries else None)
+
+
+def _boundaries(pose: np.ndarray, areas: Sequence[Area | None], drawn: np.ndarray) -> Boundaries:
+    sample, segment = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 2, 2))]
+    for number, area in enumerate(areas):
+        if area is None:
             continue
-        known[number] = True
         pieces = area.boundary(pose[number, :2, 3], PATCH) - pose[number, :2, 3]
         turn = yaw_of(pose[number])
         c, s = np.cos(turn), np.sin(turn)
         segment.append(pieces @ np.array([[c, -s], [s, c]]))
         sample.append(np.full(len(pieces), number))
-    edges = Boundaries(
-        np.concatenate([np.zeros(0, dtype=np.int64), *sample]), np.concatenate([np.zeros((0, 2, 2)), *segment]), known
-    )
-    return Map(ground, edges)
+    return Boundaries(np.concatenate(sample), np.concatenate(segment), drawn)
 
 
 def _drives(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fusion3d.engine.forecasts import format_motion, table_line
-from fusion3d.engine.plan_table import format_skill
+from fusion3d.engine.plan_table import format_side_by_side, format_skill
 from fusion3d.engine.scoring import notes
 from fusion3d.metrics.columns import told_nearest
 from fusion3d.metrics.occupancy import occupancy_columns
@@ -73,7 +73,9 @@ def _planning(metrics: dict[str, Any]) -> list[str]:
     lines += [
         f"the human: at fault in less than {rows[HUMAN]['at_fault_high']:.3f} (95 %, as if samples were independent)",
         f"exact, samples {scores['protocols'][NAME]['samples']}, ego {ABOUT['ego'].split(',')[0]}, nothing masked; in",
-        "metrics.json: six published protocols on the same plans, the PDM-style score, and skill by speed, light, ...",
+        "metrics.json: the PDM-style score, and skill by speed, light, ...",
+        "",
+        format_side_by_side(scores["protocols"], [largest]),
         "",
         format_skill({largest: _by_manoeuvre(scores["skill"][largest])}),
     ]

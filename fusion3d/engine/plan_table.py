@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from fusion3d.metrics.bootstrap import FEWEST_SCENES
 from fusion3d.metrics.planning.exact import NAME
-from fusion3d.metrics.planning.pdm import PARTS
+from fusion3d.metrics.planning.pdm import PARTS, about_ground
+from fusion3d.metrics.planning.protocols import PUBLISHED
 from fusion3d.metrics.planning.published import HORIZONS
 from fusion3d.metrics.planning.slices import HUMAN
 
-SHARES = ("collision", "masked", "at_fault", "vehicle", "vru", "static", "raw", "boundary", "boundary_raw", "ttc")
+SHARES = (
+    "collision",
+    "masked",
+    "at_fault",
+    "vehicle",
+    "vru",
+    "static",
+    "raw",
+    "point",
+    "boundary",
+    "boundary_raw",
+    "ttc",
+)
 _EXACT = (
     *(f"L2@{t}s" for t in HORIZONS), "L2mean@3s", "longitudinal@3s", "lateral@3s", "heading@3s",
     *(f"collision@{t}s" for t in HORIZONS), "masked@3s", "at_fault@3s", "vehicle@3s", "vru@3s", "static@3s", "ttc",
@@ -21,7 +34,7 @@ _EXACT = (
 )  # fmt: skip
 _ENDS = (*(f"{t}s" for t in HORIZONS), "avg")
 _PUBLISHED = tuple(f"{name}@{end}" for name in ("L2", "collision") for end in _ENDS)
-_BOUNDARY = tuple(f"boundary@{end}" for end in _ENDS)
+_OWN = ("point", "boundary")  # of one protocol each
 _SHORT = {
     "collision": "hit", "longitudinal": "along", "lateral": "across", "heading": "turn", "at_fault": "fault",
     "vehicle": "veh", "clearance_p5": "near p5", "boundary": "edge",
@@ -29,19 +42,46 @@ _SHORT = {
 
 
 def format_planning(scores: Mapping[str, Any]) -> str:
-    """All tables of ``score_plans``: one for each protocol, the PDM-style score, and the skill."""
-    parts = [format_protocol(name, of) for name, of in scores["protocols"].items()]
+    """All tables of ``score_plans``: the protocols side by side, each by itself, the PDM-style score, and the skill."""
+    protocols = scores["protocols"]
+    planners = next(iter(protocols.values()))["planners"]
+    parts = [format_side_by_side(protocols, planners), *(format_protocol(name, of) for name, of in protocols.items())]
     if "pdm" in scores:
         parts += [format_pdm(scores["pdm"]), format_skill(scores["skill"])]
     return "\n\n".join(parts)
+
+
+def format_side_by_side(protocols: Mapping[str, Any], planners: Iterable[str]) -> str:
+    """The same plans by every protocol, a row each."""
+    numbers = tuple(f"{column}@{t}s" for column in ("L2", "collision") for t in HORIZONS)
+    lines = [
+        "side by side: L2 [m] and hit [%] are at the time, the mean over the steps until it, or any until it",
+        "  events: hits by 3 s, of a mean those of all steps; masked: more, left out as the human hits there too",
+        "  (-: all count); human: hits of the driven path by 3 s [%], the floor",
+        _line("", "L2, hit", ("N", "events", "masked", *map(_head, numbers), "human"), "samples", "ego"),
+    ]
+    for planner in planners:
+        lines.append(planner)
+        for name, of in protocols.items():
+            row, human = of["planners"][planner], of["planners"][HUMAN]
+            exact = name == NAME
+            kind = "at, any" if exact else f"{PUBLISHED[name].average}, {PUBLISHED[name].hits}"
+            floor = "collision@3s" if exact else "raw@3s"
+            counts = (f"{row['N']:.0f}", f"{row['events']:.0f}", "-" if exact else f"{row['masked']:.0f}")
+            cells = (*counts, *(_show(column, row[column]) for column in numbers), _show(floor, human[floor]))
+            lines.append(_line(f"  {name}", kind, cells, of["samples"], of["about"]["ego"].split(",")[0]))
+    return "\n".join(lines)
+
+
+def _line(name: str, kind: str, cells: Iterable[str], samples: str, ego: str) -> str:
+    return f"{name:<15}{kind:<11}" + "".join(f"{cell:>8}" for cell in cells) + f"{samples:>10}   {ego}"
 
 
 def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
     """One protocol: what it is, and a row for each planner; shares are in percent."""
     about, planners = scores["about"], scores["planners"]
     columns = _EXACT if name == NAME else _PUBLISHED
-    if name != NAME and "boundary@3s" in planners[HUMAN]:
-        columns = (*columns, *_BOUNDARY)
+    columns = (*columns, *(f"{own}@{end}" for own in _OWN if f"{own}@3s" in planners[HUMAN] for end in _ENDS))
     floor = planners[HUMAN].get("collision@3s" if name == NAME else "raw@3s", np.nan)
     lines = [
         f"{name}   samples {scores['samples']}   ego {about['ego'].split(',')[0]}   agents: {about['agents']}",
@@ -64,14 +104,7 @@ def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
 def format_pdm(table: Mapping[str, Mapping[str, float]]) -> str:
     """The PDM-style score and its parts."""
     lines = ["PDM-style score: NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best"]
-    any_row = next(iter(table.values()))
-    if not any_row["num_with_map"]:
-        lines.append("  no map: DAC is n/a and left out of the product")
-    elif any_row["num_with_map"] < any_row["N"]:
-        lines.append(
-            f"  a map for {any_row['num_with_map']:.0f} of {any_row['N']:.0f} samples: DAC is theirs alone, and left "
-            "out of the product of the others"
-        )
+    lines.append(f"  {about_ground(next(iter(table.values())))}")
     lines.append(f"{'':<22}" + "".join(f"{head:>10}" for head in ("N", "PDMS", *PARTS)))
     for planner, row in table.items():
         numbers = [_show(column, row[column]) for column in ("PDMS", *PARTS)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion3d.metrics.columns import told_nearest
+from fusion3d.metrics.planning.pdm import about_ground
 from fusion3d.types import DETECTION_CLASSES, SENSORS
 from fusion3d.view.tables import bars, ends_of, number, picture, sensor_label, shaded, table
 
@@ -200,11 +201,21 @@ def planning(metrics: Mapping[str, Any]) -> str:
     if len(subsets) > 1:
         parts += ["<h3>By sensors</h3>", table(subsets, PLANNING_COLUMNS, "sensors", sensor_label)]
     scores = metrics.get("planning_scores") or {}
+    if subsets and scores.get("protocols"):
+        largest = list(subsets)[-1]
+        same = {name.replace("_", " "): of["planners"][largest] for name, of in scores["protocols"].items()}
+        parts += [
+            f"<h3>The same plans by every protocol: {sensor_label(largest)}</h3>",
+            table(same, PLANNING_COLUMNS, "protocol", contest=()),
+            '<p class="note">What each averages, over which samples and with which bugs: metrics.json.</p>',
+        ]
     if scores.get("pdm"):
+        row = next(iter(scores["pdm"].values()))
+        ground = f" {about_ground(row)}" if "num_by_mask" in row else ""  # older results do not say it
         parts += [
             "<h3>PDM-style score</h3>",
             table(scores["pdm"], PDM_COLUMNS, "planner", sensor_label, contest=()),
-            '<p class="note">NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best.</p>',
+            f'<p class="note">NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best.{ground}</p>',
         ]
     if scores.get("skill"):
         parts += ["<h3>Skill over constant turn rate and velocity</h3>", _skill(scores["skill"])]

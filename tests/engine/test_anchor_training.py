@@ -31,6 +31,7 @@ from fusion3d.engine.views import predict_views
 from fusion3d.engine.visualize import look, open_clips, visualize
 from fusion3d.errors import ConfigError, DataError
 from fusion3d.late import LateFusion
+from fusion3d.metrics.planning import PROTOCOLS
 from fusion3d.metrics.planning.baselines import make_anchors
 from fusion3d.model import Fusion3D
 from fusion3d.types import PLAN_SCORES, Boxes, Occupancy, PlanModes
@@ -144,6 +145,7 @@ def test_evaluation_tells_of_the_choice(config, run, tmp_path):
     assert modes["K"] == COUNT and modes["N"] == 4 and np.isfinite([*modes.values()]).all()
     assert modes["minADE_1"] > 0 and 0 <= modes["collision_ECE"] <= 1
     text = format_table(metrics)
+    assert [text.count(f"\n  {name} ") for name in PROTOCOLS] == [1] * len(PROTOCOLS), "of the largest subset"
     assert "imitation" in text and "paths to choose from" in text and "minADE_1" in text
     assert json.loads((tmp_path / "metrics.json").read_text())["planning_scores"]["modes"]["K"] == COUNT
 

@@ -1,21 +1,21 @@
-"""What plans are scored against, read from a data set; and the command, on plans of anybody's."""
+"""The command that scores plans of anybody's, its baselines and its tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
 from fusion3d.cli import run
-from fusion3d.data.annotations import load_ego
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.plans import PlanFile
 from fusion3d.data.splits import samples_of
 from fusion3d.data.tracks import read_tracks
 from fusion3d.engine import plan_table
-from fusion3d.engine.drives import drives_of, drives_of_tracks, map_of
+from fusion3d.engine.drives import drives_of, drives_of_tracks
 from fusion3d.engine.ego_mlp import EgoMLP
 from fusion3d.engine.evaluate_plans import evaluate_plans, trained_baselines
 from fusion3d.engine.forecasts import table_line
@@ -23,9 +23,12 @@ from fusion3d.errors import ConfigError, DataError, Fusion3DError
 from fusion3d.metrics.planning import PROTOCOLS, Agents, score_plans
 from fusion3d.metrics.planning.baselines import constant_turn
 from fusion3d.metrics.planning.paths import to_lidar
-from fusion3d.metrics.planning.pdm import between_lanes
 
 VERSION = "v1.0-synthetic"
+KINDS = {
+    "uniad": "at,at", "uniad_valid": "at,at", "stp3": "mean,mean", "vad": "mean,mean", "sparsedrive": "mean,mean",
+    "bev_planner": "mean,any",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,85 +44,6 @@ def tokens(tables):
 @pytest.fixture(scope="module")
 def drives(tables, tokens):
     return drives_of(tables, tokens)
-
-
-def test_paths_are_those_that_are_trained_on(tables, tokens, drives):
-    for row, token in enumerate(tokens):
-        future, past, status, _ = load_ego(tables, tables.row_of(token), 6)
-        np.testing.assert_allclose(drives.future[row, :, :2], future.position.numpy(), atol=1e-4)
-        np.testing.assert_allclose(drives.future[row, :, 2], future.yaw.numpy(), atol=1e-5)
-        np.testing.assert_array_equal(drives.known[row], future.mask.numpy())
-        np.testing.assert_allclose(drives.past[row, :, :2], past.position[:2].numpy(), atol=1e-4)
-        np.testing.assert_allclose(drives.velocity[row], status.velocity.numpy(), atol=1e-3, equal_nan=True)
-        assert drives.scenes[row] == tables.scene(tables.row_of(token))
-    assert drives.known.sum(axis=1).max() == 5 and set(drives.about["light"]) <= {"day", "night"}
-
-
-def test_agents_are_the_devkits_boxes_of_all_keyframes_around(synthetic_root, drives):
-    from nuscenes import NuScenes
-    from nuscenes.eval.common.utils import quaternion_yaw
-    from pyquaternion import Quaternion
-
-    theirs = NuScenes(VERSION, str(synthetic_root), verbose=False)
-    first = theirs.get("sample", theirs.scene[1]["first_sample_token"])
-    now = theirs.get("sample", first["next"])
-    row = drives.tokens.index(now["token"])
-    pose = theirs.get("ego_pose", theirs.get("sample_data", now["data"]["LIDAR_TOP"])["ego_pose_token"])
-    agents = drives.agents[drives.agents.sample == row]
-    sample, seen = first, 0
-    for step in range(-1, 5):
-        of = agents[agents.step == step]
-        expected = []
-        for token in sample["anns"]:
-            record = theirs.get("sample_annotation", token)
-            box = theirs.get_box(token)
-            box.translate(-np.array(pose["translation"]))
-            box.rotate(Quaternion(pose["rotation"]).inverse)
-            yaw = quaternion_yaw(box.orientation)
-            expected.append(
-                (box.name, [*box.center[:2], box.wlh[1], box.wlh[0]], yaw, record["num_lidar_pts"] > 0,
-                 record["visibility_token"] != "1")
-            )  # fmt: skip
-        assert [of.names[i] for i in of.category] == [name for name, *_ in expected]
-        np.testing.assert_allclose(of.box[:, :4], np.array([box for _, box, *_ in expected]), atol=1e-6)
-        turned = np.array([yaw for _, _, yaw, *_ in expected]) - of.box[:, 4]
-        np.testing.assert_allclose((turned + np.pi) % (2 * np.pi) - np.pi, 0, atol=1e-6)
-        assert of.seen.tolist() == [points for *_, points, _ in expected]
-        assert of.visible.tolist() == [visible for *_, visible in expected]
-        seen += len(expected)
-        sample = theirs.get("sample", sample["next"]) if sample["next"] else None
-        if sample is None:
-            break
-    assert seen > 20
-    lidar = theirs.get(
-        "calibrated_sensor", theirs.get("sample_data", now["data"]["LIDAR_TOP"])["calibrated_sensor_token"]
-    )
-    np.testing.assert_allclose(drives.mount[row, :2], lidar["translation"][:2])
-    np.testing.assert_allclose(drives.mount[row, 2], quaternion_yaw(Quaternion(lidar["rotation"])), atol=1e-9)
-
-
-def test_the_driven_path_hits_nothing(drives):
-    """In the simulated world the ego drives into nobody: a frame or heading mistake would show as a collision."""
-    table = score_plans({}, drives, ["exact"])["protocols"]["exact"]["planners"]
-    assert all(table["human"][f"collision@{end}"] == 0 for end in ("1s", "2s"))
-    near = drives.agents.box[drives.agents.step > 0, :2]
-    assert np.linalg.norm(near, axis=1).min() < 12, "nothing comes near: the test says nothing"
-
-
-def test_the_drivable_area_is_under_the_human(tables, tokens, drives):
-    maps = map_of(tables, tokens, True)
-    scores = score_plans({}, drives, ["exact", "bev_planner"], maps)
-    assert maps.ground.known.all() and maps.boundaries.known.all()
-    for row in range(len(tokens)):
-        assert maps.ground.drivable(row, np.array([[0.0, 0.0], [1.4, 0.0]])).all(), "the ego drives on the road"
-        assert not maps.ground.drivable(row, np.array([[500.0, 0.0]])).any()
-        of = maps.boundaries.segment[maps.boundaries.sample == row]
-        assert len(of) and np.abs(of).min(axis=(1, 2)).max() < 60
-        on = maps.ground.lanes(row, np.array([[0.0, 0.0], [500.0, 0.0]]))
-        assert on[0].any() and not on[1].any(), "and on a lane"
-    going = drives.known[:, 1]
-    assert not between_lanes(drives.future[going, :2], maps[going].ground).any(), "it keeps its lane"
-    assert set(scores["protocols"]) == {"exact", "bev_planner"}
 
 
 def plan_file(path, drives, frame="ego", steps=4, change=lambda plan: plan):
@@ -151,6 +75,27 @@ def test_plans_in_either_frame_are_the_same(synthetic_root, drives, tmp_path, ca
         assert list(table["planners"]) == ["ego", "lidar", "ctrv", "constant_velocity", "stationary", "human"]
     assert "PDM-style score" in text and "not distinguishable" in text and "known bugs, kept" in text
     assert "floor: the human's own path hits" in text
+
+
+def test_every_protocol_stands_side_by_side(drives):
+    """A row for each planner and protocol, with what its numbers are of, and the human's hits as the floor."""
+    protocols = score_plans({"mine": 1.3 * drives.future[:, :4]}, drives)["protocols"]
+    planners = protocols["uniad"]["planners"]
+    lines = plan_table.format_side_by_side(protocols, planners).splitlines()
+    lines = lines[next(i for i, line in enumerate(lines) if line.strip().startswith("L2, hit")) + 1 :]
+    assert lines[:: 1 + len(PROTOCOLS)] == [*planners] and len(lines) == len(planners) * (1 + len(PROTOCOLS))
+    for number, planner in enumerate(planners):
+        for i, name in enumerate(PROTOCOLS):
+            row, line = protocols[name]["planners"][planner], lines[number * (1 + len(PROTOCOLS)) + 1 + i]
+            cells = line.replace(", ", ",").split()
+            kind, masked = ("at,any", "-") if name == "exact" else (KINDS[name], f"{row['masked']:.0f}")
+            ego = ["4.084", "x", "1.73" if name == "exact" else "1.85", "m"]
+            assert cells[:5] == [name, kind, f"{row['N']:.0f}", f"{row['events']:.0f}", masked]
+            assert cells[-5:] == [protocols[name]["samples"], *ego]
+            assert cells[6] == ("n/a" if np.isnan(row["L2@2s"]) else f"{row['L2@2s']:.3f}")
+    human = {"human": planners["human"] | {"raw@3s": 0.0125}}
+    text = plan_table.format_side_by_side({"uniad": protocols["uniad"] | {"planners": human}}, ["human"])
+    assert " 1.25 " in text.splitlines()[-1]
 
 
 def test_some_protocols_and_plans_of_some_samples(synthetic_root, drives, tmp_path, capsys):
@@ -265,9 +210,15 @@ def test_what_is_not_known_is_said():
     text = plan_table.format_skill({"mine": {"macro": nothing, "manoeuvre: stand": nothing}})
     assert "nan" not in text and text.count("n/a") == 2
     row = dict.fromkeys(("PDMS", *plan_table.PARTS), 0.5) | {"N": 4.0}
-    for mapped, said in ((0.0, "no map"), (1.0, "a map for 1 of 4 samples"), (4.0, None)):
-        text = plan_table.format_pdm({"mine": row | {"num_with_map": mapped}})
-        assert said in text if said else "map" not in text
+    for mapped, masked, said in (
+        (0.0, 0.0, (0, 0, 4)),
+        (3.0, 1.0, (2, 1, 1)),
+        (4.0, 4.0, (0, 4, 0)),
+        (4.0, 0.0, (4, 0, 0)),
+    ):
+        text = plan_table.format_pdm({"mine": row | {"num_with_map": mapped, "num_by_mask": masked}})
+        assert [int(count) for count in re.findall(r"(\d+) (?:by polygons|by the mask alone|unknown)", text)] == [*said]
+        assert "Drivable area of 4 samples" in text
     assert "n/a" in table_line("mine", [np.nan, 1.0]) and "nan" not in table_line("mine", [np.nan, 1.0])
 
 

@@ -14,8 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import CAR, CONE, NAMES, arc, boxes, drives, parked, straight, traffic
 
+from fusion3d.data.tracks import TrackScene
+from fusion3d.engine import drives as engine_drives
+from fusion3d.engine.drives import drives_of_tracks
 from fusion3d.errors import DataError
-from fusion3d.metrics.planning import PROTOCOLS, Agents, Boundaries, Drives, score_plans
+from fusion3d.metrics.planning import PROTOCOLS, Agents, Boundaries, Drives, published, score_plans
 from fusion3d.metrics.planning.exact import highest_share
 from fusion3d.metrics.planning.protocols import BEV_PLANNER, PUBLISHED, SPARSEDRIVE, STP3, UNIAD, VAD, Protocol
 from fusion3d.metrics.planning.published import hits, score_published
@@ -24,22 +27,22 @@ from fusion3d.metrics.planning.rectangles import overlap
 ENDS = ("1s", "2s", "3s")
 
 
+LENGTHS = [41] * 19 + [40] * 131  # keyframes of 150 scenes: 6019, as nuScenes' val
+
+
 def scene_drives(lengths) -> Drives:
     """Cars at 5 m/s in scenes of so many keyframes, of which nothing is known beyond their ends."""
-    index = np.concatenate([np.arange(length) for length in lengths])
-    left = np.concatenate([length - 1 - np.arange(length) for length in lengths])
-    of = drives(np.repeat(straight(5.0), len(index), 0))
-    known = left[:, None] >= np.arange(1, 7)
-    return dataclasses.replace(
-        of,
-        known=known,
-        future=np.where(known[..., None], of.future, 0),
-        past_known=index[:, None] >= np.arange(1, 3),
-        scenes=tuple(f"scene-{i}" for i, length in enumerate(lengths) for _ in range(length)),
-    )
+    nobody = np.zeros((0, 2)), np.zeros((0, max(lengths), 3))
+    scenes = []
+    for i, length in enumerate(lengths):
+        time = 0.5 * np.arange(length)
+        ego = np.stack([5 * time, 0 * time, 0 * time], axis=-1)
+        tokens = tuple(f"{i}-{k}" for k in range(length))
+        scenes.append(TrackScene(f"scene-{i}", "town", tokens, time, ego, (), nobody[0], nobody[1][:, :length]))
+    return drives_of_tracks(scenes)
 
 
-VAL = scene_drives([41] * 19 + [40] * 131)  # 150 scenes and 6019 keyframes, as nuScenes' val
+VAL = scene_drives(LENGTHS)
 
 
 def aside(of: Drives, by: float) -> np.ndarray:
@@ -64,6 +67,16 @@ def test_sample_sets_are_those_that_circulate(on_val):
     hashes = {name: of["samples"] for name, of in found["protocols"].items()}
     assert hashes["vad"] == hashes["sparsedrive"] == hashes["bev_planner"] == hashes["uniad_valid"]
     assert len(set(hashes.values())) == 4
+
+
+@pytest.mark.parametrize(("steps", "counts"), [(3, (5569, 5269)), (6, (5119, 4819)), (12, (4219, 3919))])
+def test_sample_sets_of_other_lengths(monkeypatch, steps, counts):
+    """(k) with the whole future known, of 1.5, 3 or 6 s, and with two keyframes before too: 6019 - 150 (steps + 2)."""
+    monkeypatch.setattr(engine_drives, "STEPS", steps)
+    found = score_plans({}, scene_drives(LENGTHS))["protocols"]
+    human = {name: of["planners"]["human"]["N"] for name, of in found.items()}
+    assert (human["vad"], human["stp3"]) == counts
+    assert human["uniad"] == 6019 and human["uniad_valid"] == human["sparsedrive"] == human["bev_planner"] == counts[0]
 
 
 def test_a_metre_aside_is_less_where_unknown_futures_count(on_val):
@@ -144,26 +157,64 @@ def test_a_millimetre_moves_uniads_car_by_a_cell():
     assert {found[side]["exact"]["planners"]["model"]["collision@3s"] for side in "lr"} == {0.0}
 
 
-def test_means_and_any_hit_follow_from_the_steps():
-    """(e) the mean until t is the cumulative mean of the errors at t; (f) any >= mean, and any >= at."""
+AVERAGES = {
+    "uniad": "at",
+    "uniad_valid": "at",
+    "stp3": "mean",
+    "vad": "mean",
+    "sparsedrive": "mean",
+    "bev_planner": "mean",
+}
+HITS = AVERAGES | {"bev_planner": "any"}
+
+
+def test_l2_is_that_at_the_time_or_the_mean_until_it():
+    """(e) the published means are the cumulative means of the errors at the steps, over samples whose future counts."""
     of = traffic(3, 80)
     rng = np.random.default_rng(0)
-    plan = {"model": of.future + rng.normal(0, 0.5, of.future.shape)}
-    base = dataclasses.replace(UNIAD, samples="complete", zero_fill=False)
-    rows = {
-        (average, how): score_published(dataclasses.replace(base, average=average, hits=how), plan, of)["model"]
-        for average, how in (("at", "at"), ("mean", "mean"), ("mean", "any"))
-    }
-    error = np.linalg.norm(plan["model"][..., :2] - of.future[..., :2], axis=-1)
-    exact = score_plans(plan, of, ["exact"])["protocols"]["exact"]["planners"]["model"]
+    known = rng.integers(0, 9, (80, 1)) >= np.arange(1, 7)
+    of = dataclasses.replace(of, known=known, past_known=rng.integers(0, 6, (80, 1)) >= np.arange(1, 3))
+    away = rng.normal(0, 1, (80, 1, 3)) * (1, 1, 0) * np.arange(1, 7)[:, None]  # turned, the LiDAR would be elsewhere
+    error = np.linalg.norm(away, axis=-1)
+    whole = known.all(axis=1)
+    counted = dict.fromkeys(PUBLISHED, whole) | {"stp3": whole & of.past_known.all(axis=1)}
+    found = score_plans({"model": of.future + away}, of)["protocols"]
+    for name, average in AVERAGES.items():
+        row = found[name]["planners"]["model"]
+        at, mean = error[counted[name]].mean(axis=0), np.cumsum(error[counted[name]].mean(axis=0)) / np.arange(1, 7)
+        if name == "uniad_valid":
+            at = np.array([error[known[:, step], step].mean() for step in range(6)])
+        if name == "uniad":
+            at = np.where(known, error, 0).mean(axis=0)
+        ends = (mean if average == "mean" else at)[1::2]
+        np.testing.assert_allclose([row[f"L2@{end}"] for end in ENDS], ends, err_msg=name)
+        assert row["L2@avg"] == pytest.approx(ends.mean())
+    row, past = found["exact"]["planners"]["model"], of.past_known[:, 0]
     for horizon in (1, 2, 3):
-        at, mean, top = (rows[key][f"raw@{horizon}s"] for key in (("at", "at"), ("mean", "mean"), ("mean", "any")))
-        assert top >= at and top >= mean
-        assert exact[f"L2@{horizon}s"] == pytest.approx(error[:, 2 * horizon - 1].mean())
-        assert exact[f"L2mean@{horizon}s"] == pytest.approx(error[:, : 2 * horizon].mean())
-    assert rows["mean", "any"]["raw@3s"] > rows["mean", "mean"]["raw@3s"] > 0
-    ends = [rows["mean", "any"][f"L2@{end}"] for end in ENDS]
-    assert rows["mean", "any"]["L2@avg"] == pytest.approx(np.mean(ends))
+        rows = error[known[:, 2 * horizon - 1] & past, : 2 * horizon]
+        assert row[f"L2@{horizon}s"] == pytest.approx(rows[:, -1].mean())
+        assert row[f"L2mean@{horizon}s"] == pytest.approx(rows.mean())
+
+
+def test_any_hit_is_more_than_the_worst_step_and_that_more_than_the_mean(monkeypatch):
+    """(f) any >= max(at) >= mean at every step, whoever counts on whatever grid; each preset is the one it is."""
+    monkeypatch.setattr(published, "HORIZONS", 0.5 * np.arange(1, 7))
+    of = traffic(3, 80)
+    plan = {"model": of.future + np.random.default_rng(0).normal(0, 0.5, of.future.shape)}
+    for name, protocol in PUBLISHED.items():
+
+        def rates(chosen: Protocol) -> np.ndarray:
+            row = score_published(chosen, plan, of)["model"]
+            return np.array(
+                [[row[f"{column}@{0.5 * step}s"] for step in range(1, 7)] for column in ("collision", "raw")]
+            )
+
+        found = {how: rates(dataclasses.replace(protocol, hits=how)) for how in ("at", "mean", "any")}
+        worst = np.maximum.accumulate(found["at"], axis=1)
+        np.testing.assert_allclose(found["mean"], np.cumsum(found["at"], axis=1) / np.arange(1, 7))
+        assert (found["any"] >= worst).all() and (worst >= found["mean"]).all(), name
+        assert found["any"][1, -1] > worst[1, -1] > found["mean"][1, -1], "the three are told apart"
+        np.testing.assert_array_equal(rates(protocol), found[HITS[name]], err_msg=name)
 
 
 def mirrored(of: Drives) -> Drives:
@@ -259,6 +310,20 @@ def test_vad_takes_the_next_annotation_for_the_next_step():
     rows = [(0, step, 0, CAR, 5.0 + 4 * step, 0.0, 4.6, 1.95, 0.0) for step in (0, 3, 4, 5, 6)]
     chosen = VAD.agents(boxes(rows))
     assert chosen.step.tolist() == [1, 2, 3, 4] and chosen.box[:, 0].tolist() == [17, 21, 25, 29]
+
+
+def test_vads_point_is_elsewhere():
+    """Its second test reads a cell 25 m ahead and 25 m to the left: not who is hit, but who is there."""
+    lidar = 0.943713
+    places = [(1.4, 0.0), (lidar + 25, 25), (lidar + 25, -25), (lidar - 25, 25), (lidar + 25, 27), (lidar + 28.5, 25)]
+    of = drives(np.zeros((6, 6, 3)), boxes([row for i, place in enumerate(places) for row in parked(i, *place)]))
+    around = dataclasses.replace(VAD, agents=UNIAD.agents)  # VAD's own agents are within 15 m to the sides at first
+    rows = [score_published(around, {"m": straight(0.001)}, of[[i]])["m"] for i in range(6)]
+    assert [row["raw@3s"] for row in rows] == [1, 0, 0, 0, 0, 0]
+    assert [row["point@3s"] for row in rows] == [0, 1, 0, 0, 0, 0]
+    wall = dataclasses.replace(of[[0]], agents=boxes(parked(0, lidar + 45, 25, size=(100, 4))))
+    row = score_published(around, {"m": straight(20.0)}, wall)["m"]  # from 25 m on the cell is beyond the grid
+    assert [row[f"point@{end}"] for end in ENDS] == [1, pytest.approx(0.5), pytest.approx(1 / 3)]
 
 
 def test_boundaries_count_once_touched():

@@ -203,8 +203,25 @@ def test_tracks_and_all_that_is_known_of_plans(tmp_path):
         }
         row["planning"] = {"L2@3s": 1.0 + 0.1 * i, "collision@3s": 0.01}
     nan = math.nan
+    last = list(metrics["subsets"])[-1]
     metrics["planning_scores"] = {
-        "pdm": {"lidar": {"PDMS": 0.81, "NC": 0.9, "DAC": nan, "TTC": 0.7, "EP": 0.6, "C": 0.5, "N": 27.0}},
+        "protocols": {
+            name: {"planners": {last: {f"{what}@{t}s": value for what in ("L2", "collision") for t in (1, 2, 3)}}}
+            for name, value in (("exact", 0.25), ("uniad_valid", 0.75))
+        },
+        "pdm": {
+            "lidar": {
+                "PDMS": 0.81,
+                "NC": 0.9,
+                "DAC": nan,
+                "TTC": 0.7,
+                "EP": 0.6,
+                "C": 0.5,
+                "N": 27.0,
+                "num_with_map": 20.0,
+                "num_by_mask": 8.0,
+            }
+        },
         "skill": {
             "lidar": {
                 "all": {"skill": 0.25, "low": 0.1, "high": 0.4, "N": 27, "scenes": 8},
@@ -227,7 +244,11 @@ def test_tracks_and_all_that_is_known_of_plans(tmp_path):
     assert shown["all (N 27)"] == ["0.2500.100 to 0.400", "-2.000"]
     assert shown["manoeuvre: stop (N 3)"] == ["-0.500", DASH]
     assert shown["macro (2 manoeuvres)"] == ["-0.125", DASH]
-    assert "greedy < 2 m" in page.text
+    by_protocol = {
+        row[0][1]: [text for _, text in row[1:]] for row in page.rows if row[0][1] in ("exact", "uniad valid")
+    }
+    assert by_protocol["exact"] == 3 * ["0.250"] + 3 * ["25.00"] and by_protocol["uniad valid"][0] == "0.750"
+    assert "greedy < 2 m" in page.text and "12 by polygons, 8 by the mask alone" in page.text
 
 
 def test_the_map_has_its_rows_and_baselines(tmp_path):

@@ -33,6 +33,8 @@ class Ground:
     drivable: Callable[[int, np.ndarray], np.ndarray]  # sample row and [M, 2] in its ego frame to [M] bool
     # The same to [M, K] bool: which of the K lanes around they are on; K is 0 where lanes are not known. None: nowhere.
     lanes: Callable[[int, np.ndarray], np.ndarray] | None = None
+    # [N] bool: known from the mask alone, which has the sidewalks too in nuScenes: less is off it. None: nowhere.
+    by_mask: np.ndarray | None = None
 
 
 def off_road(plan: np.ndarray, ground: Ground) -> np.ndarray:
@@ -86,11 +88,12 @@ def score_pdm(
 
     Returns:
         By name: ``PDMS``, ``NC``, ``DAC`` (NaN where no sample has a map), ``TTC``, ``EP``, ``C``: means over samples,
-        1 is best; ``N``, and ``num_with_map`` of them.
+        1 is best; ``N``, and of them ``num_with_map`` and ``num_by_mask``, where that is a mask.
     """
     steps = plans["human"].shape[1]
     chosen = usable(drives) & drives.known[:, :steps].all(axis=1)
     mapped = chosen & (ground.known if ground is not None else False)
+    masked = mapped & (ground.by_mask if ground is not None and ground.by_mask is not None else False)
     table = {}
     for name, plan in plans.items():
         parts = sample_parts(plan, contacts[name], None if off is None else off[name], drives, name == "human")
@@ -98,7 +101,17 @@ def score_pdm(
         table[name] = {"PDMS": _mean(score[chosen])}
         table[name] |= {part: _mean(parts[part][mapped if part == "DAC" else chosen]) for part in PARTS}
         table[name] |= {"N": float(chosen.sum()), "num_with_map": float(mapped.sum())}
+        table[name] |= {"num_by_mask": float(masked.sum())}
     return table
+
+
+def about_ground(row: Mapping[str, float]) -> str:
+    """Whence a planner's row of ``score_pdm`` knows the drivable area, in words."""
+    count, mapped, masked = row["N"], row["num_with_map"], row["num_by_mask"]
+    return (
+        f"Drivable area of {count:.0f} samples: {mapped - masked:.0f} by polygons, {masked:.0f} by the mask alone (in "
+        f"nuScenes with the sidewalks: less is off it), {count - mapped:.0f} unknown (no DAC, nor in the product)."
+    )
 
 
 def sample_parts(

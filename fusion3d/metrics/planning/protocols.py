@@ -44,6 +44,7 @@ class Protocol:
     whose: str  # the same in words
     zero_fill: bool = False  # an unknown step counts as driven without error and without collision
     boundary: bool = False  # the road's boundary is an obstacle of its own
+    point: bool = False  # VAD's second test, of one point
     bugs: tuple[str, ...] = ()
 
     def counts(self, known: np.ndarray, past_known: np.ndarray) -> np.ndarray:
@@ -157,8 +158,9 @@ VAD = Protocol(
         "who is farther than 30 m away now, or appears later, does not exist",
         "the n-th following annotation counts as that after n steps, whatever its time",
         "(left out: the released code names categories by row, which is right for one order of category.json)",
+        "point, its obj_col: whether one cell is hit, 25 m ahead of the LiDAR and 25 m to its left",
         *_CELLS,
-    ),
+    ), point=True,
 )  # fmt: skip
 SPARSEDRIVE = Protocol(
     "sparsedrive", "mean", "mean", "complete", "lidar", LIDAR_BOX, "ends", None, everything_seen,

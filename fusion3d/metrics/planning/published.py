@@ -10,7 +10,7 @@ import numpy as np
 from fusion3d.metrics.planning.drives import Agents, Drives
 from fusion3d.metrics.planning.paths import to_lidar
 from fusion3d.metrics.planning.protocols import Protocol
-from fusion3d.metrics.planning.raster import HALF, meet
+from fusion3d.metrics.planning.raster import HALF, POINT, meet
 from fusion3d.metrics.planning.rectangles import depth, overlap, reach
 from fusion3d.types import TIME_STEP
 
@@ -49,8 +49,8 @@ def score_published(
         For each planner and ``human``: ``N`` samples at the last time, ``L2@1s`` ..., ``L2@avg`` [m]; ``collision@1s``
         ... and ``@avg``, those at steps where the driven path hits not counted; ``raw@...`` with them: the human's are
         the floor of the instrument; ``events``, hits at the last time, and ``masked``, those not counted;
-        ``boundary@...`` where the protocol has it (NaN without a map). NaN where no sample counts or the plan is too
-        short.
+        ``boundary@...`` (NaN without a map) and ``point@...`` where the protocol has them. NaN where no sample counts
+        or the plan is too short.
     """
     steps = next(iter(plans.values())).shape[1] if plans else drives.future.shape[1]
     driven, known = drives.future[:, :steps], drives.known[:, :steps]
@@ -59,12 +59,15 @@ def score_published(
     agents = _placed(protocol, protocol.agents(drives.agents), drives)
     agents = agents[agents.step <= steps]
     paths = {name: _path(protocol, plan, drives) for name, plan in {**plans, "human": driven}.items()}
-    human_hits = hits(protocol, paths["human"], agents)
-    human_off = cross(protocol, paths["human"], boundaries) if boundaries is not None and protocol.boundary else None
+    every_hit = {name: hits(protocol, path, agents) for name, path in paths.items()}
+    human_hits = every_hit["human"]
+    off = {}
+    if boundaries is not None and protocol.boundary:
+        off = {name: cross(protocol, path, boundaries) for name, path in paths.items()}
     table = {}
     for name, path in paths.items():
         error = np.linalg.norm(path[..., :2] - paths["human"][..., :2], axis=-1)
-        hit = hits(protocol, path, agents)
+        hit = every_hit[name]
         if protocol.zero_fill:
             error, hit = np.where(known, error, 0), hit & known
         row: dict[str, float] = {"N": float(_last(counts).sum())}
@@ -73,8 +76,10 @@ def score_published(
         row |= _columns("raw", hit, counts, protocol.hits)
         row["events"] = float(_events(hit & ~human_hits, protocol.hits)[_last(counts)].sum())
         row["masked"] = float(_events(hit & human_hits, protocol.hits)[_last(counts)].sum())
+        if protocol.point:
+            row |= _columns("point", point_hits(protocol, path, agents) & ~human_hits, counts, protocol.hits)
         if protocol.boundary:
-            row |= _boundary_columns(protocol, path, human_off, counts, boundaries)
+            row |= _boundary_columns(off.get(name), off.get("human"), counts, boundaries)
         table[name] = row
     return table
 
@@ -109,6 +114,21 @@ def hits(protocol: Protocol, path: np.ndarray, agents: Agents) -> np.ndarray:
         quads = protocol.raster.of_agents(agents.box[near])
         met = near[meet(cells, quads, (row, np.arange(len(near))), protocol.raster.size)]
     hit[own[met]] = True
+    return hit.reshape(path.shape[:2])
+
+
+def point_hits(protocol: Protocol, path: np.ndarray, agents: Agents) -> np.ndarray:
+    """[N, T] bool: at which steps does VAD's test of one point hit? Arguments as those of ``hits``."""
+    assert protocol.raster is not None
+    flat, steps, size = path.reshape(-1, 3), path.shape[1], protocol.raster.size
+    own = agents.sample * steps + agents.step - 1
+    cells = protocol.raster.of_point(flat)
+    inside = np.asarray(((cells >= 0) & (cells < size)).all(axis=1))  # others are not counted
+    away = np.linalg.norm(flat[own, :2] + POINT - agents.box[:, :2], axis=1)
+    near = np.flatnonzero(inside[own] & (away <= reach(agents.box) + 4 * protocol.raster.resolution))
+    quads = protocol.raster.of_agents(agents.box[near])
+    hit = np.zeros(len(flat), dtype=bool)
+    hit[own[near[meet(cells[:, None], quads, (own[near], np.arange(len(near))), size)]]] = True
     return hit.reshape(path.shape[:2])
 
 
@@ -188,11 +208,10 @@ def _columns(name: str, value: np.ndarray, counts: np.ndarray, how: str) -> dict
 
 
 def _boundary_columns(
-    protocol: Protocol, path: np.ndarray, human: np.ndarray | None, counts: np.ndarray, boundaries: Boundaries | None
+    off: np.ndarray | None, human: np.ndarray | None, counts: np.ndarray, boundaries: Boundaries | None
 ) -> dict[str, float]:
-    if boundaries is None or human is None:
+    if boundaries is None or off is None or human is None:
         return _columns("boundary", np.zeros_like(counts), counts & False, "any")
-    off = cross(protocol, path, boundaries)
     there = counts & boundaries.known[:, None]
     return _columns("boundary", off & ~human, there, "any") | _columns("boundary_raw", off, there, "any")
 

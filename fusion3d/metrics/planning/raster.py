@@ -16,6 +16,7 @@ from fusion3d.metrics.planning.drives import EgoBox
 from fusion3d.metrics.planning.rectangles import corners
 
 HALF = 50.0  # [m] the grid reaches as far to each side
+POINT = np.array([HALF, -HALF]) / 2  # [m] forward and to the right: half of the grid's reach was added for all of it
 _AT_ONCE = 4096  # pairs whose cells are compared at a time
 
 
@@ -60,6 +61,11 @@ class Raster:
             place = place * (-1, 1) + (self.size, 0)
         index = np.clip(np.trunc(place).astype(np.int64), 0, self.size - 1)
         return index[..., ::-1] if self.columns_forward else index
+
+    def of_point(self, path: np.ndarray) -> np.ndarray:
+        """[M, 3] poses to [M, 2] cells (row, column) of VAD's test of one point: of a place ``POINT`` away from it."""
+        place = (HALF - self.resolution / 2) / 2 + path[:, :2] * (-1, 1)
+        return np.trunc(place / self.resolution).astype(np.int64)
 
 
 def meet(cells: np.ndarray, quads: np.ndarray, pair: tuple[np.ndarray, np.ndarray], size: int) -> np.ndarray:

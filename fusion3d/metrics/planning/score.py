@@ -38,6 +38,7 @@ class Map:
                 ground.known[rows],
                 lambda row, xy: ground.drivable(int(rows[row]), xy),
                 None if lanes is None else lambda row, xy: lanes(int(rows[row]), xy),
+                None if ground.by_mask is None else ground.by_mask[rows],
             ),
             None if edges is None else edges[number],
         )
