@@ -168,8 +168,8 @@ class RadarConfig:
     """Let three channels hold what was measured: mean velocity of the moving returns of a cell (x, y) [10 m/s], and how
     far there are any, 0 to 1."""
     odometry: bool = False
-    """Let three channels hold how fast the vehicle itself moves, as its radars measure it by what rests: velocity x, y
-    [10 m/s], and 1 where it is known. No ego status: without radar nothing is known of it."""
+    """Let a channel hold in how many seconds the vehicle would be in each cell at its speed, as its radars measure that
+    by what rests. No ego status: without radar nothing is known of it. The world must not be shifted."""
     footprint: Positive = 0.5
     """Standard deviation [m] of the area that a return of 0 dBsm stands for, in ``velocity`` and in dual; 10 dBsm
     more make it 10^(1/4) times as wide."""

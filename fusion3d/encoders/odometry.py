@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusion3d.types import RADAR_FIELDS
+from fusion3d.types import RADAR_FIELDS, BEVGrid
 
 _TIME, _DOPPLER = (RADAR_FIELDS.index(name) for name in ("time", "doppler"))
 _RAY = slice(RADAR_FIELDS.index("ray_x"), RADAR_FIELDS.index("ray_x") + 2)
@@ -21,7 +21,8 @@ _NEWEST = 0.1  # [s] older returns were measured at another speed
 _SCALES = (8.0, 4.0, 2.0, 1.0, 0.5, 0.5, 0.5)  # [m/s] residuals of this size weigh a quarter, pass by pass
 _FEWEST = 8.0  # returns that must agree
 _SPREAD = 0.02  # least share of the rays across their main direction: else they say nothing of one component
-ODOMETRY_CHANNELS = 3
+_LONGEST = 4.0  # [s]
+_FASTEST = 100.0  # [m/s] what seems to move faster was not measured
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def ego_velocity(returns_RF: Tensor, sample_R: Tensor, num_samples: int) -> tupl
     """The vehicle's velocity over ground, as its radars measure it.
 
     Args:
-        returns_RF: [R, len(RADAR_FIELDS)]; those with NaN or an infinite Doppler velocity or ray are left out.
+        returns_RF: [R, len(RADAR_FIELDS)]; those without a finite ray and a possible Doppler velocity are left out.
         sample_R: int64 of each return.
         num_samples: B.
 
@@ -41,7 +42,7 @@ def ego_velocity(returns_RF: Tensor, sample_R: Tensor, num_samples: int) -> tupl
         ray_R2 = returns_RF[:, _RAY].double()
         length_R = ray_R2.norm(dim=1)
         speed_R = returns_RF[:, _DOPPLER].double()
-        good_R = (returns_RF[:, _TIME] < _NEWEST) & speed_R.isfinite() & length_R.isfinite() & (length_R > 0)
+        good_R = (returns_RF[:, _TIME] < _NEWEST) & (speed_R.abs() < _FASTEST) & length_R.isfinite() & (length_R > 0)
         ray_R2 = torch.where(good_R[:, None], ray_R2 / length_R[:, None], 0)
         speed_R = torch.where(good_R, speed_R, 0)
         # Sums over a sample's returns as a product: in the same order every time.
@@ -65,7 +66,13 @@ def ego_velocity(returns_RF: Tensor, sample_R: Tensor, num_samples: int) -> tupl
         return (velocity_B2 * length_B[:, None]).float(), known_B
 
 
-def odometry_map(velocity_B2: Tensor, known_B: Tensor, unit: float, shape: tuple[int, int]) -> Tensor:
-    """[B, 3, Y, X] the same in every cell: velocity x, y [``unit`` m/s], and 1 where it is known."""
-    told_B3 = torch.cat([velocity_B2 / unit, known_B[:, None].to(velocity_B2)], dim=1)
-    return told_B3[:, :, None, None].expand(-1, -1, *shape)
+def arrival_map(velocity_B2: Tensor, known_B: Tensor, grid: BEVGrid) -> Tensor:
+    """[B, 1, Y, X] in how many seconds the vehicle would be in each cell at its speed, of ``_LONGEST``, at most 1.
+
+    1 everywhere for one that stands, and 0 where nothing is known. A number that were the same in every cell would not
+    outlive the norms of the layers after, which take the mean of a map away; where the map reaches 1 does.
+    """
+    away_YX = grid.centers(velocity_B2.device).norm(dim=-1)
+    reach_B11 = velocity_B2.norm(dim=1)[:, None, None] * _LONGEST
+    part_BYX = (away_YX / reach_B11.clamp(min=1e-3)).clamp(max=1)
+    return torch.where(known_B[:, None, None], part_BYX, 0)[:, None]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fusion3d.config import RadarConfig
 from fusion3d.encoders.blocks import ResidualBlock, conv_block
 from fusion3d.encoders.clouds import CloudEncoder
-from fusion3d.encoders.footprint import VELOCITY_CHANNELS, VELOCITY_UNIT, advance, spread_returns, velocity_map
-from fusion3d.encoders.odometry import ODOMETRY_CHANNELS, ego_velocity, odometry_map
+from fusion3d.encoders.footprint import VELOCITY_CHANNELS, advance, spread_returns, velocity_map
+from fusion3d.encoders.odometry import arrival_map, ego_velocity
 from fusion3d.encoders.pillars import PillarNet
 from fusion3d.encoders.streams import DualStream
 from fusion3d.errors import ConfigError
@@ -27,7 +27,7 @@ NUM_FEATURES = 4 + 2 + _NUM_DYN_PROP
 
 class RadarNet(nn.Module):
     """Returns to a map: moved to now, encoded, and beside it the velocities that were measured, as they were measured:
-    those of what moves where it is, and the vehicle's own, the same everywhere.
+    those of what moves where it is, and the vehicle's own by when it would be where.
 
     Networks find it hard to carry a number through layers that normalise; kept in channels of its own, the velocity is
     there for every layer after. Maps of learned features come from one of the two encoders.
@@ -37,7 +37,7 @@ class RadarNet(nn.Module):
         super().__init__()
         self.config = config
         self.grid = grid
-        measured = VELOCITY_CHANNELS * config.velocity + ODOMETRY_CHANNELS * config.odometry
+        measured = VELOCITY_CHANNELS * config.velocity + config.odometry
         learned = config.channels - measured
         if learned < 1:
             raise ConfigError(
@@ -57,7 +57,7 @@ class RadarNet(nn.Module):
             maps.append(velocity_map(returns_RF, sample_R, num_samples, self.grid, self.config.footprint))
         if self.config.odometry:
             own = ego_velocity(returns_RF, sample_R, num_samples)
-            maps.append(odometry_map(*own, VELOCITY_UNIT, self.grid.shape))
+            maps.append(arrival_map(*own, self.grid))
         return torch.cat([part.to(maps[0].dtype) for part in maps], dim=1)
 
 

@@ -61,9 +61,11 @@ def test_a_batch_is_its_samples_and_nothing_is_said_of_the_others():
     for row, part in ((0, one), (2, other)):
         alone, _ = ego_velocity(part, torch.zeros(len(part), dtype=torch.int64), 1)
         torch.testing.assert_close(found[row], alone[0])
-    half = one.clone()
-    half[::9, COLUMN["doppler"]] = torch.inf  # a measurement that failed is left out
-    assert ego_velocity(half, torch.zeros(80, dtype=torch.int64), 1)[0][0].tolist() == pytest.approx([8, 0.3], abs=0.15)
+    for wrong in (torch.inf, 1e6, -3000.0):  # measurements that failed are left out
+        half = one.clone()
+        half[::9, COLUMN["doppler"]] = wrong
+        again, known = ego_velocity(half, torch.zeros(80, dtype=torch.int64), 1)
+        assert known.all() and again[0].tolist() == pytest.approx([8, 0.3], abs=0.15)
 
 
 def speeds(tables: Tables, split: str) -> np.ndarray:
@@ -109,15 +111,18 @@ def test_it_goes_with_the_world(synthetic_root):
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_map_says_it_everywhere_and_without_radar_nobody_knows():
-    grid = BEVGrid(x=(-8.0, 8.0), y=(-4.0, 4.0), resolution=1.0)
+def test_the_map_says_when_the_vehicle_would_be_where():
+    grid = BEVGrid(x=(-8.0, 24.0), y=(-4.0, 4.0), resolution=1.0)
     branch = make_radar(RadarConfig(channels=8, odometry=True), grid).eval()
-    points = torch.cat([seen((12.0, 0.0)), seen((4.0, 0.0), 3, 0)])
-    index = torch.tensor([0] * 80 + [1] * 3)
-    maps = branch(PointCloud(points, index, torch.tensor([True, True, False])))
-    assert maps.shape[1:] == (8, 8, 16)
-    told = maps[:, 5:]
-    assert (told == told[:, :, :1, :1]).all()
-    assert told[0, :, 0, 0].tolist() == pytest.approx([1.2, 0, 1], abs=0.02) and not told[1:].any()
-    with pytest.raises(ConfigError, match=r"radar\.velocity and radar\.odometry take 6 of 6; expected at least 7"):
-        make_radar(RadarConfig(channels=6, odometry=True), grid)
+    points = torch.cat([seen((4.0, 0.0)), seen((0.0, 0.0), seed=1), seen((4.0, 0.0), 3, 0)])
+    index = torch.tensor([0] * 80 + [1] * 80 + [2] * 3)
+    maps = branch(PointCloud(points, index, torch.tensor([True, True, True, False])))
+    assert maps.shape[1:] == (8, 8, 32)
+    told = maps[:, 7]
+    # At 4 m/s the cell 10.5 m ahead and half a metre aside is 10.51 m or 2.63 s away, of 4; and 16 m are 4 s.
+    assert told[0, 4, 18].item() == pytest.approx(math.hypot(10.5, 0.5) / 16, abs=0.03)
+    assert (told[0, :, 26:] == 1).all() and (told[0, 3:5, :8] < 1).all()
+    assert (told[1, :, 14:] == 1).all() and float(told[1].mean()) > 0.9  # which stands, to the noise of the radars
+    assert not told[2:].any()  # too few returns, and no radar at all
+    with pytest.raises(ConfigError, match=r"radar\.velocity and radar\.odometry take 4 of 4; expected at least 5"):
+        make_radar(RadarConfig(channels=4, odometry=True), grid)
