@@ -65,6 +65,8 @@ def _array(path: Path, token: str, rows: Any) -> np.ndarray:
         except (TypeError, ValueError) as error:
             raise DataError(f"{path}: the plan of {token}: expected a position and a yaw for every time") from error
     try:
+        if any(isinstance(value, str | bool) for row in rows for value in row):
+            raise TypeError("found a text or a truth value")
         plan = np.array(rows, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: the plan of {token} is not rows of x, y or x, y, yaw: {error}") from error

@@ -26,9 +26,11 @@ from fusion3d.metrics.planning.baselines import make_anchors, nearest_anchor
 from fusion3d.metrics.planning.exact import NAME, usable
 from fusion3d.metrics.planning.paths import from_lidar, path_heading, with_heading
 from fusion3d.metrics.planning.protocols import BEV_PLANNER, PUBLISHED
+from fusion3d.types import TIME_STEP
 
 ANCHORS = 32
 _STRAIGHT = np.deg2rad(5)
+_TURNED = 30.0  # [degrees]
 _FAR, _ASIDE = 5.0, 2.0  # [m] driven forward, and to a side, that a plan's frame shows at
 
 
@@ -84,6 +86,13 @@ def check_frame(plan: np.ndarray, there: np.ndarray, drives: Drives) -> str | No
             return (
                 f"where the human drives straight ahead, the plans go {angle:.0f} degrees to the left of that: is the "
                 'frame right? "ego" has x forward and y left, "lidar" x to the right and y forward'
+            )
+        turned = plan[straight, last, 2] - path_heading(plan[straight, :, :2])[:, last]
+        off = np.degrees(np.median(np.abs(np.arctan2(np.sin(turned), np.cos(turned)))))
+        if off > _TURNED:
+            return (
+                f"where the human drives straight ahead, the plans head {off:.0f} degrees off the way that they go: is "
+                "the yaw that of the vehicle's x axis, in radians?"
             )
     aside = known & (np.abs(human[:, 1]) > _ASIDE)
     if aside.sum() >= 5 and (np.sign(human[aside, 1]) * ours[aside, 1]).sum() < 0:
@@ -154,9 +163,13 @@ def evaluate_plans(
             warnings.warn(f"{name}: {wrong}", stacklevel=2)
     lengths = {name: plan.shape[1] for name, plan in plans.items()}
     steps = min(lengths.values(), default=drives.future.shape[1])
-    if steps < max(lengths.values(), default=steps):
+    if steps < drives.future.shape[1]:
         short = min(lengths, key=lambda name: lengths[name])
-        warnings.warn(f"{short} has {steps} steps, others have more: no row is scored beyond these", stacklevel=2)
+        warnings.warn(
+            f"{short} has {steps} steps of {drives.future.shape[1]}: no row is scored beyond these "
+            f"{steps * TIME_STEP:g} s, nor events, the PDM-style score and skill",
+            stacklevel=2,
+        )
     left_out = {}
     for name in protocols:
         missing = _wanted(name, drives) & ~planned

@@ -76,7 +76,7 @@ def _score(around: Around, boxes: Boxes, forecast: Forecast, scene: str) -> Scor
 def format_motion(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines of a table: each subset's model beside constant velocity of the same boxes, then who it is good at."""
     heads = ("recall", *(_SHORT.get(column, column) for column in COLUMNS))
-    lines = [table_line("motion", heads)]
+    lines = [table_line(f"motion, {next(iter(rows.values()))['all']['seconds']:g} s", heads)]
     for name, groups in rows.items():
         row = groups["all"]
         lines.append(table_line(name, [row["recall"], *(row["model"][column] for column in COLUMNS)]))

@@ -71,7 +71,7 @@ def _score_track(scene: TrackScene, now: int, steps: int) -> ScoredAgents:
     errors = {name: forecast_errors(way, sure, truth[..., :2]) for name, way in said.items()}
     known = np.ones(truth.shape[:2], dtype=bool)
     around = Around(here, pose[:, now, 2], label, known[:, 0], truth[..., :2], truth[..., 2], known)
-    return ScoredAgents(scene.name, label, around.way, known[:, 0], errors)
+    return ScoredAgents(scene.name, label, around.way, known[:, 0], errors, TIME_STEP * truth.shape[1])
 
 
 def _motion_of(pose: np.ndarray, time: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,7 @@ def format_side_by_side(protocols: Mapping[str, Any], planners: Iterable[str]) -
             floor = "collision@3s" if exact else "raw@3s"
             counts = (f"{row['N']:.0f}", f"{row['events']:.0f}", "-" if exact else f"{row['masked']:.0f}")
             cells = (*counts, *(_show(column, row[column]) for column in numbers), _show(floor, human[floor]))
-            lines.append(_line(f"  {name}", kind, cells, of["samples"], of["about"]["ego"].split(",")[0]))
+            lines.append(_line(f"  {name}", kind, cells, of["samples"], ", ".join(of["about"]["ego"].split(", ")[:2])))
     return "\n".join(lines)
 
 
@@ -84,9 +84,11 @@ def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
     columns = (*columns, *(f"{own}@{end}" for own in _OWN if f"{own}@3s" in planners[HUMAN] for end in _ENDS))
     floor = planners[HUMAN].get("collision@3s" if name == NAME else "raw@3s", np.nan)
     lines = [
-        f"{name}   samples {scores['samples']}   ego {about['ego'].split(',')[0]}   agents: {about['agents']}",
+        f"{name}   samples {scores['samples']}   agents: {about['agents']}",
+        f"  ego: {about['ego']}",
         f"  L2: {about['L2']}",
-        f"  hit [%]: {about['collision']}; masking: {about['masking'].split(';')[0]}",
+        f"  hit [%]: {about['collision']}",
+        f"  masking: {about['masking']}",
         f"  floor: the human's own path hits {_show('collision', floor)} % by 3 s"
         "; a gap between planners below that says nothing",
     ]
@@ -123,7 +125,7 @@ def format_skill(table: Mapping[str, Mapping[str, Any]]) -> str:
         for title, row in rows.items():
             if title == "macro":
                 continue
-            span = "" if np.isnan(row["low"]) else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+            span = "" if np.isnan(row["low"]) else f"[{_short(row['low'])}, {_short(row['high'])}]"
             counts = f"N {row['N']:>5} of {row['scenes']:>4} scenes"
             lines.append(
                 f"  {title:<34}{counts}  L2 {row['L2mean']:6.3f} m  {_signed(row['skill']):>8} {span:<18} {row['says']}"
@@ -138,6 +140,12 @@ def _head(column: str) -> str:
 
 def _signed(skill: float) -> str:
     return "n/a" if np.isnan(skill) else f"{skill:+.3f}"  # where the reference makes no error, there is none to be less
+
+
+def _short(skill: float) -> str:
+    return (
+        f"{skill:+.3f}" if abs(skill) < 10 else f"{skill:+.0f}"
+    )  # where the reference hardly errs, it is a quotient by 0
 
 
 def _show(column: str, value: float | None) -> str:

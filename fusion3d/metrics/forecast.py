@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fusion3d.metrics.bootstrap import Draws, distinguishable, draw_scenes, interval
-from fusion3d.types import DETECTION_CLASSES, TRACKING_CLASSES
+from fusion3d.types import DETECTION_CLASSES, TIME_STEP, TRACKING_CLASSES
 
 KS = (1, 5, 10)  # of the likeliest ways; where there are fewer, all
 TOLERANCE = 2.0  # [m] from the truth, at which a way is a miss
@@ -112,6 +112,7 @@ class ScoredAgents:
     way: np.ndarray  # [G] int64, index in WAYS
     found: np.ndarray  # [G] bool
     errors: Mapping[str, np.ndarray]  # [G, 9] by forecaster; NaN where it is not found
+    seconds: float = 0.0  # until the end of what is forecast
 
 
 def score_agents(
@@ -143,7 +144,14 @@ def score_agents(
     for name, (position, likely) in forecasts(row[found]).items():
         errors[name] = np.full((len(row), len(ERRORS)), np.nan)
         errors[name][found] = forecast_errors(position, likely, around.position[counts][found])
-    return ScoredAgents(scene, around.label[counts].astype(np.int64), around.way[counts], found, errors)
+    return ScoredAgents(
+        scene,
+        around.label[counts].astype(np.int64),
+        around.way[counts],
+        found,
+        errors,
+        TIME_STEP * around.position.shape[1],
+    )
 
 
 def match_centers(
@@ -174,7 +182,7 @@ def score_forecasts(samples: Sequence[ScoredAgents]) -> dict[str, Any]:
     """The numbers of a split: of ``all`` true agents, and of those that go one of WAYS or are of a kind.
 
     Returns:
-        By group: ``true`` and ``found``, counts; ``recall``; by forecaster its means of ``ERRORS`` over the found
+        By group: ``seconds`` until the end; ``true`` and ``found``, counts; ``recall``; by forecaster its means of ``ERRORS`` over the found
         and of ``ALL_MISSED`` over all, with ``intervals``; and ``skill`` of ``model`` over ``constant_velocity``, where
         both are there, by error: ``value``, ``interval`` and whether it is ``distinguishable`` from none.
     """
@@ -194,8 +202,10 @@ def score_forecasts(samples: Sequence[ScoredAgents]) -> dict[str, Any]:
     groups = {"all": np.ones(len(label), dtype=bool)} | {name: way == i for i, name in enumerate(WAYS)}
     for name, classes in _OF_CLASS.items():
         groups[name] = np.isin(label, [DETECTION_CLASSES.index(of) for of in classes])
+    seconds = max((sample.seconds for sample in samples), default=0.0)
     return {
-        group: _numbers(found[rows], {name: of[rows] for name, of in errors.items()}, scene[rows], draws, num_scenes)
+        group: {"seconds": seconds}
+        | _numbers(found[rows], {name: of[rows] for name, of in errors.items()}, scene[rows], draws, num_scenes)
         for group, rows in groups.items()
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from fusion3d.view.tables import sensor_label, table
+from fusion3d.view.tables import number, sensor_label, table
 
 _COLUMNS = (
     ("recall", "found", True),
@@ -34,8 +34,10 @@ def motion(metrics: Mapping[str, Any]) -> str:
         for name in ("model", "constant_velocity")
     }  # fmt: skip
     protocol = escape(str(metrics.get("motion_protocol") or ""))
+    seconds = number(groups["all"], "seconds")
     return (
-        table(rows, _COLUMNS, "sensors", sensor_label, contest=list(known))
+        (f"<p>Over {seconds:g} s.</p>" if seconds else "")
+        + table(rows, _COLUMNS, "sensors", sensor_label, contest=list(known))
         + f"<h3>By kind, with {escape(whole.replace('+', ' + '))}</h3>"
         + table(parts, _COLUMNS, "agents", contest=())
         + (f"<p class='note'><b>Protocol.</b> {protocol}</p>" if protocol else "")

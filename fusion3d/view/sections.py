@@ -18,6 +18,7 @@ from fusion3d.view.tables import bars, ends_of, number, picture, sensor_label, s
 PLANNING_COLUMNS = tuple(
     (f"{what}@{t}s", unit, False) for what, unit in (("L2", "[m]"), ("collision", "[% of samples]")) for t in (1, 2, 3)
 )
+COUNT_COLUMNS = (("N", "samples", True), ("events", "collisions", False))
 PDM_COLUMNS = (
     ("PDMS", "all together", True),
     ("NC", "no collision at fault", True),
@@ -188,27 +189,19 @@ def planning(metrics: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     planned = {name.replace("_", " "): row for name, row in rows.items()}
-    contest = [
-        name for name in planned if name not in ("human", "nearest anchor")
-    ]  # the yardstick, and one that knows it
+    columns = (*PLANNING_COLUMNS, ("at_fault@3s", "[% of samples]", False), *COUNT_COLUMNS)
     protocol = metrics.get("planning_protocol") or metrics.get("protocol") or ""
     parts = [
-        table(planned, PLANNING_COLUMNS, "planner", contest=contest),
-        '<p class="note">Less is better; best planner of each column marked.</p>',
+        table(planned, columns, "planner", contest=()),
+        '<p class="note">Less is better; what is more than chance, the skill below says.</p>',
         f"<p class='note'><b>Protocol.</b> {escape(str(protocol))}</p>" if protocol else "",
     ]
     subsets = {name: row["planning"] for name, row in (metrics.get("subsets") or {}).items() if "planning" in row}
     if len(subsets) > 1:
-        parts += ["<h3>By sensors</h3>", table(subsets, PLANNING_COLUMNS, "sensors", sensor_label)]
+        parts += ["<h3>By sensors</h3>", table(subsets, columns, "sensors", sensor_label, contest=())]
     scores = metrics.get("planning_scores") or {}
     if subsets and scores.get("protocols"):
-        largest = list(subsets)[-1]
-        same = {name.replace("_", " "): of["planners"][largest] for name, of in scores["protocols"].items()}
-        parts += [
-            f"<h3>The same plans by every protocol: {sensor_label(largest)}</h3>",
-            table(same, PLANNING_COLUMNS, "protocol", contest=()),
-            '<p class="note">What each averages, over which samples and with which bugs: metrics.json.</p>',
-        ]
+        parts.append(_by_protocol(scores["protocols"], list(subsets)[-1]))
     if scores.get("pdm"):
         row = next(iter(scores["pdm"].values()))
         ground = f" {about_ground(row)}" if "num_by_mask" in row else ""  # older results do not say it
@@ -220,6 +213,24 @@ def planning(metrics: Mapping[str, Any]) -> str:
     if scores.get("skill"):
         parts += ["<h3>Skill over constant turn rate and velocity</h3>", _skill(scores["skill"])]
     return "".join(parts)
+
+
+def _by_protocol(protocols: Mapping[str, Mapping[str, Any]], planner: str) -> str:
+    """A row a protocol: the same plans, with what the numbers are of, and the human's hits as their floor."""
+    lines, names = {}, {}
+    for name, of in protocols.items():
+        human = of["planners"].get("human") or {}
+        lines[name] = {**of["planners"][planner], "raw@3s": human.get("raw@3s", human.get("collision@3s"))}
+        ego = ", ".join((of.get("about") or {}).get("ego", "").split(", ")[:2])
+        told = f"samples {of.get('samples', '?')}; ego {ego}"
+        names[name] = f"{escape(name.replace('_', ' '))}<small>{escape(told)}</small>"
+    columns = (*COUNT_COLUMNS, ("masked", "more, left out", False), *PLANNING_COLUMNS)
+    columns = (*columns, ("raw@3s", "of the human [%]", False))
+    return (
+        f"<h3>The same plans by every protocol: {sensor_label(planner)}</h3>"
+        + table(lines, columns, "protocol", lambda name: names[name], contest=())
+        + '<p class="note">What each averages, over which samples and with which bugs: metrics.json.</p>'
+    )
 
 
 def _skill(by_planner: Mapping[str, Mapping[str, Any]]) -> str:

@@ -13,7 +13,9 @@ from fusion3d.errors import Fusion3DError
 from fusion3d.types import SENSORS
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
-_COUNTS = ("IDS", "FRAG")
+_COUNTS = ("IDS", "FRAG", "N", "events", "masked")
+
+_SHARES = ("collision", "at_fault", "raw")  # in per cent
 
 
 def number(row: Mapping[str, Any], key: str) -> float | None:
@@ -28,7 +30,7 @@ def show(value: float | None, key: str) -> str:
         return "\N{EN DASH}"
     if key in _COUNTS:
         return f"{value:.0f}"
-    return f"{100 * value:.2f}" if key.startswith("collision") else f"{value:.3f}"
+    return f"{100 * value:.2f}" if key.startswith(_SHARES) else f"{value:.3f}"
 
 
 def table(

@@ -89,9 +89,9 @@ def test_every_protocol_stands_side_by_side(drives):
             row, line = protocols[name]["planners"][planner], lines[number * (1 + len(PROTOCOLS)) + 1 + i]
             cells = line.replace(", ", ",").split()
             kind, masked = ("at,any", "-") if name == "exact" else (KINDS[name], f"{row['masked']:.0f}")
-            ego = ["4.084", "x", "1.73" if name == "exact" else "1.85", "m"]
             assert cells[:5] == [name, kind, f"{row['N']:.0f}", f"{row['events']:.0f}", masked]
-            assert cells[-5:] == [protocols[name]["samples"], *ego]
+            ego = protocols[name]["about"]["ego"].split(", ")
+            assert line.endswith(f"{protocols[name]['samples']}   {', '.join(ego[:2])}") and "centre" in ego[1]
             assert cells[6] == ("n/a" if np.isnan(row["L2@2s"]) else f"{row['L2@2s']:.3f}")
     human = {"human": planners["human"] | {"raw@3s": 0.0125}}
     text = plan_table.format_side_by_side({"uniad": protocols["uniad"] | {"planners": human}}, ["human"])
@@ -131,6 +131,10 @@ def test_a_wrong_frame_is_noticed(drives, tmp_path):
     bend = dataclasses.replace(
         far, future=far.future + np.where(np.arange(len(far)) % 2, 3, -3)[:, None, None] * (0, 1, 0)
     )
+    for wrong in (np.pi / 2, np.pi):  # a yaw of the LiDAR's, or backwards; where it goes is right
+        turned = read_plans(plan_file(tmp_path / "t.json", drives, change=lambda plan, by=wrong: plan + (0, 0, by)))
+        with pytest.warns(UserWarning, match="head (90|180) degrees off the way that they go"):
+            evaluate_plans({"t": turned}, drives, ["exact"])
     mirrored = read_plans(plan_file(tmp_path / "m.json", bend, change=lambda plan: plan * (1, -1, 1)))
     with pytest.warns(UserWarning, match="mirrored"):
         evaluate_plans({"m": mirrored}, bend, ["exact"])
@@ -201,7 +205,7 @@ def test_a_shorter_file_is_named(drives):
         name: PlanFile("ego", {token: np.zeros((steps, 3)) for token in drives.tokens})
         for name, steps in (("long", drives.future.shape[1]), ("short", 2))
     }
-    with pytest.warns(UserWarning, match="short has 2 steps, others have more: no row is scored beyond these"):
+    with pytest.warns(UserWarning, match="short has 2 steps of 6: no row is scored beyond these 1 s"):
         evaluate_plans(files, drives, ["exact"])
 
 

@@ -67,7 +67,12 @@ def test_who_knows_the_truth_is_right_from_the_second_way_on():
     assert row["model"]["minADE_5"] < 1e-5 and row["model"]["missed_or_not_found_5"] == 0
     assert 0 < row["constant_velocity"]["minADE_5"] < row["stationary"]["minADE_5"]
     lines = format_motion({"lidar": score_forecasts([*scored.values()])})
-    assert lines[1].startswith("lidar ") and "1.000" in lines[1] and any("turns" in line for line in lines)
+    assert (
+        lines[0].startswith("motion, 3 s ")
+        and lines[1].startswith("lidar ")
+        and "1.000" in lines[1]
+        and any("turns" in line for line in lines)
+    )
 
 
 def test_what_no_sensor_saw_or_nobody_found_counts_as_it_should():

@@ -67,12 +67,19 @@ def audit_planner(
     model, _ = load_model(checkpoint, ema, config)
     dataset = open_split(config, config.data.split, training=False)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    found = audit(model, dataset, samples, config.train.batch_size, where, declared)
+    odometry = config.radar is not None and config.radar.odometry and config.fusion.stage != "early"
+    found = audit(model, dataset, samples, config.train.batch_size, where, declared, odometry)
     return {"checkpoint": str(checkpoint), "split": config.data.split, **found}
 
 
 def audit(
-    model: Any, dataset: NuScenesDataset, samples: int, batch_size: int, device: torch.device, declared: str = "none"
+    model: Any,
+    dataset: NuScenesDataset,
+    samples: int,
+    batch_size: int,
+    device: torch.device,
+    declared: str = "none",
+    odometry: bool = False,
 ) -> dict[str, Any]:
     """Audit a planner.
 
@@ -83,6 +90,7 @@ def audit(
         batch_size: samples of a forward pass.
         device: where the model runs.
         declared: what it says of ``planning.ego_status``.
+        odometry: do its radars' maps hold how fast the vehicle moves?
 
     Returns:
         ``samples`` (their number), ``scenes``, ``hash`` (of the samples), ``steps`` of a plan, ``ego_status`` as
@@ -118,7 +126,7 @@ def audit(
         "ego_status": declared,
         "changes": table,
         "future": dataclasses.asdict(check),
-        "card": make_card(rows, check, declared, dataset.keyframes - 1),
+        "card": make_card(rows, check, declared, dataset.keyframes - 1, odometry),
         "says": describe(audited, rows, check),
         "leaks": find_leaks(rows, check, declared),
     }

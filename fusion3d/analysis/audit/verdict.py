@@ -130,7 +130,7 @@ def _character(audited: Audited, rows: Rows, of_sensors: str, of_ego: str) -> st
     return f"plans the same whatever it is given (sensors {sensors:.2f} m): it looks at nothing{alone}"
 
 
-def make_card(rows: Rows, check: FutureCheck, declared: str, past: int) -> dict[str, str]:
+def make_card(rows: Rows, check: FutureCheck, declared: str, past: int, odometry: bool = False) -> dict[str, str]:
     """What goes into a planner, and how far it moves the plan at its last time.
 
     Args:
@@ -138,6 +138,7 @@ def make_card(rows: Rows, check: FutureCheck, declared: str, past: int) -> dict[
         check: of what is read.
         declared: ``planning.ego_status``.
         past: most keyframes before that a sample comes with.
+        odometry: do the radars' maps hold how fast the vehicle moves?
     """
     sensors = [f"{name} {_metres(name_reach(rows, name))}" for name in fields_of("sensor") if f"no {name}" in rows]
     status = max((reach for name in STATUS if (reach := _reach(rows, name)) is not None), default=None)
@@ -148,11 +149,12 @@ def make_card(rows: Rows, check: FutureCheck, declared: str, past: int) -> dict[
     else:
         command += f"; does not change with the driven path in {check.samples} samples"
     before = f"{past}; without them {_metres(_reach(rows, NO_HISTORY))}" if past else "none"
-    moved = "nothing" if not past else f"places the keyframes before: wrong by a factor {_metres(way)}"
+    moved = [f"places the keyframes before: wrong by a factor {_metres(way)}"] * bool(past)
+    moved += ["speed, as the radars measure it (radar.odometry)"] * odometry
     return {
         "sensors": ", ".join([*sensors, f"none at all {_metres(_reach(rows, NO_SENSOR))}"]) if sensors else "none",
         "ego in planner": f"{declared}; status moves it by {_metres(status)}",
-        "ego in BEV": moved,
+        "ego in BEV": "; ".join(moved) or "nothing",
         "past poses": _metres(_reach(rows, f"past {OTHER}") or _reach(rows, "no past")),
         "command": command,
         "keyframes before": before,
