@@ -182,9 +182,10 @@ def score_forecasts(samples: Sequence[ScoredAgents]) -> dict[str, Any]:
     """The numbers of a split: of ``all`` true agents, and of those that go one of WAYS or are of a kind.
 
     Returns:
-        By group: ``seconds`` until the end; ``true`` and ``found``, counts; ``recall``; by forecaster its means of ``ERRORS`` over the found
-        and of ``ALL_MISSED`` over all, with ``intervals``; and ``skill`` of ``model`` over ``constant_velocity``, where
-        both are there, by error: ``value``, ``interval`` and whether it is ``distinguishable`` from none.
+        By group: ``seconds`` until the end; ``true`` and ``found``, counts; ``recall``; by forecaster its means of
+        ``ERRORS`` over the found and of ``ALL_MISSED`` over all, with ``intervals``; and ``skill`` of ``model`` over
+        ``constant_velocity``, where both are there, by error: ``value``, ``interval`` and whether it is
+        ``distinguishable`` from none.
     """
     names, scene_of = np.unique([sample.scene for sample in samples], return_inverse=True)
     num_scenes = max(len(names), 1)

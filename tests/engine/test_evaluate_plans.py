@@ -132,7 +132,9 @@ def test_a_wrong_frame_is_noticed(drives, tmp_path):
         far, future=far.future + np.where(np.arange(len(far)) % 2, 3, -3)[:, None, None] * (0, 1, 0)
     )
     for wrong in (np.pi / 2, np.pi):  # a yaw of the LiDAR's, or backwards; where it goes is right
-        turned = read_plans(plan_file(tmp_path / "t.json", drives, change=lambda plan, by=wrong: plan + (0, 0, by)))
+        turned = read_plans(
+            plan_file(tmp_path / "t.json", drives, change=lambda plan, by=wrong: plan + np.array([0, 0, by]))
+        )
         with pytest.warns(UserWarning, match="head (90|180) degrees off the way that they go"):
             evaluate_plans({"t": turned}, drives, ["exact"])
     mirrored = read_plans(plan_file(tmp_path / "m.json", bend, change=lambda plan: plan * (1, -1, 1)))
