@@ -143,9 +143,8 @@ def _signed(skill: float) -> str:
 
 
 def _short(skill: float) -> str:
-    return (
-        f"{skill:+.3f}" if abs(skill) < 10 else f"{skill:+.0f}"
-    )  # where the reference hardly errs, it is a quotient by 0
+    """In the width of its column: where the reference hardly errs, skill may be thousands below 0."""
+    return f"{skill:+.3f}" if abs(skill) < 10 else f"{skill:+.0f}"
 
 
 def _show(column: str, value: float | None) -> str:

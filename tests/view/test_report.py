@@ -103,8 +103,8 @@ def test_every_number_stands_in_its_row(tmp_path, picture):
         assert shown[1:] == [f"{metrics['subsets'][name][c]:.3f}" for c in list(metrics["subsets"][name])[:7]]
         heat = [text for _, text in page.row(name.replace("+", " + "), 1)]
         assert heat[1:] == [f"{v:.3f}" for v in metrics["subsets"][name]["AP"].values()]
-    assert [text for _, text in page.row("model")][1:4] == ["0.400 best", "0.800 best", "1.200 best"]
-    assert [text for _, text in page.row("model")][4] == "0.49 best"  # a rate of 0.00492 in per cent
+    assert [text for _, text in page.row("model")][1:4] == ["0.400", "0.800", "1.200"]
+    assert [text for _, text in page.row("model")][4] == "0.49"  # a rate of 0.00492 in per cent
     for said in ("A & B", "one < two", "1 < 2 & exact", "first <scene>", "train.epochs: 3", "2.13", "1 h 02 min"):
         assert said in page.text
     assert "5 → 1.1" in page.text and "heatmap" in page.text
@@ -201,13 +201,21 @@ def test_tracks_and_all_that_is_known_of_plans(tmp_path):
             "recall": 0.4,
             "IDS": 12.0,
         }
-        row["planning"] = {"L2@3s": 1.0 + 0.1 * i, "collision@3s": 0.01}
+        row["planning"] = {"L2@3s": 1.0 + 0.1 * i, "collision@3s": 0.01, "at_fault@3s": 0.02, "N": 27.0, "events": 3.0}
     nan = math.nan
     last = list(metrics["subsets"])[-1]
+    counts = {"N": 275.0, "events": 9.0, "masked": 2.0}
     metrics["planning_scores"] = {
         "protocols": {
-            name: {"planners": {last: {f"{what}@{t}s": value for what in ("L2", "collision") for t in (1, 2, 3)}}}
-            for name, value in (("exact", 0.25), ("uniad_valid", 0.75))
+            name: {
+                "planners": {
+                    last: {f"{what}@{t}s": value for what in ("L2", "collision") for t in (1, 2, 3)} | counts,
+                    "human": {floor: 0.0125},
+                },
+                "samples": "57cfe4ae",
+                "about": {"ego": "4.084 x 1.85 m, centre +0.50 m of the LiDAR, never turned"},
+            }
+            for name, value, floor in (("exact", 0.25, "collision@3s"), ("uniad_valid", 0.75, "raw@3s"))
         },
         "pdm": {
             "lidar": {
@@ -238,16 +246,16 @@ def test_tracks_and_all_that_is_known_of_plans(tmp_path):
     assert [text.split("position")[0] for text in heads[at]][1:3] == ["AMOTAover recalls", "AMOTP"]
     of_lidar = [[text for _, text in row] for row in page.rows if row[0][1] == "lidar"]
     assert ["lidar", "0.100", "1.400", "0.200 best", "0.300 best", "0.400 best", "12 best", DASH] in of_lidar
-    assert ["lidar", DASH, DASH, "1.100", DASH, DASH, "1.00 best"] in of_lidar
+    assert ["lidar", DASH, DASH, "1.100", DASH, DASH, "1.00", "2.00", "27", "3"] in of_lidar
     assert ["lidar", "0.810", "0.900", DASH, "0.700", "0.600", "0.500"] in of_lidar
     shown = {row[0][1]: [text for _, text in row[1:]] for row in page.rows if "(" in row[0][1]}
     assert shown["all (N 27)"] == ["0.2500.100 to 0.400", "-2.000"]
     assert shown["manoeuvre: stop (N 3)"] == ["-0.500", DASH]
     assert shown["macro (2 manoeuvres)"] == ["-0.125", DASH]
-    by_protocol = {
-        row[0][1]: [text for _, text in row[1:]] for row in page.rows if row[0][1] in ("exact", "uniad valid")
-    }
-    assert by_protocol["exact"] == 3 * ["0.250"] + 3 * ["25.00"] and by_protocol["uniad valid"][0] == "0.750"
+    told = "samples 57cfe4ae; ego 4.084 x 1.85 m, centre +0.50 m of the LiDAR"
+    exact, uniad = ([text for _, text in page.row(f"{name}{told}")[1:]] for name in ("exact", "uniad valid"))
+    assert exact == ["275", "9", "2", *3 * ["0.250"], *3 * ["25.00"], "1.25"]
+    assert uniad[3] == "0.750" and uniad[-1] == "1.25"
     assert "greedy < 2 m" in page.text and "12 by polygons, 8 by the mask alone" in page.text
 
 
