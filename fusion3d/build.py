@@ -51,6 +51,7 @@ def build_model(config: Config, pretrained: bool = True) -> Model:
             "motion is set and detection is null; forecasts are of detected boxes: set motion to null too, or detection"
         )
     _check_planning(config)
+    _check_odometry(config)
     if stage in ("early", "late"):
         _check_no_maps_meet(config)
     if stage not in ("late", "hybrid"):
@@ -84,6 +85,18 @@ def _check_planning(config: Config) -> None:
     asked = [name for name in ("occupied", "undrivable") if planning.anchors.prices.get(name)]
     if asked and config.occupancy is None:
         raise ConfigError(f"planning.anchors.prices has {asked[0]!r}, and occupancy is null: nothing says it")
+
+
+def _check_odometry(config: Config) -> None:
+    """ConfigError where the radars' map cannot say when the vehicle would be where."""
+    if config.radar is None or not config.radar.odometry:
+        return
+    if config.fusion.stage == "early":
+        raise ConfigError("radar.odometry is true, and with fusion.stage 'early' the radars have no map of their own")
+    if config.augment.bev_shift:
+        raise ConfigError(
+            "radar.odometry is true, and augment.bev_shift moves the vehicle away from where it counts from"
+        )
 
 
 def _check_no_maps_meet(config: Config) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fusion3d.config import DataConfig, RadarConfig
+from fusion3d.build import build_model
+from fusion3d.config import DataConfig, RadarConfig, from_dict
 from fusion3d.data.augment import bev_matrix, transform_batch
 from fusion3d.data.collate import collate
 from fusion3d.data.dataset import NuScenesDataset
@@ -126,3 +127,9 @@ def test_the_map_says_when_the_vehicle_would_be_where():
     assert not told[2:].any()  # too few returns, and no radar at all
     with pytest.raises(ConfigError, match=r"radar\.velocity and radar\.odometry take 4 of 4; expected at least 5"):
         make_radar(RadarConfig(channels=4, odometry=True), grid)
+    for clash, message in (
+        ({"fusion": {"stage": "early"}}, "radar.odometry is true, and with fusion.stage 'early'"),
+        ({"augment": {"bev_shift": 0.5}}, "radar.odometry is true, and augment.bev_shift"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_model(from_dict({"radar": {"odometry": True}, **clash}), pretrained=False)

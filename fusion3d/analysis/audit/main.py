@@ -67,7 +67,7 @@ def audit_planner(
     model, _ = load_model(checkpoint, ema, config)
     dataset = open_split(config, config.data.split, training=False)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    odometry = config.radar is not None and config.radar.odometry and config.fusion.stage != "early"
+    odometry = config.radar is not None and config.radar.odometry
     found = audit(model, dataset, samples, config.train.batch_size, where, declared, odometry)
     return {"checkpoint": str(checkpoint), "split": config.data.split, **found}
 
