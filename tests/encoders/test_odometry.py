@@ -123,7 +123,7 @@ def test_the_map_says_when_the_vehicle_would_be_where():
     # At 4 m/s the cell 10.5 m ahead and half a metre aside is 10.51 m or 2.63 s away, of 4; and 16 m are 4 s.
     assert told[0, 4, 18].item() == pytest.approx(math.hypot(10.5, 0.5) / 16, abs=0.03)
     assert (told[0, :, 26:] == 1).all() and (told[0, 3:5, :8] < 1).all()
-    assert (told[1, :, 14:] == 1).all() and float(told[1].mean()) > 0.9  # which stands, to the noise of the radars
+    assert (told[1, :, 14:] == 1).all() and told[1].mean().item() > 0.9  # which stands, to the noise of the radars
     assert not told[2:].any()  # too few returns, and no radar at all
     with pytest.raises(ConfigError, match=r"radar\.velocity and radar\.odometry take 4 of 4; expected at least 5"):
         make_radar(RadarConfig(channels=4, odometry=True), grid)
