@@ -93,7 +93,7 @@ def _check_odometry(config: Config) -> None:
         return
     if config.fusion.stage == "early":
         raise ConfigError("radar.odometry is true, and with fusion.stage 'early' the radars have no map of their own")
-    if config.augment.bev_shift:
+    if config.augment is not None and config.augment.bev_shift:
         raise ConfigError(
             "radar.odometry is true, and augment.bev_shift moves the vehicle away from where it counts from"
         )
