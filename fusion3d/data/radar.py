@@ -167,9 +167,11 @@ def load_radars(
 
 
 def _load_cloud(tables: Tables, reading: Reading, radar_filter: RadarFilter, min_distance: float) -> np.ndarray:
-    """[R, 14] float32 returns of one file in the sensor frame; columns time and sensor are left at zero."""
+    """[R, 14] float32 returns of one file in the sensor frame; columns time and sensor are left at zero, doppler is NaN
+    where the file does not have it.
+    """
     tables.check(reading.row)
-    cloud = read_pcd(tables.path(reading.content), (*_COLUMNS, *_RAW))
+    cloud = read_pcd(tables.path(reading.content), _COLUMNS)
     if min_distance > 0:
         cloud = cloud[far_enough(cloud["x"], cloud["y"], min_distance)]
     if radar_filter != "none":
@@ -178,6 +180,8 @@ def _load_cloud(tables: Tables, reading: Reading, radar_filter: RadarFilter, min
     for name, column in _COLUMNS.items():
         out[:, column] = cloud[name]
     ray = out[:, :2] / np.maximum(np.hypot(out[:, 0], out[:, 1]), 1e-6)[:, None]
-    out[:, RADAR_FIELDS.index("doppler")] = sum(cloud[name] * ray[:, axis] for axis, name in enumerate(_RAW))
+    measured = set(_RAW) <= set(cloud.dtype.names or ())
+    doppler = sum(cloud[name] * ray[:, axis] for axis, name in enumerate(_RAW)) if measured else np.nan
+    out[:, RADAR_FIELDS.index("doppler")] = doppler
     out[:, _RAY] = ray
     return out

@@ -32,6 +32,8 @@ from fusion3d.types import (
     Trajectory,
 )
 
+_SPEED = 5.0  # [m/s] of the vehicle, ahead
+
 
 def random_batch(
     config: Config,
@@ -219,7 +221,7 @@ def _random_returns(config: Config, count: int, generator: torch.Generator) -> T
         "ambig_state": codes(5),
         "dyn_prop": codes(8),
         "sensor": codes(len(RADARS)),
-        "doppler": torch.randn(count, generator=generator) * 5,
     }
     columns |= dict(zip(("ray_x", "ray_y"), torch.nn.functional.normalize(xy, dim=0), strict=True))
+    columns["doppler"] = (columns["vx"] - _SPEED) * columns["ray_x"] + columns["vy"] * columns["ray_y"]
     return torch.stack([columns[name] for name in RADAR_FIELDS], dim=1)
