@@ -15,18 +15,8 @@ from fusion3d.metrics.planning.published import HORIZONS
 from fusion3d.metrics.planning.slices import HUMAN
 
 SHARES = (
-    "collision",
-    "masked",
-    "at_fault",
-    "vehicle",
-    "vru",
-    "static",
-    "raw",
-    "point",
-    "boundary",
-    "boundary_raw",
-    "ttc",
-)
+    "collision", "masked", "at_fault", "vehicle", "vru", "static", "raw", "point", "boundary", "boundary_raw", "ttc",
+)  # fmt: skip
 _EXACT = (
     *(f"L2@{t}s" for t in HORIZONS), "L2mean@3s", "longitudinal@3s", "lateral@3s", "heading@3s",
     *(f"collision@{t}s" for t in HORIZONS), "masked@3s", "at_fault@3s", "vehicle@3s", "vru@3s", "static@3s", "ttc",
