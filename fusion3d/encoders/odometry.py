@@ -2,8 +2,8 @@
 
 A return that rests moves away from its radar by what the vehicle moves along the ray towards it. The velocity that
 fits the returns of all radars best is found by least squares, in which what does not fit weighs less and less
-(Kellner et al., 2013, find it by random sampling; reweighting is as robust here and has no chance in it). The velocity
-that a vehicle turns with at each radar is not told apart: it is a little of the sideways one.
+(Kellner et al., 2013, find it by random sampling; here is no chance in it). The velocity that a vehicle turns with at
+each radar is not told apart: it is a little of the sideways one.
 
 Letters: B samples, R returns.
 """
@@ -18,7 +18,8 @@ from fusion3d.types import RADAR_FIELDS, BEVGrid
 _TIME, _DOPPLER = (RADAR_FIELDS.index(name) for name in ("time", "doppler"))
 _RAY = slice(RADAR_FIELDS.index("ray_x"), RADAR_FIELDS.index("ray_x") + 2)
 _NEWEST = 0.1  # [s] older returns were measured at another speed
-_SCALES = (8.0, 4.0, 2.0, 1.0, 0.5, 0.5, 0.5)  # [m/s] residuals of this size weigh a quarter, pass by pass
+# [m/s] Residuals of this size weigh a quarter, pass by pass; in the first all weigh the same.
+_SCALES = (torch.inf, 8.0, 4.0, 2.0, 1.0, 0.5, 0.5, 0.5)
 _FEWEST = 8.0  # returns that must agree
 _SPREAD = 0.02  # least share of the rays across their main direction: else they say nothing of one component
 _LONGEST = 4.0  # [s]
@@ -50,12 +51,10 @@ def ego_velocity(returns_RF: Tensor, sample_R: Tensor, num_samples: int) -> tupl
         x_R, y_R = ray_R2.unbind(1)
         squares = x_R * x_R, x_R * y_R, y_R * y_R
         terms_R6 = torch.stack([torch.ones_like(x_R), *squares, -x_R * speed_R, -y_R * speed_R], dim=1)
-        velocity_B2, weight_R = ray_R2.new_zeros(num_samples, 2), torch.ones_like(x_R)
-        known_B = member_BR.any(1)
-        for scale in (None, *_SCALES):
-            if scale is not None:
-                residual_R = speed_R + (ray_R2 * velocity_B2[sample_R]).sum(1)
-                weight_R = (1 + (residual_R / scale).square()).reciprocal().square()
+        velocity_B2, known_B = ray_R2.new_zeros(num_samples, 2), member_BR.any(1)
+        for scale in _SCALES:
+            residual_R = speed_R + (ray_R2 * velocity_B2[sample_R]).sum(1)
+            weight_R = (1 + (residual_R / scale).square()).reciprocal().square()
             total_B, xx, xy, yy, x, y = ((member_BR * weight_R) @ terms_R6).unbind(1)
             determinant = xx * yy - xy * xy
             least_B = (total_B - (total_B.square() - 4 * determinant).clamp(min=0).sqrt()) / 2  # xx + yy is the total

@@ -24,7 +24,7 @@ from fusion3d.metrics.forecast import score_forecasts
 from fusion3d.metrics.planning import PROTOCOLS, Drives, Map, score_plans
 from fusion3d.metrics.planning.baselines import make_anchors, nearest_anchor
 from fusion3d.metrics.planning.exact import NAME, usable
-from fusion3d.metrics.planning.paths import from_lidar, path_heading, with_heading
+from fusion3d.metrics.planning.paths import from_lidar, path_heading, with_heading, wrap
 from fusion3d.metrics.planning.protocols import BEV_PLANNER, PUBLISHED
 from fusion3d.types import TIME_STEP
 
@@ -88,7 +88,7 @@ def check_frame(plan: np.ndarray, there: np.ndarray, drives: Drives) -> str | No
                 'frame right? "ego" has x forward and y left, "lidar" x to the right and y forward'
             )
         turned = plan[straight, last, 2] - path_heading(plan[straight, :, :2])[:, last]
-        off = np.degrees(np.median(np.abs(np.arctan2(np.sin(turned), np.cos(turned)))))
+        off = np.degrees(np.median(np.abs(wrap(turned))))
         if off > _TURNED:
             return (
                 f"where the human drives straight ahead, the plans head {off:.0f} degrees off the way that they go: is "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusion3d.metrics.bootstrap import FEWEST_SCENES
+from fusion3d.metrics.planning.drives import box_of
 from fusion3d.metrics.planning.exact import NAME
 from fusion3d.metrics.planning.pdm import PARTS, about_ground
 from fusion3d.metrics.planning.protocols import PUBLISHED
@@ -59,7 +60,7 @@ def format_side_by_side(protocols: Mapping[str, Any], planners: Iterable[str]) -
             floor = "collision@3s" if exact else "raw@3s"
             counts = (f"{row['N']:.0f}", f"{row['events']:.0f}", "-" if exact else f"{row['masked']:.0f}")
             cells = (*counts, *(_show(column, row[column]) for column in numbers), _show(floor, human[floor]))
-            lines.append(_line(f"  {name}", kind, cells, of["samples"], ", ".join(of["about"]["ego"].split(", ")[:2])))
+            lines.append(_line(f"  {name}", kind, cells, of["samples"], box_of(of["about"])))
     return "\n".join(lines)
 
 

@@ -40,9 +40,8 @@ CLASS_COLORS = dict(
 HEIGHT_RANGE = (-0.5, 4.0)  # [m] over the ground, in ego
 _HEIGHT_STOPS = np.array([[58, 69, 86], [66, 104, 138], [86, 160, 168], [168, 203, 172], [236, 226, 178]]) / 255
 _HEAT_STOPS = np.array([[46, 16, 101], [190, 24, 93], [249, 115, 22], [254, 240, 138]]) / 255  # cold to hot
-_COST_STOPS = (
-    np.array([[255, 216, 77], [139, 151, 167], [62, 74, 92]]) / 255
-)  # from the plan's own colour to the rings'
+# From the plan's own colour to the rings'.
+_COST_STOPS = np.array([[255, 216, 77], [139, 151, 167], [62, 74, 92]]) / 255
 
 
 def rgb(color: str) -> tuple[float, float, float]:

@@ -12,28 +12,12 @@ from fusion3d.cli import run
 from fusion3d.data.annotations import load_ego
 from fusion3d.data.maps import mask_file, vector_file
 from fusion3d.data.nuscenes import Tables
-from fusion3d.data.splits import samples_of
 from fusion3d.engine.drives import drives_of, map_of
 from fusion3d.metrics.planning import PROTOCOLS, score_plans
 from fusion3d.metrics.planning.paths import with_heading
 from fusion3d.metrics.planning.pdm import between_lanes
 
 VERSION = "v1.0-synthetic"
-
-
-@pytest.fixture(scope="module")
-def tables(synthetic_root):
-    return Tables.open(synthetic_root, VERSION)
-
-
-@pytest.fixture(scope="module")
-def tokens(tables):
-    return [tables.token(row) for row in samples_of(tables, "all")]
-
-
-@pytest.fixture(scope="module")
-def drives(tables, tokens):
-    return drives_of(tables, tokens)
 
 
 def test_paths_are_those_that_are_trained_on(tables, tokens, drives):

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from fusion3d.cli import run
-from fusion3d.data.nuscenes import Tables
 from fusion3d.data.plans import PlanFile
-from fusion3d.data.splits import samples_of
 from fusion3d.data.tracks import read_tracks
 from fusion3d.engine import plan_table
-from fusion3d.engine.drives import drives_of, drives_of_tracks
+from fusion3d.engine.drives import drives_of_tracks
 from fusion3d.engine.ego_mlp import EgoMLP
 from fusion3d.engine.evaluate_plans import evaluate_plans, trained_baselines
 from fusion3d.engine.forecasts import table_line
@@ -29,21 +27,6 @@ KINDS = {
     "uniad": "at,at", "uniad_valid": "at,at", "stp3": "mean,mean", "vad": "mean,mean", "sparsedrive": "mean,mean",
     "bev_planner": "mean,any",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tables(synthetic_root):
-    return Tables.open(synthetic_root, VERSION)
-
-
-@pytest.fixture(scope="module")
-def tokens(tables):
-    return [tables.token(row) for row in samples_of(tables, "all")]
-
-
-@pytest.fixture(scope="module")
-def drives(tables, tokens):
-    return drives_of(tables, tokens)
 
 
 def plan_file(path, drives, frame="ego", steps=4, change=lambda plan: plan):

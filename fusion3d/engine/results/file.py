@@ -23,8 +23,6 @@ FLAGS = (*(f"use_{sensor}" for sensor in SENSORS), "use_map", "use_external")
 CLASSES = {"detection": DETECTION_CLASSES, "tracking": TRACKING_CLASSES}
 _VECTORS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}
 _OPTIONAL = ("ego_translation", "num_pts")  # the devkit writes both, and scores no box whose num_pts is 0
-
-
 _MOST_POINTS = 2**31 - 1
 LONGEST_NAME = 256  # characters of a token or a tracking id; nuScenes has 32
 

@@ -113,6 +113,11 @@ class EgoBox:
         return f"{self.length} x {self.width} m, centre {self.ahead:+.2f} m"
 
 
+def box_of(about: Mapping[str, str]) -> str:
+    """Of what a protocol says of itself, the size of the car and where its middle is."""
+    return ", ".join(about["ego"].split(", ")[:2])
+
+
 def sample_hash(tokens: Sequence[str]) -> str:
     """Eight digits that name a set of samples, in whatever order: two rows with the same were scored on the same."""
     return hashlib.sha256("\n".join(sorted(tokens)).encode()).hexdigest()[:8]
