@@ -186,9 +186,10 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
 
 def same(base: Config, budget: Budget) -> dict[str, Any]:
     """What runs must have in common to stand on one page: ``elsewhere.SAME``."""
+    early = {"early_epochs": budget.early_epochs(base)}
     return {
         "config": config_digest(base),
-        "budget": {**asdict(budget), "alone_epochs": [*budget.alone_epochs]},
+        "budget": {**asdict(budget), "alone_epochs": [*budget.alone_epochs], **early},
         "data": data_digest(base),
     }
 
@@ -213,7 +214,7 @@ def main(argv: list[str]) -> int:
         metavar="PAGE.json",
         help="pages of other seeds, whose runs stand on this page too",
     )
-    parser.add_argument("--epochs", type=int, default=1, help="of each row")
+    parser.add_argument("--epochs", type=int, default=1, help="of each row; early has more")
     parser.add_argument("--together-epochs", type=int, default=4, metavar="N", help="of all sensors before the rows")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate of these epochs")
     parser.add_argument(

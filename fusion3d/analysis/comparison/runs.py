@@ -44,9 +44,16 @@ class Budget:
         alone = ", ".join(f"{name} {count}" for name, count in zip(base.branches, self.alone_epochs, strict=True))
         return (
             f"epochs of each sensor alone (peak rate {base.train.learning_rate:g}): {alone}; "
-            f"of all together with {TOGETHER.operator}: {self.together_epochs}; of each row: {self.joint_epochs} (peak "
-            f"rate {self.joint_rate:g}, each sample under {num_subsets(base)} of its subsets of sensors in a step)"
+            f"of all together with {TOGETHER.operator}: {self.together_epochs}; of each row: {self.joint_epochs}, but "
+            f"early, whose encoder of points is no sensor's: {self.early_epochs(base)} (peak rate {self.joint_rate:g}, "
+            f"each sample under {num_subsets(base)} of its subsets of sensors in a step)"
         )
+
+    def early_epochs(self, base: Config) -> int:
+        """Of a row whose encoder is its own: as many as the encoders of points in other rows have had in the end."""
+        alone = dict(zip(base.branches, self.alone_epochs, strict=True))
+        of_points = [count for name, count in alone.items() if name != "camera"]
+        return max(of_points or alone.values()) + self.together_epochs + self.joint_epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +100,15 @@ def make_run(base: Config, row: Row, seed: int, budget: Budget, out: Path) -> Ru
     if row.alone:
         epochs = dict(zip(base.branches, budget.alone_epochs, strict=True))[row.alone[0]]
         return trained(base, row, seed, out, epochs=epochs, subsets=1, start=(), fresh=())
-    start = tuple(str(run_folder(out, name, seed)) for name in FILL_ORDER if name in base.branches)
-    epochs, fresh = budget.together_epochs, ()
-    if row != TOGETHER:
-        start = (str(run_folder(out, TOGETHER.name, seed)), *start)
-        epochs, fresh = budget.joint_epochs, FUSES.get(row.stage, ("fuse",))
+    singles = tuple(str(run_folder(out, name, seed)) for name in FILL_ORDER if name in base.branches)
+    together = str(run_folder(out, TOGETHER.name, seed))
+    fresh = FUSES.get(row.stage, ("fuse",))
+    if row == TOGETHER:
+        start, epochs, fresh = singles, budget.together_epochs, ()
+    elif row.stage == "early":  # with a camera's branch alone it would take the trunk of the camera's own model
+        start, epochs = (together,), budget.early_epochs(base)
+    else:
+        start, epochs = (together, *singles), budget.joint_epochs
     return trained(base, row, seed, out, epochs=epochs, learning_rate=budget.joint_rate, start=start, fresh=fresh)
 
 
