@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -186,6 +188,30 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         if aside.exists() and not path.exists():
             os.replace(aside, path)  # the new one did not get there
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def held(path: str | Path) -> Iterator[None]:
+    """Keep other processes out of the same block, by a lock on a file that ends with the process, however it ends.
+
+    A file system without locks keeps nobody out.
+
+    Raises:
+        Fusion3DError: another process is in there.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Fusion3DError(f"another process works in {path.parent}; wait for it, or end it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        yield
 
 
 def cache_folder() -> Path:

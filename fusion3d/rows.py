@@ -36,9 +36,12 @@ def concat(parts: Sequence[T_]) -> T_:
 
 
 def to_device(value: T_, device: torch.device | str) -> T_:
-    """Move every tensor inside dataclasses, tuples and lists to ``device``; anything else is returned as it is."""
+    """Move every tensor inside dataclasses, tuples and lists to ``device``; anything else is returned as it is.
+
+    What comes to the CPU is there when this returns: nothing would wait for it before it is read.
+    """
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)  # type: ignore[return-value]
+        return value.to(device, non_blocking=torch.device(device).type != "cpu")  # type: ignore[return-value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{f.name: to_device(getattr(value, f.name), device) for f in dataclasses.fields(value)})
     if isinstance(value, (tuple, list)):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion3d import ops
 from fusion3d.bev.plans import PlanCache
 from fusion3d.counts import divisor
-from fusion3d.encoders.blocks import conv_block
+from fusion3d.encoders.blocks import Norm, conv_block
 from fusion3d.encoders.clouds import spread_rows
 from fusion3d.encoders.depth import CameraFeatures
 from fusion3d.encoders.raster import nearest_depth
@@ -58,15 +58,18 @@ class DepthBins:
 
 
 class LiftSplat(nn.Module):
-    """Camera features to a map in the shared grid (Philion and Fidler, "Lift, Splat, Shoot", 2020)."""
+    """Camera features to a map in the shared grid (Philion and Fidler, "Lift, Splat, Shoot", 2020).
 
-    def __init__(self, bins: DepthBins, grid: BEVGrid, stride: int, channels: int) -> None:
+    ``norm`` is "group" where another sensor has had its say in the depth.
+    """
+
+    def __init__(self, bins: DepthBins, grid: BEVGrid, stride: int, channels: int, norm: Norm = "batch") -> None:
         super().__init__()
         self.bins = bins
         self.grid = grid
         self.stride = stride
         self.channels = channels
-        self.smooth = conv_block(channels, channels)
+        self.smooth = conv_block(channels, channels, norm=norm)
         self.plans = PlanCache()
 
     def forward(

@@ -7,6 +7,7 @@ feature rows and columns, Y X cells.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from fusion3d import ops
 from fusion3d.bev.lift import DepthBins, LiftSplat
 from fusion3d.encoders.blocks import ResidualBlock, conv_block
 from fusion3d.encoders.depth import CameraFeatures
+from fusion3d.encoders.footprint import advance
 from fusion3d.encoders.radar import NUM_FEATURES, describe
 from fusion3d.encoders.raster import seen_points
 from fusion3d.types import RADAR_FIELDS, BEVGrid, Cameras, PointCloud
@@ -29,15 +31,15 @@ class RadarLift(LiftSplat):
     bin is occupied. Context goes out along the image's depth distribution and, once more, along this occupancy, the
     same for all rows, since radar does not measure height. CRN joins the two products in the frustum, before pooling;
     pooling is linear, so here each is pooled and they meet in the grid, and no frustum of features is ever made.
-    Where a sample has no radar its map is the plain lift's.
+    Where a sample has no radar its map is the plain lift's. With ``moving``, returns are first moved to where they
+    should be now, as in the radar's own branch.
     """
 
-    def __init__(self, bins: DepthBins, grid: BEVGrid, stride: int, channels: int) -> None:
-        super().__init__(bins, grid, stride, channels)
+    def __init__(self, bins: DepthBins, grid: BEVGrid, stride: int, channels: int, moving: bool = True) -> None:
+        super().__init__(bins, grid, stride, channels, norm="group")
+        self.moving = moving
         self.occupancy = FrustumOccupancy(bins, stride)
-        # Normalised per sample, since two sensors meet here.
         self.join = conv_block(2 * channels, channels, kernel=1, norm="group")
-        self.smooth = conv_block(channels, channels, norm="group")
 
     def lift(
         self, features: CameraFeatures, cameras: Cameras, rows: Tensor, sample_M: Tensor, radar: PointCloud | None
@@ -46,6 +48,8 @@ class RadarLift(LiftSplat):
         map_BCYX = super().lift(features, cameras, rows, sample_M, radar)
         if radar is None:
             return map_BCYX
+        if self.moving:
+            radar = replace(radar, points=advance(radar.points))
         context_MCHW = features.context.float()
         num_rows, num_cols = context_MCHW.shape[2:]
         occupancy_MDW = self.occupancy(cameras, radar, num_cols)

@@ -32,9 +32,14 @@ def make_view(config: Config) -> View:
                               "has no depth; expected 0, or a view with depth")  # fmt: skip
         if camera.view == "unproject":
             return Unproject(grid, camera.stride, camera.channels, camera.heights)
+        if camera.channels % 4:
+            raise ConfigError(f"camera.channels: found {camera.channels} with camera.view 'deformable', whose heads "
+                              "share them: expected a multiple of 4")  # fmt: skip
         return Deformable(grid, camera.stride, camera.channels, camera.heights, camera.layers)
-    lift = RadarLift if camera.view == "radar_lift" else LiftSplat
-    return lift(DepthBins(*camera.depth), grid, camera.stride, camera.channels)
+    shape = DepthBins(*camera.depth), grid, camera.stride, camera.channels
+    if camera.view == "radar_lift":
+        return RadarLift(*shape, moving=config.radar is not None and config.radar.advance)
+    return LiftSplat(*shape, norm="group" if camera.view == "lidar_lift" else "batch")
 
 
 def check_helper(config: Config) -> None:

@@ -111,11 +111,11 @@ class AugmentConfig:
 
     image_scale: Changes = (-0.06, 0.11)
     """Uniform change of the resize factor around the fitting one."""
-    image_rotation: float = 5.4
+    image_rotation: Amount = 5.4
     """Largest image rotation [degrees]."""
     image_flip: bool = True
     """Mirror each image with probability 1/2 (the projection follows; no label changes)."""
-    bev_rotation: float = 22.5
+    bev_rotation: Amount = 22.5
     """Largest rotation about z [degrees]."""
     bev_scale: Scales = (0.95, 1.05)
     """Uniform scale of the world."""

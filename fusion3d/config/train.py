@@ -27,7 +27,7 @@ class TrainConfig:
     cosine up to the peak and another one down."""
     weight_decay: Amount = 0.01
     """AdamW."""
-    backbone_rate: Amount = 1.0
+    backbone_rate: Fraction = 1.0
     """Learning rate of the image backbone over that of all else; below 1 where its weights are pretrained."""
     layer_decay: Fraction = 1.0
     """Learning rate of each stage of the image backbone over that of the stage after it."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion3d.config import BackboneConfig
-from fusion3d.encoders.resnet import ResNet, load_weights
+from fusion3d.encoders.resnet import IMAGENET, Colours, ResNet, load_weights
 from fusion3d.errors import CheckpointError, ConfigError
 
 _PRETRAINED = "pretrained"
@@ -31,6 +31,7 @@ class Backbone(Protocol):
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    colours: Colours
 
     def __call__(self, images_M3HW: Tensor) -> list[Tensor]:
         """Maps from fine to coarse."""
@@ -59,8 +60,8 @@ def make_backbone(config: BackboneConfig, stride: int, pretrained: bool = True) 
             raise ConfigError(f"camera.backbone.width: found {config.width} with camera.backbone.name {config.name}; "
                               "only a ResNet's width can be set")  # fmt: skip
         make = _from_transformers if kind == "hf" else _from_timm
-        network, channels = make(name, config.weights, pretrained)
-        return cast(Backbone, ForeignBackbone(network, channels, config, stride))
+        network, channels, colours = make(name, config.weights, pretrained)
+        return cast(Backbone, ForeignBackbone(network, channels, colours, config, stride))
     if config.weights == _PRETRAINED:
         raise ConfigError(f"camera.backbone.weights: found {_PRETRAINED!r} with camera.backbone.name {config.name}; "
                           "expected a local file of weights with torchvision's names")  # fmt: skip
@@ -74,15 +75,19 @@ class ForeignBackbone(nn.Module):
     """A network of another library.
 
     Images are padded to whole cells and maps cut to the image, so that a cell always covers the pixels that its index
-    says. The maps of a plain transformer all have the stride of its patch (14 px in DINOv2); its images are resized so
-    that a patch covers as many pixels of the image as the feature map shall have per cell.
+    says. Maps that have their channels last are turned. The maps of a plain transformer all have the stride of its patch
+    (14 px in DINOv2); its images are resized so that a patch covers as many pixels of the image as the feature map shall
+    have per cell.
     """
 
-    def __init__(self, network: nn.Module, channels: Sequence[int], config: BackboneConfig, stride: int) -> None:
+    def __init__(
+        self, network: nn.Module, channels: Sequence[int], colours: Colours, config: BackboneConfig, stride: int
+    ) -> None:
         super().__init__()
         self.network = network
         self.channels = tuple(channels)
-        own = _strides_of(network, self.channels, config.name)
+        self.colours = colours
+        self.channels_last, own = _shapes_of(network, self.channels, config.name)
         self.patch = own[0] if len(own) > 1 and len(set(own)) == 1 else 0
         self.strides: tuple[int, ...] = (stride,) * len(own) if self.patch else own
 
@@ -95,6 +100,8 @@ class ForeignBackbone(nn.Module):
             size = [side // whole * self.patch for side in images_M3HW.shape[-2:]]
             images_M3HW = F.interpolate(images_M3HW, size=size, mode="bilinear", align_corners=False)
         maps = _maps_of(self.network, images_M3HW)
+        if self.channels_last:
+            maps = [x_MHWC.permute(0, 3, 1, 2) for x_MHWC in maps]
         return [
             x_MCHW[..., : math.ceil(rows / stride), : math.ceil(cols / stride)]
             for x_MCHW, stride in zip(maps, self.strides, strict=True)
@@ -130,8 +137,8 @@ def _maps_of(network: nn.Module, images_M3HW: Tensor) -> list[Tensor]:
     return list(getattr(output, "feature_maps", output))
 
 
-def _strides_of(network: nn.Module, channels: tuple[int, ...], name: str) -> tuple[int, ...]:
-    """The strides of a network's maps, from a trial with one image."""
+def _shapes_of(network: nn.Module, channels: tuple[int, ...], name: str) -> tuple[bool, tuple[int, ...]]:
+    """Have a network's maps their channels last, and which strides have they? From a trial with one image."""
     training = network.training
     try:
         with torch.no_grad():
@@ -142,20 +149,26 @@ def _strides_of(network: nn.Module, channels: tuple[int, ...], name: str) -> tup
         ) from error
     network.train(training)
     shapes = [tuple(x.shape) for x in maps]
-    strides = [_PROBE // shape[-1] for shape in shapes if shape[-1]]
-    expected = [
-        (1, count, _PROBE // stride, _PROBE // stride) for count, stride in zip(channels, strides, strict=False)
-    ]
-    if not shapes or shapes != expected or strides != sorted(strides):
-        raise ConfigError(
-            f"camera.backbone.name: {name} gives maps of shapes {shapes} for an image of {_PROBE} px; expected "
-            f"[1, C, rows, columns] from fine to coarse with C of {list(channels)}"
-        )
-    return tuple(strides)
+    sides = [shape[2] if len(shape) == 4 else 0 for shape in shapes]  # of either order
+    strides = [_PROBE // side for side in sides if side]
+    for last in (False, True):
+        expected = [
+            (1, side, side, count) if last else (1, count, side, side)
+            for count, side in zip(channels, sides, strict=False)
+        ]
+        if shapes and shapes == expected and strides == sorted(strides):
+            return last, tuple(strides)
+    raise ConfigError(
+        f"camera.backbone.name: {name} gives maps of shapes {shapes} for an image of {_PROBE} px; expected "
+        f"[1, C, rows, columns] or [1, rows, columns, C] from fine to coarse with C of {list(channels)}"
+    )
 
 
-def _from_transformers(name: str, weights: str, pretrained: bool) -> tuple[nn.Module, list[int]]:
-    """A backbone of transformers and its maps' channels; nothing is downloaded unless weights are ``pretrained``."""
+def _from_transformers(name: str, weights: str, pretrained: bool) -> tuple[nn.Module, list[int], Colours]:
+    """A backbone of transformers, its maps' channels and what its weights were learned with.
+
+    Nothing is downloaded unless weights are ``pretrained``.
+    """
     if weights not in ("", _PRETRAINED):
         raise ConfigError(f"camera.backbone.weights: found {weights!r} with camera.backbone.name hf:{name}; expected "
                           f"{_PRETRAINED!r} (the weights of that name or folder) or nothing")  # fmt: skip
@@ -175,11 +188,16 @@ def _from_transformers(name: str, weights: str, pretrained: bool) -> tuple[nn.Mo
             f"camera.backbone.name: hf:{name} cannot be made ({_first_line(error)}); expected a folder or a "
             f"name on the hub, a backbone with safetensors, in the cache or with camera.backbone.weights {_PRETRAINED}"
         ) from error
-    return network, list(network.channels)
+    try:
+        said, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name, local_files_only=offline)
+        colours = tuple(said["image_mean"]), tuple(said["image_std"])
+    except (OSError, KeyError):  # a folder may hold the network alone
+        colours = IMAGENET
+    return network, list(network.channels), cast(Colours, colours)
 
 
-def _from_timm(name: str, weights: str, pretrained: bool) -> tuple[nn.Module, list[int]]:
-    """A network of timm and its maps' channels."""
+def _from_timm(name: str, weights: str, pretrained: bool) -> tuple[nn.Module, list[int], Colours]:
+    """A network of timm, its maps' channels and what its weights were learned with."""
     if weights not in ("", _PRETRAINED) and not weights.endswith(".safetensors"):
         raise ConfigError(f"camera.backbone.weights: found {weights!r} with camera.backbone.name timm:{name}; expected "
                           f"{_PRETRAINED!r}, a local .safetensors file or nothing")  # fmt: skip
@@ -187,13 +205,17 @@ def _from_timm(name: str, weights: str, pretrained: bool) -> tuple[nn.Module, li
         raise CheckpointError(f"backbone weights {weights}: no such file")
     timm: Any = _import("timm")
     overlay = {"file": weights} if weights.endswith(".safetensors") else None
+    settings = {"features_only": True, "pretrained": pretrained and bool(weights), "pretrained_cfg_overlay": overlay}
     try:
-        network = timm.create_model(
-            name, features_only=True, pretrained=pretrained and bool(weights), pretrained_cfg_overlay=overlay
-        )
+        try:
+            network = timm.create_model(name, **settings, dynamic_img_size=True)  # transformers: any size of image
+        except TypeError:  # convolutions know no other, nor that setting
+            network = timm.create_model(name, **settings)
     except Exception as error:  # of many kinds: no such name, no network, no map of features
         raise ConfigError(f"camera.backbone.name: timm:{name} cannot be made ({_first_line(error)})") from error
-    return network, list(network.feature_info.channels())
+    learned = getattr(network, "pretrained_cfg", {})
+    colours = learned.get("mean", IMAGENET[0]), learned.get("std", IMAGENET[1])
+    return network, list(network.feature_info.channels()), colours
 
 
 def _import(package: str) -> Any:

@@ -15,6 +15,7 @@ from fusion3d.config import CameraConfig
 from fusion3d.encoders.backbones import Backbone, make_backbone
 from fusion3d.encoders.blocks import TopDown, conv_block
 from fusion3d.encoders.depth import AwareDepthNet, CameraFeatures, DepthNet, LidarDepthNet
+from fusion3d.encoders.resnet import IMAGENET
 from fusion3d.errors import ConfigError
 from fusion3d.types import Cameras, PointCloud
 
@@ -29,8 +30,9 @@ class CameraEncoder(nn.Module):
         super().__init__()
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+        kept = backbone.colours != IMAGENET  # with the weights: where they are evaluated they may not be known
+        for name, colour in zip(("mean", "std"), backbone.colours, strict=True):
+            self.register_buffer(name, torch.tensor(colour)[:, None, None], persistent=kept)
         self.backbone = backbone
         self.neck = neck
         self.depth_net = depth_net
@@ -53,8 +55,9 @@ class StackedTopDown(nn.Module):
     """The neck of lift-splat networks: the deeper map is stacked onto the shallower one and convolved.
 
     LSS-FPN of BEVDet (Huang et al., 2021) and BEVFusion (Liu et al., 2023), of any number of maps, of which only the
-    finest is made. The deeper map is brought to the other's size by repetition instead of interpolation, whose gradient
-    on CUDA is not the same in every run.
+    finest is made, by a 1x1 convolution at every join and one of 3x3 at the end (BEVFusion has one at every join). The
+    deeper map is brought to the other's size by repetition instead of interpolation, whose gradient on CUDA is not the
+    same in every run.
     """
 
     def __init__(self, inputs: Sequence[int], channels: int) -> None:

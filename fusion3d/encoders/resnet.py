@@ -67,6 +67,10 @@ def _downsample(inputs: int, outputs: int, stride: int) -> nn.Module | None:
     return nn.Sequential(Subsampled1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
+Colours = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and deviation of RGB in [0, 1]
+IMAGENET: Colours = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
 class ResNet(nn.Module):
     """The network without its classifier; ``channels`` are those of the maps at strides 4, 8, 16 and 32."""
 
@@ -89,6 +93,7 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.channels = tuple(width * 2**index * block.expansion for index in range(4))
         self.strides = (4, 8, 16, 32)
+        self.colours = IMAGENET
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

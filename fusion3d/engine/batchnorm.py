@@ -42,14 +42,14 @@ class JointBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean_C: Tensor, var_C: Tensor, count: Tensor) -> None:
-        """Move the running statistics; where nothing was counted, they stay."""
+        """Move the running statistics; where nothing was counted, or one element, which has no variance, they stay."""
         assert self.running_mean is not None and self.running_var is not None
         step = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
             step = 1 / self.num_batches_tracked if step is None else step
         assert step is not None
-        step = step * (count > 0)
+        step = step * (count > 1)
         self.running_mean.lerp_(mean_C, step)
         self.running_var.lerp_(var_C * count / (count - 1).clamp(min=1), step)
 

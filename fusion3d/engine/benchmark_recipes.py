@@ -35,8 +35,8 @@ CONVENTIONS = (
     "Operations are multiply-adds (MACs), with those of our own kernels; one is two FLOPs, though papers often call it "
     "one. Norms, activations and sorting are not counted. Inference is of one sample: {points} LiDAR points, {returns} "
     "random radar returns and six random images of the configuration's size; with memory it is one step of a stream. A "
-    "training step is of one sample too, with all of its keyframes. Beside ours, in columns or in brackets, stands "
-    "what is published. No model of full size has been trained by these recipes: this is about cost alone."
+    "training step is of one sample too, with all of its keyframes, in float32. Beside ours, in columns or in brackets, "
+    "stands what is published. No model of full size has been trained by these recipes: this is about cost alone."
 )
 
 
@@ -73,7 +73,8 @@ def measure(
     say(f"{name}: inference")
     inference = describe(config, batch, repeats=1)
     say(f"{name}: a training step")
-    training = describe(config, batch, repeats=0, train=True)
+    plain = replace(config, train=replace(config.train, precision="float32", checkpoint_activations=False))
+    training = describe(plain, batch, repeats=0, train=True)
     return Recipe(name, "+".join(config.branches), tuple(inference), tuple(training), PUBLISHED.get(name))
 
 

@@ -35,9 +35,9 @@ FREE_KEYS = {
     "data.root", "data.workers", "data.split", "detection.nms", "detection.circle_radius", "detection.rotated_overlap",
     "detection.nms_scale", "detection.score_threshold", "detection.class_score_threshold", "detection.max_boxes",
     "detection.class_max_boxes", "train.log_every", "train.checkpoint_every", "fusion.merge",
-    "augment.paste.database", "planning.anchors.prices", "planning.anchors.reject",
+    "augment.paste.database", "train.start", "planning.anchors.prices", "planning.anchors.reject",
     "planning.anchors.reject_score",
-}  # change nothing that is learned, as all of "evaluation." does not  # fmt: skip
+}  # change nothing that is still learned, as all of "evaluation." does not  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Position:
     batch: int = 0  # batches of that epoch already used by each process
     num_samples: int = 0  # size of the data set
     world: int = 1  # processes that share it
+    data: str = ""  # ``data_digest``; empty: not noted
 
 
 def checkpoint_folder(run_dir: str | Path, step: int) -> Path:

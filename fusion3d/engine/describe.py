@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from fusion3d.bev.early import EarlyFusion
 from fusion3d.build import build_model
 from fusion3d.config import Config, load_config
+from fusion3d.encoders.checkpointing import checkpoint_blocks
 from fusion3d.engine.probes import Clock, Memory, Operations, Probe
 from fusion3d.engine.random_batch import give_anchors, random_batch
+from fusion3d.engine.train import PRECISIONS
 from fusion3d.files import write_json
 from fusion3d.late import Model
 from fusion3d.model import CameraBranch, Fusion3D
@@ -53,13 +55,16 @@ def describe(config: Config, batch: Batch, repeats: int = 3, train: bool = False
         config: of the model.
         batch: on the device to measure on.
         repeats: passes that are timed; 0: the one that counts is, which it makes a little slower.
-        train: describe a training step instead of inference.
+        train: describe a training step instead of inference, with ``train.precision`` and
+            ``train.checkpoint_activations``; not compiled.
     """
     model = build_model(config, pretrained=False)
     give_anchors(model)
+    if train and config.train.checkpoint_activations:
+        checkpoint_blocks(model)
     model = model.to(batch.command.device).train(train)
     parts = stages(model)
-    step = _Step(model, batch) if train else _Step.of_stream(model, batch)
+    step = _Step(model, batch, precision=config.train.precision) if train else _Step.of_stream(model, batch)
     operations, memory = Operations(), Memory([*model.parameters(), *model.buffers(), *_tensors(batch)])
     clocks = [Clock(batch.command.device) for _ in range(repeats + 1)]
     with operations.counter, memory, _noted(parts) as outputs:
@@ -88,6 +93,7 @@ class _Step:
     model: Model
     batch: Batch
     memory: Any = None  # what the model remembers of the past, where the batch has none
+    precision: str = "float32"
 
     @staticmethod
     def of_stream(model: Model, batch: Batch) -> _Step:
@@ -102,17 +108,20 @@ class _Step:
         """Forward and decoding, or in training losses and backward, with every probe at every part."""
         model, batch = self.model, self.batch
         model.zero_grad()
+        kind, dtype = batch.command.device.type, PRECISIONS[self.precision]
         with ExitStack() as watched, torch.set_grad_enabled(model.training):
             for probe in probes:
                 watched.enter_context(probe.watch(parts))
             with _spans(probes, "whole"):
-                outputs = model(batch, self.memory)
-                if not model.training:
-                    with _spans(probes, "decode"):
-                        model.decode(outputs, batch)
-                    return
-                with _spans(probes, "losses"):
-                    loss = torch.stack(list(model.losses(outputs, batch).values())).sum()
+                with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+                    outputs = model(batch, self.memory)
+                    if not model.training:
+                        with _spans(probes, "decode"):
+                            model.decode(outputs, batch)
+                        return
+                    with _spans(probes, "losses"):
+                        terms = model.losses(outputs, batch).values()
+                        loss = torch.stack([term.float() for term in terms]).sum()
                 with _spans(probes, "backward"):
                     loss.backward()
 
@@ -215,7 +224,7 @@ def main(argv: list[str]) -> int:
     rows = describe(config, batch, known.repeats, known.train)
     threads = f"CPU, {torch.get_num_threads()} threads"
     device = torch.cuda.get_device_name() if batch.command.is_cuda else threads
-    work = "training step" if known.train else "inference"
+    work = f"training step in {config.train.precision}" if known.train else "inference"
     title = f"{known.config}: {work} of {known.samples} sample(s), {known.points} LiDAR points each, on {device}"
     print(format_table(rows, title))
     if known.json is not None:

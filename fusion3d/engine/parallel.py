@@ -3,6 +3,10 @@
 DDP averages the gradients of the processes' losses. For that to be the gradient of the joint loss, each loss is divided
 by what all processes count (``Objective``). Layers that talk to the other processes need every process to go through
 them: ``in_step`` gives an empty sensor to those whose batch lacks what another's has.
+
+Two losses stay each process's own, whose mean is not the joint batch's: those of ``fusion.representation``, which
+compare the cells of one batch, drawn at random where there are many (``coordinated``), or relate their statistics
+(``factorised``).
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
+from pathlib import Path
 
-from fusion3d.config import Config
+from fusion3d.config import Config, DataConfig
 from fusion3d.data.corruptions import parse
 from fusion3d.data.corruptions.kinds import CHANNELS, check_reach
 from fusion3d.data.dataset import NuScenesDataset
@@ -40,18 +42,44 @@ def check_corruptions(config: Config, sensors: Collection[str], whose: str) -> N
     check_reach([parse(text) for text in config.data.corruptions], there, "data.corruptions", whose)
 
 
-def check_branches(config: Config) -> None:
-    """See that every branch of a model that begins anew is trained.
+def check_training(config: Config) -> None:
+    """See that every branch of a model that begins anew is trained, and that no setting is without effect.
 
     Raises:
-        ConfigError: one is of a sensor that is not read.
+        ConfigError: a branch is of a sensor that is not read, or a setting needs another one.
     """
+    train, augment, lidar = config.train, config.augment, config.lidar
+    if train.subsets > 1 and train.drop_sensor == 0:
+        raise ConfigError(f"train.subsets is {train.subsets}, and train.drop_sensor 0: no subset is ever drawn")
+    if train.fresh and not train.start:
+        raise ConfigError(f"train.fresh is {list(train.fresh)}, and train.start empty: everything begins anew")
+    if train.drops and train.drops[0] < train.warmup:
+        raise ConfigError(f"train.drops: {train.drops[0]:g} comes before train.warmup ends, at {train.warmup:g}")
+    sparse = lidar is not None and lidar.encoder == "voxels" and lidar.voxels.backend == "spconv"
+    if sparse and train.precision == "bfloat16":
+        raise ConfigError(
+            "lidar.voxels.backend is 'spconv', and train.precision 'bfloat16': on a GPU it computes in float16 then, "
+            "for which no loss is scaled; take 'ours', or float16"
+        )
+    if augment is not None and augment.fade_epochs and not augment.fade:
+        raise ConfigError(f"augment.fade_epochs is {augment.fade_epochs}, and augment.fade names nothing")
+    if augment is not None and augment.fade_epochs and augment.fade == ("paste",) and augment.paste is None:
+        raise ConfigError(f"augment.fade_epochs is {augment.fade_epochs}, and augment.paste null: nothing fades")
     for sensor in config.branches:
         if sensor not in config.data.sensors and not config.train.start:
             raise ConfigError(
                 f"{sensor} is not null, and data.sensors ({', '.join(config.data.sensors)}) leaves it out: its branch "
                 f"would learn nothing; set {sensor} to null, or read it"
             )
+
+
+def data_digest(data: DataConfig, *splits: str) -> str:
+    """Tells splits of one data set from those of another: by the keyframes, the splits and what made it."""
+    digest = hashlib.sha256(" ".join(splits).encode())
+    for name in ("sample.json", "splits.json", "manifest.json"):  # the last says by which generator, if by one
+        path = Path(data.root, data.version, name)
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:16]
 
 
 def open_split(config: Config, split: str, training: bool, with_occupancy: bool = False) -> NuScenesDataset:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,13 @@ from fusion3d.engine.log import Clock, RunLog
 from fusion3d.engine.optimizer import build_optimizer, in_steps, load_optimizer, one_cycle, set_learning_rate
 from fusion3d.engine.parallel import Objective, accumulating, drop_untouched, fill, share_out, whole
 from fusion3d.engine.seed import generator, seed_all, set_deterministic
-from fusion3d.engine.split import check_branches, open_split
+from fusion3d.engine.split import check_training, data_digest, open_split
 from fusion3d.engine.start import start_from
 from fusion3d.errors import CheckpointError, ConfigError, TrainingError
+from fusion3d.files import held
 from fusion3d.types import Batch
 
+LOCK = "training.lock"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -84,7 +87,8 @@ class Trainer:
         )
         self.batches_per_epoch = len(self.loader)
         self.total_steps = math.ceil(self.batches_per_epoch / config.train.accumulate) * config.train.epochs
-        self.position = Position(num_samples=len(dataset), world=where.world)
+        data = data_digest(config.data, config.data.train_split)
+        self.position = Position(num_samples=len(dataset), world=where.world, data=data)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The losses of a model as one module, ready for these processes; the model is changed in place."""
@@ -243,9 +247,15 @@ class Trainer:
             raise CheckpointError(
                 f"{folder} cannot be resumed: it was trained on {position.num_samples} samples by {position.world} "
                 f"processes, here are {self.position.num_samples} samples and {self.position.world} processes; use the "
-                "same data and number of processes, another --run folder, or --no-resume"
+                "same data and number of processes, or another --run folder"
             )
-        self.position = position
+        if position.data not in ("", self.position.data):
+            raise CheckpointError(
+                f"{folder} cannot be resumed: it was trained on other data than {self.config.data.root} holds "
+                f"({self.config.data.version}, {self.config.data.train_split!r}); use the same data, or another --run "
+                "folder"
+            )
+        self.position = replace(position, data=self.position.data)
         weights = self.model.state_dict()
         fill(weights, read_weights(weights, folder / MODEL, self.config))
         if self.average is not None:
@@ -268,16 +278,17 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
         device: torch device name; None takes the GPU where there is one.
 
     Raises:
-        ConfigError: a branch is of a sensor that is not read.
+        ConfigError: as of ``check_training``.
         TrainingError: a loss is not finite, or there is nothing to train on.
         CheckpointError: what is there cannot be resumed, or a checkpoint cannot be written.
         DataError: the data set cannot be read.
+        Fusion3DError: another process trains in this folder.
     """
     run_dir = Path(run_dir)
-    with processes(device) as where:
+    with processes(device) as where, ExitStack() as kept:
         set_deterministic(config.deterministic)
         seed_all(config.seed)
-        check_branches(config)
+        check_training(config)
         dataset = open_split(config, config.data.train_split, training=True)
         found = where.gather(list_checkpoints(run_dir))[0]
         if found and not resume:
@@ -292,6 +303,8 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
         trainer = Trainer(config, model, dataset, run_dir, where)
         if found:
             trainer.resume(found[-1])
+        if where.first:
+            kept.enter_context(held(run_dir / LOCK))
         with RunLog(run_dir, trainer.position.step, active=where.first) as log:
             count = sum(p.numel() for p in trainer.model.parameters())
             log.say(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusion3d import ops
 from fusion3d.config import DetectionConfig
+from fusion3d.errors import ConfigError
 from fusion3d.heads.targets import by_class
 from fusion3d.ops.boxes import Metric
 from fusion3d.types import Boxes
@@ -30,10 +31,16 @@ class Selection:
     Args:
         config: with the settings of each class.
         usual: what nms "auto" stands for.
+
+    Raises:
+        ConfigError: a setting of another suppression than the one that is chosen.
     """
 
     def __init__(self, config: DetectionConfig, usual: Metric | None) -> None:
         metric = {"auto": usual, "none": None}.get(config.nms, config.nms)
+        for key, of in (("circle_radius", "circle"), ("rotated_overlap", "rotated"), ("nms_scale", "rotated")):
+            if getattr(config, key) and metric != of:
+                raise ConfigError(f"detection.{key} is set, and detection.nms is {config.nms!r}: set it to {of!r}")
         self.metric: Metric = metric or "circle"
         if metric == "rotated":
             self.threshold = by_class(_ROTATED_OVERLAP, config.rotated_overlap)

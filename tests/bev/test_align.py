@@ -112,6 +112,41 @@ def test_gradients_reach_everything_and_bfloat16_is_exact_where_nothing_moves():
     assert all(x.grad is not None and x.grad.isfinite().all() for x in given.values())
 
 
+@pytest.mark.slow
+def test_the_shift_of_each_sample_is_found_from_what_the_sensors_see():
+    """LiDAR stands up to two cells beside where it should, in every sample elsewhere: a bias cannot put it back."""
+    torch.manual_seed(0)
+    align, size, steps = make({"camera": 4, "lidar": 4}), 16, 1200
+    optimizer = torch.optim.AdamW(align.parameters(), 5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps, pct_start=0.05)
+    inner = (slice(None), slice(None), slice(3, -3), slice(3, -3))
+    there = {name: torch.ones(size, dtype=torch.bool) for name in ("camera", "lidar")}
+
+    def scenes() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        world, shift = torch.randn(size, 4, Y + 14, X + 14), torch.randint(-2, 3, (size, 2))
+        for _ in range(2):
+            world = 2 * F.avg_pool2d(world, 5, 1, 2)
+        cut = [of[:, 7 - y : 7 - y + Y, 7 - x : 7 - x + X] for of, (x, y) in zip(world, shift.tolist(), strict=True)]
+        return world[..., 7 : 7 + Y, 7 : 7 + X], torch.stack(cut), shift.float()
+
+    for _ in range(steps):
+        true, shifted, _ = scenes()
+        moved = align({"camera": true, "lidar": shifted}, there)
+        loss = torch.stack([F.mse_loss(of[inner], true[inner]) for of in moved.values() if of is not None]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        true, shifted, shift = scenes()
+        moved = align({"camera": true, "lidar": shifted}, there)["lidar"]
+        seen = {"camera": align.enter["camera"](true), "lidar": align.enter["lidar"](shifted)}
+        offset = align.offsets("lidar", ["camera"], seen, there).mean((2, 3))
+    assert moved is not None
+    assert F.mse_loss(moved[inner], true[inner]) < 0.15 * F.mse_loss(shifted[inner], true[inner])
+    assert (offset - shift).abs().mean() < 0.4 * shift.abs().mean()
+
+
 def test_a_known_shift_is_learned():
     """LiDAR stands 2 cells ahead and 1 to the right of where it should: it is put back."""
     torch.manual_seed(0)

@@ -325,6 +325,33 @@ def test_without_radar_the_radar_lift_is_the_plain_lift():
     assert (seen - plain).abs().max() > 1e-3
 
 
+def test_the_radar_lift_sees_moving_returns_where_they_should_be_now():
+    """Returns that are 0.4 s old, of what goes on at 10 m/s, lift as if they were 4 m further on."""
+    features, cameras = features_of(1), rig([0.0], [0])
+    radar = returns(8, 1)
+    changed = [RADAR_FIELDS.index(name) for name in ("vx", "vy", "time", "ambig_state")]
+    radar.points[:, changed] = torch.tensor([10.0, 0.0, 0.4, 3.0])
+    later = dataclasses.replace(radar, points=radar.points.clone())
+    later.points[:, RADAR_FIELDS.index("x")] += 4.0
+
+    def lifted(moving: bool, cloud: PointCloud) -> torch.Tensor:
+        view = make("radar_lift")
+        assert isinstance(view, RadarLift)
+        view.moving = moving
+        with torch.no_grad():
+            return view(features, cameras, 1, cloud)
+
+    torch.testing.assert_close(lifted(True, radar), lifted(False, later))
+    assert (lifted(True, radar) - lifted(False, radar)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["lidar_lift", "radar_lift"])
+def test_what_two_sensors_made_is_not_normalised_over_the_batch(name):
+    """Else a sample's map would, in training, depend on which sensors the others have."""
+    view = make_view(dataclasses.replace(TINY, camera=dataclasses.replace(TINY.camera, view=name)))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in view.modules())
+
+
 @pytest.mark.parametrize("name", VIEWS)
 def test_gradients_reach_everything_and_a_sky_is_no_harm(name):
     view = make(name).train()
@@ -374,6 +401,7 @@ def test_every_view_trains_on_any_sensors(name):
     [
         ({"view": "unproject"}, r"camera\.depth_loss.*camera\.view 'unproject'"),
         ({"view": "deformable"}, r"camera\.depth_loss.*camera\.view 'deformable'"),
+        ({"view": "deformable", "depth_loss": 0.0, "channels": 9}, r"camera\.channels.*camera\.view 'deformable'"),
         ({"view": "lidar_lift"}, r"camera\.view: found 'lidar_lift' with lidar: null"),
         ({"view": "radar_lift"}, r"camera\.view: found 'radar_lift' with radar: null"),
     ],

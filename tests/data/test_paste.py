@@ -289,7 +289,7 @@ def make_paster(boxes: Boxes, cutting, data: DataConfig | None = None, **setting
                 cutting, patches={c: cutting.patches[c] for c in channels if c in cutting.patches}
             )
 
-    objects = Kept(Path(), 3, 3, boxes, np.array([b"x"] * len(boxes)))
+    objects = Kept(Path(), 3, 3, (VERSION, "train"), boxes, np.array([b"x"] * len(boxes)))
     pools = (np.arange(len(boxes)), *[np.zeros(0, dtype=np.int64)] * 9)
     config = PasteConfig(counts=PasteCounts(car=9), **settings)
     return Paster(objects, config, data or DataConfig(), BEVGrid(), pools)

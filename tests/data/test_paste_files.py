@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -36,9 +37,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def config_of(root: Path, **changes) -> DataConfig:
-    return DataConfig(
-        root=str(root), version="v1.0-tiny", image_size=(45, 80), **({"lidar_sweeps": 2, "radar_sweeps": 2} | changes)
-    )
+    usual = {"lidar_sweeps": 2, "radar_sweeps": 2, "train_split": "mine"}
+    return DataConfig(root=str(root), version="v1.0-tiny", image_size=(45, 80), **(usual | changes))
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +248,9 @@ def test_what_does_not_fit_the_training_is_told(tiny_root, whole):
     ):
         with pytest.raises(ConfigError, match=f"augment.paste.database .* made with 2 .*{key}"):
             Paster.open(PasteConfig(str(whole)), config_of(tiny_root, **changes), BEVGrid())
+    for changes in ({"train_split": "train"}, {"version": "v1.0-mini"}):  # objects of what is evaluated, it may be
+        with pytest.raises(ConfigError, match=r"cut out of v1\.0-tiny mine, and data\.version and data\.train_split"):
+            Paster.open(PasteConfig(str(whole)), dataclasses.replace(config_of(tiny_root), **changes), BEVGrid())
     Paster.open(
         PasteConfig(str(whole), min_points=ANY, min_visibility=0),
         config_of(tiny_root, sensors=("radar",), lidar_sweeps=9),

@@ -93,8 +93,17 @@ def fake_transformers(monkeypatch):
             asked.append((str(settings.out_indices), options))
             return Network()
 
+    class ImageProcessingMixin:
+        @staticmethod
+        def get_image_processor_dict(name, **options):
+            asked.append((name, options))
+            if name != "some/vit":
+                raise OSError("no preprocessor_config.json")
+            return {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}, {}
+
     module = ModuleType("transformers")
-    module.AutoConfig, module.AutoBackbone = AutoConfig, AutoBackbone  # type: ignore[attr-defined]
+    for of in (AutoConfig, AutoBackbone, ImageProcessingMixin):
+        setattr(module, of.__name__, of)
     monkeypatch.setitem(sys.modules, "transformers", module)
     return asked
 
@@ -105,11 +114,12 @@ def test_a_backbone_of_transformers_downloads_only_what_is_asked_for(fake_transf
     assert fake_transformers == [
         ("some/swin", {"trust_remote_code": False, "local_files_only": True}),
         ("[1, 2, 3, 4]", {"trust_remote_code": False}),
+        ("some/swin", {"local_files_only": True}),
     ]
     fake_transformers.clear()
     named = make_backbone(BackboneConfig("hf:some/swin", weights="pretrained"), 16)
-    assert [options.get("local_files_only") for _, options in fake_transformers] == [False, None, False]
-    assert fake_transformers[-1][1]["use_safetensors"] is True
+    assert [options.get("local_files_only") for _, options in fake_transformers] == [False, None, False, False]
+    assert fake_transformers[-2][1]["use_safetensors"] is True
     assert named.state_dict()["network.scale"] == 2.0  # type: ignore[attr-defined]
     fake_transformers.clear()
     make_backbone(BackboneConfig(f"hf:{tmp_path}", weights="pretrained"), 16)
@@ -146,7 +156,10 @@ def fake_timm(monkeypatch):
         asked.append((name, options))
         if name not in networks:
             raise RuntimeError(f"Unknown model ({name})")
+        if name == "pyramid" and "dynamic_img_size" in options:
+            raise TypeError("unexpected keyword argument 'dynamic_img_size'")
         network = networks[name]()
+        network.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)} if name == "plain" else {}
         channels = list(CHANNELS) if name == "pyramid" else [4] * 4
         network.feature_info = SimpleNamespace(channels=lambda: channels)
         return network
@@ -160,7 +173,8 @@ def fake_timm(monkeypatch):
 def test_a_network_of_timm(fake_timm, tmp_path):
     backbone = make_backbone(BackboneConfig("timm:pyramid"), 8)
     assert backbone.channels == CHANNELS and backbone.strides == (4, 8, 16, 32)
-    assert fake_timm[-1][1] == {"features_only": True, "pretrained": False, "pretrained_cfg_overlay": None}
+    plain = {"features_only": True, "pretrained": False, "pretrained_cfg_overlay": None}
+    assert [options for _, options in fake_timm] == [plain | {"dynamic_img_size": True}, plain]
     path = tmp_path / "weights.safetensors"
     with pytest.raises(CheckpointError, match="no such file"):
         make_backbone(BackboneConfig("timm:pyramid", weights=str(path)), 8)
@@ -193,7 +207,7 @@ def test_what_cannot_be_used_is_named(fake_timm, monkeypatch):
     with pytest.raises(ConfigError, match=r"pretrained.*resnet18"):
         make_backbone(BackboneConfig("resnet18", weights="pretrained"), 8)
     monkeypatch.setattr(sys.modules["timm"], "create_model", lambda *_, **__: Wrong())
-    with pytest.raises(ConfigError, match=r"timm:pyramid gives maps of shapes \[\(1, 56, 56, 4\)\]"):
+    with pytest.raises(ConfigError, match=r"timm:pyramid gives maps of shapes \[\(1, 56, 4, 56\)\]"):
         make_backbone(BackboneConfig("timm:pyramid"), 8)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"pip install 'fusion3d\[timm\]'"):
@@ -204,12 +218,39 @@ def test_what_cannot_be_used_is_named(fake_timm, monkeypatch):
 
 
 class Wrong(nn.Module):
-    """Channels last."""
+    """Channels where nobody looks for them."""
 
     feature_info = SimpleNamespace(channels=lambda: [4])
 
     def forward(self, x):
-        return [torch.zeros(1, x.shape[2] // 4, x.shape[3] // 4, 4)]
+        return [torch.zeros(1, x.shape[2] // 4, 4, x.shape[3] // 4)]
+
+
+def test_maps_with_channels_last_are_turned(fake_timm, monkeypatch):
+    class Last(Pyramid):
+        feature_info = SimpleNamespace(channels=lambda: list(CHANNELS))
+
+        def forward(self, x):
+            return [x_MCHW.permute(0, 2, 3, 1) for x_MCHW in super().forward(x)]
+
+    torch.manual_seed(0)
+    last, images = Last().eval(), torch.rand(2, 3, 64, 96)
+    monkeypatch.setattr(sys.modules["timm"], "create_model", lambda *_, **__: last)
+    backbone = make_backbone(BackboneConfig("timm:swin"), 8)
+    for ours, theirs in zip(backbone(images), Pyramid.forward(last, images), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_images_are_normalised_as_the_weights_were_learned(fake_timm, fake_transformers):
+    """And how is kept with the weights: what is evaluated elsewhere may not find it there."""
+    for name, mean, std in (
+        ("timm:plain", 0.5, 0.5), ("hf:some/vit", 0.5, 0.25), ("hf:some/swin", 0.485, 0.229), ("resnet18", 0.485, 0.229)
+    ):  # fmt: skip
+        camera = from_dict({"camera": {"backbone": {"name": name}, "fpn_channels": 8, "channels": 8}}).camera
+        assert camera is not None
+        encoder = make_camera_encoder(camera, 4)
+        assert (float(encoder.mean[0]), float(encoder.std[0])) == pytest.approx((mean, std))
+        assert ("mean" in encoder.state_dict()) == (mean == 0.5)
 
 
 def test_a_stride_that_a_network_has_not(monkeypatch, fake_timm):

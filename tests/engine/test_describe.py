@@ -149,3 +149,14 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     printed, written = capsys.readouterr().out, json.loads(Path(out).read_text())
     assert {row["name"] for row in written["stages"]} >= {"lidar", "whole"}
     assert all(row["name"] in printed for row in written["stages"]) and "1x16x32x40" in printed
+
+
+def test_a_training_step_is_in_the_precision_and_memory_that_it_is_trained_with():
+    def walk(**train) -> dict:
+        config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, **train))
+        return {row.name: row for row in describe(config, random_batch(TINY, 1, 300, 20), 0, True)}
+
+    usual, half, again = walk(), walk(precision="bfloat16"), walk(checkpoint_activations=True)
+    assert half["trunk"].peak < 0.8 * usual["trunk"].peak
+    assert again["whole"].flops > usual["whole"].flops  # forward passes that are done twice
+    assert again["whole"].peak < usual["whole"].peak

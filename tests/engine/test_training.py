@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -20,9 +21,10 @@ from fusion3d.engine.distributed import Processes, processes
 from fusion3d.engine.inference import run_split
 from fusion3d.engine.log import Clock, RunLog, read_log
 from fusion3d.engine.seed import derive_seed, seed_all
-from fusion3d.engine.split import check_branches
-from fusion3d.engine.train import Trainer, train
+from fusion3d.engine.split import check_training
+from fusion3d.engine.train import LOCK, Trainer, train
 from fusion3d.errors import CheckpointError, ConfigError, Fusion3DError, TrainingError
+from fusion3d.files import held
 from fusion3d.types import Predictions
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -160,8 +162,46 @@ def test_a_branch_that_would_learn_nothing_is_an_error(tmp_path):
     ) as said:
         train(small_config(data=sensors), tmp_path, device="cpu")
     assert "\n" not in str(said.value) and not list(tmp_path.iterdir())
-    check_branches(small_config(data=sensors, radar=None))
-    check_branches(small_config({"start": ["elsewhere"]}, data=sensors))  # where it has learned already
+    check_training(small_config(data=sensors, radar=None))
+    check_training(small_config({"start": ["elsewhere"]}, data=sensors))  # where it has learned already
+
+
+@pytest.mark.parametrize(
+    ("train", "augment", "keys"),
+    [
+        ({"subsets": 7, "drop_sensor": 0.0}, {}, r"train\.subsets is 7, and train\.drop_sensor 0"),
+        ({"fresh": ["fuse"]}, {}, r"train\.fresh .*train\.start"),
+        ({"drops": [0.2], "warmup": 0.3}, {}, r"train\.drops: 0\.2 .*train\.warmup"),
+        ({}, {"fade_epochs": 2}, r"augment\.fade_epochs is 2, and augment\.paste null"),
+        ({}, {"fade_epochs": 2, "fade": []}, r"augment\.fade_epochs is 2, and augment\.fade names nothing"),
+    ],
+)
+def test_a_setting_without_effect_is_an_error(train, augment, keys):
+    with pytest.raises(ConfigError, match=keys) as said:
+        check_training(small_config(train, augment=augment))
+    assert "\n" not in str(said.value)
+    check_training(small_config(augment={"fade_epochs": 2, "fade": ["bev"]}))
+
+
+def test_other_data_of_the_same_size_is_not_gone_on_with(tmp_path):
+    folder = run(make_trainer(tiny_config(), tmp_path))
+    other = make_trainer(tiny_config(), tmp_path)
+    other.position = dataclasses.replace(other.position, data="0123456789abcdef")
+    with pytest.raises(CheckpointError, match=r"trained on other data than .* holds"):
+        other.resume(folder)
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({key: of for key, of in state.items() if key != "data"}))
+    other.resume(folder)  # an older version did not note it
+    assert other.position.step == state["step"] and other.position.data == "0123456789abcdef"
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path, monkeypatch):
+    config = small_config({"epochs": 1}, data={"image_size": [64, 64], "workers": 0})
+    monkeypatch.setattr("fusion3d.engine.train.open_split", lambda *_, **__: RandomData(config, 2))
+    with held(tmp_path / LOCK), pytest.raises(Fusion3DError, match=f"another process works in {tmp_path}") as said:
+        train(config, tmp_path, device="cpu")
+    assert "\n" not in str(said.value) and not list_checkpoints(tmp_path)
+    train(config, tmp_path, device="cpu")  # it ends with the process
 
 
 def test_every_sample_keeps_a_sensor_that_the_model_has(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fusion3d.config import DetectionConfig
+from fusion3d.errors import ConfigError
 from fusion3d.heads.selection import Selection
 from fusion3d.ops import box_iou_bev
 from fusion3d.types import DETECTION_CLASSES, Boxes
@@ -105,3 +106,12 @@ def test_auto_is_what_the_head_is_used_to():
 def test_nothing_at_all():
     boxes = Boxes.of(torch.zeros(4, 3), torch.ones(4, 3), torch.zeros(4), score=torch.zeros(4))
     assert [len(b) for b in Selection(DetectionConfig(class_max_boxes={"car": 3}), "circle")(boxes, 2)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("nms", "key"), [("auto", "nms_scale"), ("none", "rotated_overlap"), ("rotated", "circle_radius")]
+)
+def test_a_setting_of_another_suppression_is_an_error(nms, key):
+    config = DetectionConfig(nms=nms, **{key: {"bus": 0.5}})
+    with pytest.raises(ConfigError, match=rf"detection\.{key} is set, and detection\.nms is '{nms}': set it to"):
+        Selection(config, usual="circle")

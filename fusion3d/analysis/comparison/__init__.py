@@ -1,4 +1,4 @@
-"""Ways to fuse, compared: the same data, seeds and budget for every operator and stage (``compare_fusion``).
+"""Ways to fuse, compared: the same data and seeds for every operator and stage (``compare_fusion``).
 
 rows       what is compared, as data
 runs       a row and a seed as a run: its configuration, its folder, and whether what lies there is the same

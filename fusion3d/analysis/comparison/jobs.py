@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from fusion3d.analysis.comparison.runs import METRICS, Run
 from fusion3d.errors import Fusion3DError
+from fusion3d.files import held
 
 LOG, LOCK = "output.txt", "lock"
 PATIENCE = 20.0  # seconds between lines of progress
@@ -90,17 +90,12 @@ def _enter(run: Run, target: Callable[[Run], None]) -> None:
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with open(run.folder / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            print("another process works in this folder; wait for it, or end it", flush=True)
-            sys.exit(1)
-        try:
+    try:
+        with held(run.folder / LOCK):
             target(run)
-        except Fusion3DError as error:
-            print(error, flush=True)
-            sys.exit(1)
+    except Fusion3DError as error:
+        print(error, flush=True)
+        sys.exit(1)
 
 
 def _end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""The verb ``compare_fusion``: train every way to fuse on the same budget, and write one table and one plot.
+"""The verb ``compare_fusion``: train every way to fuse on the same data, and write one table and one plot.
 
 With every seed, first each sensor alone, and all of them together; then every operator in the middle stage and every
 stage without an operator, all beginning with what these learned, and what fuses anew; then the other stages with the
@@ -27,7 +27,7 @@ from fusion3d.analysis.comparison.runs import (
     Run,
     check,
     config_digest,
-    data_digest,
+    digest_of,
     environments,
     finished,
     make_run,
@@ -101,7 +101,8 @@ class Comparison:
 def judge(scores: Scores) -> tuple[int | None, list[Row]]:
     """The stages with the operators that were best, by the NDS with all sensors, and the seed by which they were.
 
-    That is the first seed that every operator has, so that all places judge alike; where there is none, no stage.
+    That is the first seed that every operator has, here or elsewhere: a place that is given the page of the first seed
+    judges as all do. Where there is none, no stage.
     """
     seed = min(set.intersection(*({*scores.get(row.name, {})} for row in OPERATORS)), default=None)
     if seed is None:
@@ -117,8 +118,14 @@ def compare(comparison: Comparison, jobs: int) -> None:
         CheckpointError: a folder holds a run of other settings.
         Fusion3DError: runs failed.
     """
-    singles, together, first = map(  # checked before any is trained
-        comparison.runs, (alone(comparison.base.branches), [TOGETHER], comparison.first_rows())
+    singles, together, first, _ = map(  # checked before any is trained, those that may be best too
+        comparison.runs,
+        (
+            alone(comparison.base.branches),
+            [TOGETHER],
+            comparison.first_rows(),
+            () if comparison.only else WITH_OPERATOR,
+        ),
     )
     steps = {
         "each sensor alone": lambda: singles,
@@ -166,16 +173,21 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
     singles, joint = ({row: runs for row, runs in of.items() if runs} for of in (singles, joint))
     if not joint:
         raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
-    cost = measured(comparison.out)
+    cost, budget = measured(comparison.out), comparison.budget.describe(comparison.base)
     protocol = (
-        f"Seeds {', '.join(map(str, seeds_of(joint)))}; same data and budget for every row: "
-        f"{comparison.budget.describe(comparison.base)}. The rows that fuse begin with the weights of the model of all "
-        "sensors together, or late fusion with those of the sensors' own models, of the same seed, wherever names and "
-        "shapes fit (`train.start`); what fuses is new in all of them (`train.fresh`)."
+        f"Seeds {', '.join(map(str, seeds_of(joint)))}; same data for every row, and {budget}. The rows that fuse "
+        "begin with the weights of the model of all sensors together, or late fusion with those of the sensors' own "
+        "models, of the same seed, wherever names and shapes fit (`train.start`); what fuses is new in all of them "
+        f"(`train.fresh`). So trunk and heads have learned with {TOGETHER.operator} when a row begins, which is an "
+        "advantage of rows that are like it; and late fusion, and the sensors' own models, are without the epochs "
+        "together."
     )
     seed, chosen = judge(joint)
-    if chosen and {row.name for row in chosen} == {row.name for row in WITH_OPERATOR if row.name in joint}:
+    tried = {row.name for row in WITH_OPERATOR if row.name in joint}
+    if chosen and tried == {row.name for row in chosen}:
         protocol += f" Stages are tried with the operators that were best with seed {seed}."
+    elif tried:
+        protocol += " Stages are tried with operators that were best in some place, or chosen by hand."
     if "about" in cost:
         protocol += f" ms: on {headline(cost['about'])}."
     here = environments(run for row in (*alone(comparison.base.branches), *ROWS) for run in comparison.of_row(row))
@@ -190,7 +202,7 @@ def same(base: Config, budget: Budget) -> dict[str, Any]:
     return {
         "config": config_digest(base),
         "budget": {**asdict(budget), "alone_epochs": [*budget.alone_epochs], **early},
-        "data": data_digest(base),
+        "data": digest_of(base),
     }
 
 
@@ -198,7 +210,7 @@ def main(argv: list[str]) -> int:
     """``compare_fusion CONFIG [--only ROW ...] [--seeds N ...] [--with PAGE ...] [--report] [--a.b value ...]``."""
     parser = make_parser(
         "compare_fusion",
-        "Train and evaluate every way to fuse on the same data, seeds and budget: one table, one plot.",
+        "Train and evaluate every way to fuse on the same data and seeds: one table, one plot.",
         "what all rows share",
         "runs/compare",
         "docs/benchmarks/fusion",
@@ -212,7 +224,8 @@ def main(argv: list[str]) -> int:
         type=Path,
         default=(),
         metavar="PAGE.json",
-        help="pages of other seeds, whose runs stand on this page too",
+        help="pages of other seeds, whose runs stand on this page too; the first seed of all says which operators are "
+        "best, so give its page to the places that run the others",
     )
     parser.add_argument("--epochs", type=int, default=1, help="of each row; early has more")
     parser.add_argument("--together-epochs", type=int, default=4, metavar="N", help="of all sensors before the rows")

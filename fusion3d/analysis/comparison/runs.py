@@ -16,6 +16,7 @@ from fusion3d.build import build_model
 from fusion3d.config import Config, differences, from_dict, to_dict
 from fusion3d.engine.checkpoint import check_same_config, list_checkpoints, weights_file
 from fusion3d.engine.environment import RUN, headline
+from fusion3d.engine.split import check_training, data_digest
 from fusion3d.engine.train import num_subsets
 from fusion3d.errors import CheckpointError, ConfigError
 from fusion3d.files import read_json, write_json
@@ -132,6 +133,7 @@ def check(run: Run) -> None:
     if run.config.detection is None:
         raise ConfigError("detection: found null; models are compared by their NDS, of boxes")
     try:
+        check_training(run.config)
         with torch.device("meta"):  # shapes alone
             build_model(from_dict(to_dict(run.config)), pretrained=False)
     except ConfigError as error:
@@ -153,12 +155,12 @@ def claim(run: Run) -> None:
     if not path.is_file():
         for checkpoint in list_checkpoints(run.folder)[-1:]:
             check_same_config(run.config, checkpoint)
-        write_json(path, {"config": to_dict(run.config), "data": data_digest(run.config), "start": _starts(run.config)})
+        write_json(path, {"config": to_dict(run.config), "data": digest_of(run.config), "start": _starts(run.config)})
         return
     noted = _read(path)
     theirs = from_dict(noted["config"], source=str(path))
     wrong = settings_that_differ(theirs, run.config)
-    wrong += ["other data"] * (noted["data"] != data_digest(run.config))
+    wrong += ["other data"] * (noted["data"] != digest_of(run.config))
     wrong += ["other weights to begin with"] * (noted["start"] != _starts(run.config))
     if wrong:
         raise CheckpointError(
@@ -172,13 +174,9 @@ def settings_that_differ(there: Config, here: Config) -> list[str]:
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in sorted({*old, *new} - MAY_DIFFER)]
 
 
-def data_digest(config: Config) -> str:
-    """Tells one data set from another: of its table of keyframes, its splits and what made it."""
-    digest = hashlib.sha256(f"{config.data.train_split} {config.data.split}".encode())
-    for name in ("sample.json", "splits.json", "manifest.json"):  # the last says by which generator, if by one
-        path = Path(config.data.root, config.data.version, name)
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    return digest.hexdigest()[:16]
+def digest_of(config: Config) -> str:
+    """``data_digest`` of what a run learns from and is scored on."""
+    return data_digest(config.data, config.data.train_split, config.data.split)
 
 
 def changes(config: Config, base: Config | None = None) -> dict[str, Any]:

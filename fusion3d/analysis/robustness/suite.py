@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fusion3d.analysis.comparison.runs import data_digest, settings_that_differ, weights_digest
+from fusion3d.analysis.comparison.runs import digest_of, settings_that_differ, weights_digest
 from fusion3d.analysis.robustness.conditions import CLEAN, Condition, Family
 from fusion3d.analysis.robustness.summary import METRICS
 from fusion3d.config import Config, from_dict, to_dict
@@ -112,7 +112,7 @@ def run_suite(suite: Suite, device: str | None = None) -> dict[str, Any] | None:
         raise DataError(f"{tables.root} ({tables.version}) has no annotations to score against")
     same = {
         "weights": weights_digest(weights_file(suite.checkpoint, suite.ema)),
-        "data": data_digest(suite.config),
+        "data": digest_of(suite.config),
         "whole": suite.whole,
     }
     set_deterministic(suite.config.deterministic)

@@ -55,6 +55,7 @@ class Objects:
     root: Path
     lidar_sweeps: int
     radar_sweeps: int
+    source: tuple[str, str]  # version and split that they are cut out of
     boxes: Boxes  # K, in the ego frame of where each was cut out
     files: np.ndarray  # [K] bytes, relative to the root
 
@@ -75,7 +76,8 @@ class Objects:
             if made["format"] != FORMAT:
                 raise ValueError(f"format {made['format']}, expected {FORMAT}")
             boxes, files = _parse(columns)
-            return Objects(root, int(made["lidar_sweeps"]), int(made["radar_sweeps"]), boxes, files)
+            source = str(made["version"]), str(made["split"])
+            return Objects(root, int(made["lidar_sweeps"]), int(made["radar_sweeps"]), source, boxes, files)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{path}: {reason}; {remedy}") from error

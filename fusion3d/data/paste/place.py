@@ -67,9 +67,15 @@ class Paster:
 
         Raises:
             DataError: the database is missing or damaged.
-            ConfigError: it has fewer sweeps than a sample, or no object that is good enough.
+            ConfigError: it is of another split than is trained on, has fewer sweeps than a sample, or no object that
+                is good enough.
         """
         objects = Objects.open(config.database)
+        if objects.source != (data.version, data.train_split):
+            raise ConfigError(
+                f"augment.paste.database {objects.root} is cut out of {' '.join(objects.source)}, and data.version and "
+                f"data.train_split are {data.version} and {data.train_split}: make it of what is trained on"
+            )
         for name, sensor in (("lidar_sweeps", "lidar"), ("radar_sweeps", "radar")):
             has, wanted = getattr(objects, name), getattr(data, name)
             if sensor in data.sensors and has < wanted:
