@@ -75,9 +75,9 @@ class ForeignBackbone(nn.Module):
     """A network of another library.
 
     Images are padded to whole cells and maps cut to the image, so that a cell always covers the pixels that its index
-    says. Maps that have their channels last are turned. The maps of a plain transformer all have the stride of its patch
-    (14 px in DINOv2); its images are resized so that a patch covers as many pixels of the image as the feature map shall
-    have per cell.
+    says. Maps that have their channels last are turned. The maps of a plain transformer all have the stride of its
+    patch (14 px in DINOv2); its images are resized so that a patch covers as many pixels of the image as the feature map
+    shall have per cell.
     """
 
     def __init__(
@@ -151,11 +151,9 @@ def _shapes_of(network: nn.Module, channels: tuple[int, ...], name: str) -> tupl
     shapes = [tuple(x.shape) for x in maps]
     sides = [shape[2] if len(shape) == 4 else 0 for shape in shapes]  # of either order
     strides = [_PROBE // side for side in sides if side]
+    sizes = [(count, side, side) for count, side in zip(channels, sides, strict=False)]
     for last in (False, True):
-        expected = [
-            (1, side, side, count) if last else (1, count, side, side)
-            for count, side in zip(channels, sides, strict=False)
-        ]
+        expected = [(1, *size[last:], *size[:last]) for size in sizes]
         if shapes and shapes == expected and strides == sorted(strides):
             return last, tuple(strides)
     raise ConfigError(

@@ -35,8 +35,9 @@ CONVENTIONS = (
     "Operations are multiply-adds (MACs), with those of our own kernels; one is two FLOPs, though papers often call it "
     "one. Norms, activations and sorting are not counted. Inference is of one sample: {points} LiDAR points, {returns} "
     "random radar returns and six random images of the configuration's size; with memory it is one step of a stream. A "
-    "training step is of one sample too, with all of its keyframes, in float32. Beside ours, in columns or in brackets, "
-    "stands what is published. No model of full size has been trained by these recipes: this is about cost alone."
+    "training step is of one sample too, with all of its keyframes, in float32. Beside ours, in columns or in "
+    "brackets, stands what is published. No model of full size has been trained by these recipes: this is about cost "
+    "alone."
 )
 
 
