@@ -76,7 +76,7 @@ class ForeignBackbone(nn.Module):
 
     Images are padded to whole cells and maps cut to the image, so that a cell always covers the pixels that its index
     says. Maps that have their channels last are turned. The maps of a plain transformer all have the stride of its
-    patch (14 px in DINOv2); its images are resized so that a patch covers as many pixels of the image as the feature map
+    patch (14 px in DINOv2); its images are resized so that a patch covers as many pixels as the feature map
     shall have per cell.
     """
 
