@@ -81,6 +81,14 @@ def test_rows_are_selected_and_joined_in_whatever_holds_them(cut: int, keep: lis
         assert select(names, rows) == tuple(name for name, there in zip(names, keep, strict=True) if there)
 
 
+@pytest.mark.gpu
+def test_what_comes_from_a_gpu_is_there_when_it_can_be_read() -> None:
+    value = torch.ones(4096, 4096, device="cuda")
+    for _ in range(20):  # a copy that is not waited for would be read before this is done
+        value = value @ value / 4096
+    assert float(to_device((value,), "cpu")[0].min()) == 1.0
+
+
 def test_to_device_keeps_structure() -> None:
     moved = to_device((Boxes.empty(), [1, None], "x"), "meta")
     assert moved[0].center.device.type == "meta" and moved[1:] == ([1, None], "x")

@@ -27,6 +27,9 @@ class ChannelExchangeFusion(Auxiliary):
 
     What differs: GroupNorm for BatchNorm, since sensors have met; two exchanges, around one convolution; a sensor that
     is alone keeps all its channels.
+
+    Scales begin at 1, and a step of AdamW moves one by the learning rate at most: before steps times rate amount to as
+    much, no channel is exchanged, and this is a convolution that the streams share.
     """
 
     def __init__(
