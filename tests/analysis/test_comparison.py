@@ -159,6 +159,15 @@ def test_what_sensors_add_is_paired_and_rows_count_once():
     assert twice.half == pytest.approx(once.half)
 
 
+def test_a_row_that_lacks_seeds_makes_no_difference_between_them():
+    alike = {row: dict.fromkeys(range(3), 1.0) for row in ("add", "concat")}
+    found = summary.gain(alike | {"early": {0: -5.0}}, "NDS", "all", "few")
+    assert (found.seeds.mean, found.seeds.half, found.seeds.count) == (1.0, 0.0, 3)
+    assert found.mean == pytest.approx(-1.0) and found.rows.count == 3  # as a row it counts
+    uneven = summary.gain({"add": {0: 1.0}, "concat": {1: 3.0}}, "NDS", "all", "few")  # none has every seed
+    assert (uneven.seeds.mean, uneven.seeds.count) == (2.0, 2)
+
+
 def test_rows_and_seeds_must_both_part_it_from_zero():
     def number(row: int, seed: int) -> dict[str, dict[int, float]]:
         return {str(i): {j: row * i + seed * j + 1.0 for j in range(3)} for i in range(3)}
@@ -176,8 +185,6 @@ def test_rows_and_seeds_must_both_part_it_from_zero():
         expected = 4.302653 * 4 / math.sqrt(3)
         assert found.mean == middle and max(found.rows.half, found.seeds.half) == pytest.approx(expected, rel=1e-6)
     assert not gain_of({"a": {0: 1.0}, "b": {0: 1.0}}).distinguishable  # one seed does not say how seeds differ
-    uneven = gain_of({"a": {0: 1.0, 1: 3.0}, "b": {0: 5.0}})
-    assert (uneven.rows.mean, uneven.seeds.mean) == (3.5, 3.0)
 
 
 def test_no_lead_is_called_not_distinguishable():

@@ -91,7 +91,8 @@ class Gain:
     """What a number gains where sensors are added, in runs that are paired with themselves.
 
     Runs of one row are alike, and so may those of one seed be. So the mean has two intervals: with every row counted
-    once, and with every seed counted once. Only what both of them part from zero is called distinguishable.
+    once, and with every seed counted once, over the rows that have them all. Only what both of them part from zero is
+    called distinguishable.
     """
 
     metric: str
@@ -128,7 +129,9 @@ def gain(numbers: Mapping[str, Mapping[int, float]], metric: str, more: str, les
         more: what is compared.
         less: with what.
     """
-    by_seed = [[runs[seed] for runs in numbers.values() if seed in runs] for seed in seeds_of(numbers)]
+    seeds = seeds_of(numbers)
+    alike = [runs for runs in numbers.values() if len(runs) == len(seeds)] or numbers.values()
+    by_seed = [[runs[seed] for runs in alike if seed in runs] for seed in seeds]
     means = [[sum(group) / len(group) for group in groups] for groups in (map(_values, numbers.values()), by_seed)]
     return Gain(metric, more, less, *map(estimate, means))
 
