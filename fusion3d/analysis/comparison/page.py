@@ -149,9 +149,9 @@ def _gain_lines(said: Sequence[Gain], alone: Scores, joint: Scores) -> list[str]
     return [
         f"Over {runs} runs of {len(joint)} rows, each paired with itself under fewer sensors; 95 % t-intervals with "
         "every row counted once and with every seed counted once (of the rows that have them all), since runs of one "
-        "row, or of one seed, may be alike. What is not parted from zero by both is not distinguishable. Other scenes may say something else: all runs "
-        f"were scored on the same {first['num_samples']} keyframes. The best of the smaller subsets is the one with "
-        "the highest mean on these very runs, which favours it.",
+        "row, or of one seed, may be alike. What is not parted from zero by both is not distinguishable. Other scenes "
+        f"may say something else: all runs were scored on the same {first['num_samples']} keyframes. The best of the "
+        "smaller subsets is the one with the highest mean on these very runs, which favours it.",
         "",
         *(f"- **{kinds[count]}**: {best(said, count)}" for count in range(size - 1, 0, -1)),
         *(f"- {one}" for one in said),
