@@ -257,7 +257,8 @@ FUSION3D_INLINE void unpool_patches(const BevPoolBackward& args, int64_t begin, 
   for (int64_t i = begin; i < end; ++i) unpool_patch<T>(args, pixel_patch(args, i, kPatchRows, kPatchCols), patch);
 }
 
-FUSION3D_DISPATCH(run_forward, BevPoolForward, pool_parts)
+inline bool is_wide(const BevPoolForward& args) { return args.channels >= 16; }
+FUSION3D_DISPATCH_WIDE(run_forward, BevPoolForward, pool_parts)
 FUSION3D_DISPATCH(run_backward, BevPoolBackward, unpool_patches)
 
 }  // namespace

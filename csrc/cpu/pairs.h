@@ -70,7 +70,8 @@ struct Features {
   int64_t width;  // numbers that are read of a row; those beyond `channels` have no meaning
 
   // A row is read where it is if it holds enough numbers of the type that is computed in, else from a copy.
-  FUSION3D_INLINE bool is_read_in_place() const { return std::is_same<T, Real>::value && width == channels; }
+  static constexpr bool kHolds = std::is_same<T, Real>::value || std::is_same<T, WideFloat>::value;
+  FUSION3D_INLINE bool is_read_in_place() const { return kHolds && width == channels; }
 
   FUSION3D_INLINE void prefetch(const int32_t* row, int64_t count) const {
     const int64_t bytes = std::min<int64_t>(channels * sizeof(T), 512);
@@ -83,11 +84,10 @@ struct Features {
 
   // Where to read the rows; `space` has room for their copies.
   FUSION3D_INLINE void find(const int32_t* row, int64_t count, Real* space, const Real** found) const {
-    if constexpr (std::is_same<T, Real>::value)
-      if (is_read_in_place()) {
-        for (int64_t i = 0; i < count; ++i) found[i] = data + int64_t(row[i]) * channels;
-        return;
-      }
+    if (is_read_in_place()) {
+      for (int64_t i = 0; i < count; ++i) found[i] = reinterpret_cast<const Real*>(data + int64_t(row[i]) * channels);
+      return;
+    }
     constexpr int64_t kLanes = sizeof(typename Compute<T>::Vector) / sizeof(Real);
     for (int64_t i = 0; i < count; ++i, space += width) {
       const T* from = data + int64_t(row[i]) * channels;

@@ -40,11 +40,11 @@ FUSION3D_INLINE void multiply_block(
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) total[r][n] = load(sums[r] + n * kLanes);
+    for (int n = 0; n < N; ++n) total[r][n] = load_same<Vector>(sums[r] + n * kLanes);
   for (int64_t c = 0; c < channels; ++c, weight += Vectors<T>::kPanel) {
     Vector w[N];
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) w[n] = load(weight + n * kLanes);
+    for (int n = 0; n < N; ++n) w[n] = load_same<Vector>(weight + n * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const typename Compute<T>::Real x = in[r][c];
@@ -91,10 +91,11 @@ struct TilePairs {
 template <int R, int N, typename T>
 FUSION3D_INLINE void convolve_blocks(const Forward& forward, int64_t begin, int64_t end) {
   typedef typename Compute<T>::Real Real;
+  typedef typename Compute<T>::Vector Vector;
   constexpr int64_t kPanel = Vectors<T>::kPanel, kLanes = Vectors<T>::kLanes;
   const SparseConv& args = forward.args;
-  const int64_t channels = args.in_channels, width = forward.panels * kPanel;
-  const int64_t whole = N == 1 ? 0 : (args.out_channels + kLanes - 1) / kPanel;  // panels of two vectors
+  const int64_t channels = args.in_channels, width = (args.out_channels + kLanes - 1) / kLanes * kLanes;
+  const int64_t whole = N == 1 ? 0 : width / kPanel;  // panels of two vectors
   const Features<T> in{static_cast<const T*>(args.in), channels, channels};
   std::vector<Real> sums((kTile + 1) * width), space(in.is_read_in_place() ? 0 : R * channels);
   TilePairs<R> pairs(args);
@@ -104,7 +105,7 @@ FUSION3D_INLINE void convolve_blocks(const Forward& forward, int64_t begin, int6
     pairs.list(args, first);
     for (int64_t k = 0; k < args.taps; ++k) {
       const int64_t tap = args.flipped ? args.taps - 1 - k : k;
-      const Real* weights = static_cast<const Real*>(forward.packed) + tap * width * channels;
+      const Real* weights = static_cast<const Real*>(forward.packed) + tap * forward.panels * kPanel * channels;
       for (int64_t i = pairs.first[k]; i < pairs.first[k + 1]; i += R) {
         const Real* from[R];
         Real* to[R];
@@ -125,7 +126,7 @@ FUSION3D_INLINE void convolve_blocks(const Forward& forward, int64_t begin, int6
       T* out = static_cast<T*>(args.out) + (first + r) * args.out_channels;
       const Real* sum = sums.data() + r * width;
       int64_t c = 0;
-      for (; c + kLanes <= args.out_channels; c += kLanes) store(out + c, load(sum + c));
+      for (; c + kLanes <= args.out_channels; c += kLanes) store(out + c, load_same<Vector>(sum + c));
       for (; c < args.out_channels; ++c) store_one(out + c, sum[c]);
     }
   }
@@ -139,18 +140,26 @@ FUSION3D_INLINE void convolve_tiles(const Forward& forward, int64_t begin, int64
     convolve_blocks<6, 2, T>(forward, begin, end);
 }
 
-FUSION3D_DISPATCH(run_forward, Forward, convolve_tiles)
+inline bool is_wide(const SparseConv& args) { return args.out_channels > 8; }
+inline bool is_wide(const Forward& forward) { return is_wide(forward.args); }
+FUSION3D_DISPATCH_WIDE(run_forward, Forward, convolve_tiles)
+
+// Output channels of a panel, of the code that will run.
+template <typename T>
+int64_t panel_of(const SparseConv& args) {
+  return has_avx512() && is_wide(args) ? Vectors<typename Avx512Type<T>::Type>::kPanel : Vectors<T>::kPanel;
+}
 
 template <typename T>
 void pack_taps(const SparseConv& args, typename Compute<T>::Real* packed, int64_t panels, int64_t begin, int64_t end) {
-  constexpr int64_t kPanel = Vectors<T>::kPanel;
+  const int64_t panel = panel_of<T>(args);
   const T* weight = static_cast<const T*>(args.weight);
   const int64_t in = args.in_channels, out = args.out_channels, taps = args.taps;
   for (int64_t k = begin; k < end; ++k) {
-    typename Compute<T>::Real* to = packed + k * panels * kPanel * in;
+    typename Compute<T>::Real* to = packed + k * panels * panel * in;
     for (int64_t p = 0; p < panels; ++p)
       for (int64_t c = 0; c < in; ++c)
-        for (int64_t o = p * kPanel; o < (p + 1) * kPanel; ++o)
+        for (int64_t o = p * panel; o < (p + 1) * panel; ++o)
           *to++ = o >= out ? 0 : load_one(weight + (args.adjoint ? (c * taps + k) * out + o : (o * taps + k) * in + c));
   }
 }
@@ -160,9 +169,8 @@ void pack_taps(const SparseConv& args, typename Compute<T>::Real* packed, int64_
 void sparse_conv_cpu(const SparseConv& args, const ParallelFor& parallel_for) {
   for_dtype(args.dtype, [&](auto zero) {
     typedef decltype(zero) T;
-    constexpr int64_t kPanel = Vectors<T>::kPanel;
-    const int64_t panels = (args.out_channels + kPanel - 1) / kPanel;
-    std::vector<typename Compute<T>::Real> packed(args.taps * panels * kPanel * args.in_channels);
+    const int64_t panel = panel_of<T>(args), panels = (args.out_channels + panel - 1) / panel;
+    std::vector<typename Compute<T>::Real> packed(args.taps * panels * panel * args.in_channels);
     parallel_for(0, args.taps, 4, [&](int64_t begin, int64_t end) {
       pack_taps<T>(args, packed.data(), panels, begin, end);
     });

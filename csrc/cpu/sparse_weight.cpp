@@ -18,11 +18,6 @@ constexpr int64_t kPartRows = 4096;  // output rows of a part, at least
 constexpr int64_t kParts = 16;       // at most
 constexpr int kRows = 6;             // of a block in registers, by two vectors
 
-template <typename T>
-constexpr int64_t lanes() {
-  return sizeof(typename Compute<T>::Vector) / sizeof(typename Compute<T>::Real);
-}
-
 // Of the product's two sides one is spread over vectors, the other taken value by value.
 struct Side {
   const void* rows;
@@ -55,12 +50,12 @@ FUSION3D_INLINE void add_block(
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) total[r][n] = load(block + r * width + n * lanes<T>());
+    for (int n = 0; n < N; ++n) total[r][n] = load_same<Vector>(block + r * width + n * kLanes<T>);
   for (int64_t i = 0; i < chunk.pairs; ++i) {
     const typename Compute<T>::Real *one = chunk.one[i] + row, *vector = chunk.vector[i] + column;
     Vector v[N];
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) v[n] = load(vector + n * lanes<T>());
+    for (int n = 0; n < N; ++n) v[n] = load_same<Vector>(vector + n * kLanes<T>);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       const typename Compute<T>::Real x = one[r];
@@ -71,7 +66,7 @@ FUSION3D_INLINE void add_block(
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) store(block + r * width + n * lanes<T>(), total[r][n]);
+    for (int n = 0; n < N; ++n) store(block + r * width + n * kLanes<T>, total[r][n]);
 }
 
 template <int N, typename T>
@@ -130,14 +125,16 @@ FUSION3D_INLINE void add_products(const Products& products, int64_t begin, int64
         one.find(of_one + i, chunk.pairs, ones.data(), chunk.one);
         vector.find(of_vector + i, chunk.pairs, vectors.data(), chunk.vector);
         int64_t c = 0;
-        for (; c + 2 * lanes<T>() <= width; c += 2 * lanes<T>()) add_rows<2, T>(chunk, channels, c, width, product);
+        for (; c + 2 * kLanes<T> <= width; c += 2 * kLanes<T>) add_rows<2, T>(chunk, channels, c, width, product);
         if (c < width) add_rows<1, T>(chunk, channels, c, width, product);
       }
     }
   }
 }
 
-FUSION3D_DISPATCH(run_products, Products, add_products)
+inline bool is_wide(int64_t channels) { return channels > 8; }
+inline bool is_wide(const Products& products) { return is_wide(products.vector.channels); }
+FUSION3D_DISPATCH_WIDE(run_products, Products, add_products)
 
 // The gradient of the taps [begin, end): the sum over the parts.
 template <typename T>
@@ -166,7 +163,10 @@ void sparse_weight_grad_cpu(const SparseWeightGrad& args, const ParallelFor& par
   for_dtype(args.dtype, [&](auto zero) {
     typedef decltype(zero) T;
     const Side in{args.in, args.in_channels}, grad{args.grad, args.out_channels};
-    const auto whole = [](int64_t n) { return (n + lanes<T>() - 1) / lanes<T>() * lanes<T>(); };
+    const auto whole = [](int64_t n) {  // made up to vectors of the code that will run
+      const int64_t lanes = has_avx512() && is_wide(n) ? kLanes<typename Avx512Type<T>::Type> : kLanes<T>;
+      return (n + lanes - 1) / lanes * lanes;
+    };
     // The side that fills its vectors better is the one spread over them.
     const bool vector_is_in = whole(in.channels) * grad.channels <= whole(grad.channels) * in.channels;
     const Side &one = vector_is_in ? grad : in, &vector = vector_is_in ? in : grad;

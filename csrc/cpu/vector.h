@@ -22,13 +22,24 @@ struct FastHalf {
   uint16_t bits;
 };
 
+// Float and bfloat16 that only code for AVX-512 may touch: it computes sixteen of them at once.
+struct WideFloat {
+  float value;
+};
+struct WideBFloat16 {
+  uint16_t bits;
+};
+
 typedef float Floats __attribute__((vector_size(32)));
+typedef float WideFloats __attribute__((vector_size(64)));
 typedef double Doubles __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(32)));
+typedef uint32_t WideWords __attribute__((vector_size(64)));
 typedef uint16_t Shorts __attribute__((vector_size(16)));
+typedef uint16_t WideShorts __attribute__((vector_size(32)));
 typedef uint16_t StoredShorts __attribute__((vector_size(16), aligned(2), may_alias));
 
-// What each storage type T is computed in: `Real` one by one, `Vector` eight (or four) at once.
+// What each storage type T is computed in: `Real` one by one, `Vector` as many at once as a register holds.
 template <typename T>
 struct Compute {
   typedef float Real;
@@ -38,6 +49,16 @@ template <>
 struct Compute<double> {
   typedef double Real;
   typedef Doubles Vector;
+};
+template <>
+struct Compute<WideFloat> {
+  typedef float Real;
+  typedef WideFloats Vector;
+};
+template <>
+struct Compute<WideBFloat16> {
+  typedef float Real;
+  typedef WideFloats Vector;
 };
 template <typename T>
 constexpr int kLanes = sizeof(typename Compute<T>::Vector) / sizeof(typename Compute<T>::Real);
@@ -62,6 +83,8 @@ FUSION3D_INLINE F half_to_float(W half) {
 FUSION3D_INLINE float load_one(const float* p) { return *p; }
 FUSION3D_INLINE double load_one(const double* p) { return *p; }
 FUSION3D_INLINE float load_one(const BFloat16* p) { return bit_cast<float>(uint32_t(p->bits) << 16); }
+FUSION3D_INLINE float load_one(const WideFloat* p) { return p->value; }
+FUSION3D_INLINE float load_one(const WideBFloat16* p) { return bit_cast<float>(uint32_t(p->bits) << 16); }
 FUSION3D_INLINE float load_one(const Half* p) { return half_to_float<float, uint32_t>(p->bits); }
 
 #if defined(__x86_64__)
@@ -78,11 +101,15 @@ FUSION3D_INLINE float load_one(const FastHalf* p) {
 FUSION3D_INLINE void store_one(float* p, float value) { *p = value; }
 FUSION3D_INLINE void store_one(double* p, double value) { *p = value; }
 
+FUSION3D_INLINE void store_one(WideFloat* p, float value) { p->value = value; }
+
 // Round to nearest, ties to even; NaN stays NaN.
-FUSION3D_INLINE void store_one(BFloat16* p, float value) {
+FUSION3D_INLINE uint16_t to_bfloat16(float value) {
   const uint32_t bits = bit_cast<uint32_t>(value);
-  p->bits = value == value ? uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16) : uint16_t(0x7fc0u);
+  return value == value ? uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16) : uint16_t(0x7fc0u);
 }
+FUSION3D_INLINE void store_one(BFloat16* p, float value) { p->bits = to_bfloat16(value); }
+FUSION3D_INLINE void store_one(WideBFloat16* p, float value) { p->bits = to_bfloat16(value); }
 
 FUSION3D_INLINE void store_one(Half* p, float value) {
   const uint32_t bits = bit_cast<uint32_t>(value);
@@ -108,8 +135,12 @@ FUSION3D_INLINE V load_same(const T* p) {
 }
 FUSION3D_INLINE Floats load(const float* p) { return load_same<Floats>(p); }
 FUSION3D_INLINE Doubles load(const double* p) { return load_same<Doubles>(p); }
+FUSION3D_INLINE WideFloats load(const WideFloat* p) { return load_same<WideFloats>(p); }
 FUSION3D_INLINE Floats load(const BFloat16* p) {
   return bit_cast<Floats>(Words(__builtin_convertvector(load_same<Shorts>(p), Words) << 16));
+}
+FUSION3D_INLINE WideFloats load(const WideBFloat16* p) {
+  return bit_cast<WideFloats>(WideWords(__builtin_convertvector(load_same<WideShorts>(p), WideWords) << 16));
 }
 FUSION3D_INLINE Floats load(const Half* p) {
   return half_to_float<Floats, Words>(__builtin_convertvector(load_same<Shorts>(p), Words));
@@ -136,13 +167,18 @@ FUSION3D_INLINE void store(T* p, const V& v) {
   for (int i = 0; i < int(sizeof(V) / sizeof(v[0])); ++i) store_one(p + i, v[i]);
 }
 FUSION3D_INLINE void store(float* p, const Floats& v) { std::memcpy(p, &v, sizeof(v)); }
+FUSION3D_INLINE void store(float* p, const WideFloats& v) { std::memcpy(p, &v, sizeof(v)); }
 FUSION3D_INLINE void store(double* p, const Doubles& v) { std::memcpy(p, &v, sizeof(v)); }
-FUSION3D_INLINE void store(BFloat16* p, const Floats& v) {
-  const Words bits = bit_cast<Words>(v);
-  const Words rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  const Shorts out = __builtin_convertvector(v == v ? rounded : Words() + 0x7fc0u, Shorts);
+FUSION3D_INLINE void store(WideFloat* p, const WideFloats& v) { std::memcpy(p, &v, sizeof(v)); }
+template <typename W, typename S, typename F>
+FUSION3D_INLINE void store_rounded(void* p, const F& v) {
+  const W bits = bit_cast<W>(v);
+  const W rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const S out = __builtin_convertvector(v == v ? rounded : W() + 0x7fc0u, S);
   std::memcpy(p, &out, sizeof(out));
 }
+FUSION3D_INLINE void store(BFloat16* p, const Floats& v) { store_rounded<Words, Shorts>(p, v); }
+FUSION3D_INLINE void store(WideBFloat16* p, const WideFloats& v) { store_rounded<WideWords, WideShorts>(p, v); }
 #if defined(__x86_64__)
 FUSION3D_INLINE void store(FastHalf* p, const Floats& v) {
   Shorts out;
