@@ -35,7 +35,7 @@ FREE_KEYS = {
     "data.root", "data.workers", "data.split", "detection.nms", "detection.circle_radius", "detection.rotated_overlap",
     "detection.nms_scale", "detection.score_threshold", "detection.class_score_threshold", "detection.max_boxes",
     "detection.class_max_boxes", "train.log_every", "train.checkpoint_every", "fusion.merge",
-    "augment.paste.database", "train.start", "planning.anchors.prices", "planning.anchors.reject",
+    "augment.paste.database", "train.start", "train.fresh", "planning.anchors.prices", "planning.anchors.reject",
     "planning.anchors.reject_score",
 }  # change nothing that is still learned, as all of "evaluation." does not  # fmt: skip
 
