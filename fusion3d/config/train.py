@@ -64,8 +64,8 @@ class TrainConfig:
     """Folders of checkpoints or runs whose (averaged) weights a new run begins with, where names and shapes fit. Models
     of the same sensors come first, then in this order; what one filled stays. Not looked at when a run goes on."""
     fresh: tuple[str, ...] = ()
-    """Parts of the model, such as fuse or models.joint.trunk, that begin anew whatever ``start`` has; as that, not looked
-    at when a run goes on."""
+    """Parts of the model, such as fuse or models.joint.trunk, that begin anew whatever ``start`` has. Looked at when it
+    is."""
     log_every: Count = 20
     """Steps between lines of the log."""
 
