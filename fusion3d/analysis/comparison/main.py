@@ -180,7 +180,8 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
         "models, of the same seed, wherever names and shapes fit (`train.start`); what fuses is new in all of them "
         f"(`train.fresh`). So trunk and heads have learned with {TOGETHER.operator} when a row begins, which is an "
         "advantage of rows that are like it; late fusion, and the sensors' own models, are without the epochs "
-        "together; and in the epochs that early's encoder is given, its trunk and heads learn too: longer than any other's."
+        "together; and in the epochs that early's encoder is given, its trunk and heads learn too: longer than any "
+        "other's."
     )
     seed, chosen = judge(joint)
     tried = {row.name for row in WITH_OPERATOR if row.name in joint}
