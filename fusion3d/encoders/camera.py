@@ -15,7 +15,7 @@ from fusion3d.config import CameraConfig
 from fusion3d.encoders.backbones import Backbone, make_backbone
 from fusion3d.encoders.blocks import TopDown, conv_block
 from fusion3d.encoders.depth import AwareDepthNet, CameraFeatures, DepthNet, LidarDepthNet
-from fusion3d.encoders.resnet import IMAGENET
+from fusion3d.encoders.resnet import ResNet
 from fusion3d.errors import ConfigError
 from fusion3d.types import Cameras, PointCloud
 
@@ -30,7 +30,8 @@ class CameraEncoder(nn.Module):
         super().__init__()
         self.mean: Tensor
         self.std: Tensor
-        kept = backbone.colours != IMAGENET  # with the weights: where they are evaluated they may not be known
+        # Kept with the weights of others' networks: where these are evaluated, what they learned with may not be found.
+        kept = not isinstance(backbone, ResNet)
         for name, colour in zip(("mean", "std"), backbone.colours, strict=True):
             self.register_buffer(name, torch.tensor(colour)[:, None, None], persistent=kept)
         self.backbone = backbone

@@ -250,7 +250,24 @@ def test_images_are_normalised_as_the_weights_were_learned(fake_timm, fake_trans
         assert camera is not None
         encoder = make_camera_encoder(camera, 4)
         assert (float(encoder.mean[0]), float(encoder.std[0])) == pytest.approx((mean, std))
-        assert ("mean" in encoder.state_dict()) == (mean == 0.5)
+        assert ("mean" in encoder.state_dict()) == (name != "resnet18")
+
+
+def test_colours_come_with_the_checkpoint_where_nobody_says_them(fake_timm, monkeypatch):
+    camera = from_dict({"camera": {"backbone": {"name": "timm:plain"}, "fpn_channels": 8, "channels": 8}}).camera
+    assert camera is not None
+    learned, create = make_camera_encoder(camera, 4), sys.modules["timm"].create_model
+
+    def forgetful(*args, **options):
+        network = create(*args, **options)
+        network.pretrained_cfg = {}
+        return network
+
+    monkeypatch.setattr(sys.modules["timm"], "create_model", forgetful)
+    evaluated = make_camera_encoder(camera, 4)
+    assert not torch.equal(evaluated.mean, learned.mean)
+    evaluated.load_state_dict(learned.state_dict())
+    assert torch.equal(evaluated.mean, learned.mean) and torch.equal(evaluated.std, learned.std)
 
 
 def test_a_stride_that_a_network_has_not(monkeypatch, fake_timm):
