@@ -261,6 +261,7 @@ def _register() -> None:
         return torch.ops.fusion3d.box_iou_bev_aligned_backward(grad.contiguous(), *ctx.saved_tensors)
 
     torch.library.register_autograd("fusion3d::box_iou_bev_aligned", backward, setup_context=keep)
+    library.not_twice_differentiable("box_iou_bev_aligned_backward")
 
 
 if not library.PROBLEM:

@@ -184,6 +184,7 @@ def _register() -> None:
         return grads[0], None, *grads[1:], None
 
     torch.library.register_autograd("fusion3d::ms_deform_attn", backward, setup_context=keep)
+    library.not_twice_differentiable("ms_deform_attn_backward")
 
 
 if not library.PROBLEM:

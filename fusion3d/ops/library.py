@@ -52,6 +52,18 @@ def has_kernel(device: torch.device) -> bool:
     return False
 
 
+def not_twice_differentiable(gradient: str) -> None:
+    """Let the gradient of an operation that is itself a gradient raise; torch would take it for zero."""
+
+    def backward(ctx, *grads: torch.Tensor | None) -> None:
+        raise RuntimeError(
+            f"fusion3d::{gradient} has no gradient: the operation that it belongs to is not twice differentiable. "
+            "Where second derivatives are needed, use its twin in fusion3d.ops.reference"
+        )
+
+    torch.library.register_autograd(f"fusion3d::{gradient}", backward)
+
+
 def warn_once(problem: str) -> None:
     """Warn about a missing kernel, the first time that it is met in this process."""
     if problem not in _warned:

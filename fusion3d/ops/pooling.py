@@ -172,6 +172,7 @@ def _register() -> None:
         return (*grads, *[None] * 6)
 
     torch.library.register_autograd("fusion3d::bev_pool", backward, setup_context=keep)
+    library.not_twice_differentiable("bev_pool_backward")
 
 
 if not library.PROBLEM:

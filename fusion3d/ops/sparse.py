@@ -194,6 +194,7 @@ def _register_conv() -> None:
         return grad_features, grad_weight, None, None, None
 
     torch.library.register_autograd("fusion3d::sparse_conv", backward, setup_context=keep)
+    library.not_twice_differentiable("sparse_weight_grad")
 
 
 if not library.PROBLEM:

@@ -266,6 +266,7 @@ def _register() -> None:
         return (*grads, None, None, None)
 
     torch.library.register_autograd("fusion3d::window_attention", backward, setup_context=keep)
+    library.not_twice_differentiable("window_attention_backward")
 
 
 if not library.PROBLEM:
