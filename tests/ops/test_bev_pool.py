@@ -186,6 +186,8 @@ def test_autocast_casts_both():
     torch.testing.assert_close(out.float(), ops.bev_pool(depth, feat, plan), rtol=3e-2, atol=3e-2)
     out.float().sum().backward()
     assert depth.grad.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.bev_pool(depth.double(), feat.double(), plan).dtype == torch.float64
 
 
 def test_special_numbers_of_half_survive():
