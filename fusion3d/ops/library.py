@@ -27,6 +27,9 @@ def _load() -> str:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         return f"the kernels of fusion3d do not load with torch {torch.__version__} ({error})"
+    if (simd := os.environ.get("FUSION3D_SIMD", "")) not in ("", "avx2", "baseline"):
+        known = "expected avx2 or baseline, or nothing for all that the processor has"
+        warnings.warn(f"FUSION3D_SIMD={simd} has no effect: {known}", RuntimeWarning, stacklevel=2)
     return ""
 
 

@@ -214,6 +214,18 @@ def test_another_library_can_be_named():
     assert said.startswith("no-such.so the kernels of fusion3d are not compiled: no-such.so, which FUSION3D_LIBRARY")
 
 
+@compiled
+def test_an_unknown_instruction_set_is_told():
+    code = "import warnings; warnings.simplefilter('error'); from fusion3d.ops import library; print(library.DEVICES)"
+    for known in ("", "avx2", "baseline"):
+        assert "cpu" in output(sys.executable, "-c", code, FUSION3D_SIMD=known)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "FUSION3D_SIMD": "AVX2"},
+    )  # fmt: skip
+    assert "RuntimeWarning: FUSION3D_SIMD=AVX2 has no effect: expected avx2 or baseline" in done.stderr
+
+
 def test_everything_that_setup_installs_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
