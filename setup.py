@@ -191,8 +191,9 @@ class Cuda:
         return [*codes, *(f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ends)]
 
     def host(self) -> list[str]:
-        """The C++ compiler that nvcc is to use: what CXX names, be it behind a launcher; else nvcc's own choice."""
-        return ["-ccbin", os.environ["CXX"].split()[-1]] if os.environ.get("CXX") else []
+        """The C++ compiler that nvcc is to use: what CXX names, behind a launcher or not; else nvcc's own choice."""
+        programs = [word for word in os.environ.get("CXX", "").split() if not word.startswith("-")]
+        return ["-ccbin", programs[-1]] if programs else []
 
     def libraries(self) -> list[str]:
         """Link flags for the static runtime."""
