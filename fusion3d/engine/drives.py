@@ -19,7 +19,7 @@ from fusion3d.metrics.planning.paths import wrap
 from fusion3d.types import TIME_STEP
 
 PAST = 2  # keyframes before now: what the baselines look at, and ST-P3's visibility
-BEYOND = 2  # keyframes after the last planned one: where agents are that a plan is about to hit
+BEYOND = 3  # keyframes after the last planned one: 0.9 s, in which a plan may be about to hit, however early they come
 PATCH = 40.0  # [m] to each side, in which the road's boundary is looked for
 Lookup = Callable[[np.ndarray], np.ndarray] | None  # what is at global positions [M, 2]; None: nobody knows
 
@@ -177,7 +177,9 @@ def _drives(
     clock: np.ndarray,
 ) -> Drives:
     """From arrays over all steps, ``PAST`` before now first; what is not known is zero."""
-    after, before = slice(PAST + 1, PAST + 1 + STEPS), slice(PAST - 1, None, -1)
+    end = PAST + 1 + STEPS
+    after, before = slice(PAST + 1, end), slice(PAST - 1, None, -1)
+    beyond = np.concatenate([path[:, end:], time[:, end:, None]], axis=-1)
     path = np.where(known[..., None], path, 0.0)
     nominal = TIME_STEP * np.arange(1, PAST + 1)
     return Drives(
@@ -193,6 +195,7 @@ def _drives(
         mount,
         about,
         clock,
+        np.where(known[:, end:, None], beyond, np.nan),
     )
 
 

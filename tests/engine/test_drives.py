@@ -77,7 +77,7 @@ def test_agents_are_the_devkits_boxes_of_all_keyframes_around(synthetic_root, dr
 
 def test_the_driven_path_hits_nothing(drives):
     """In the simulated world the ego drives into nobody: a frame or heading mistake would show as a collision."""
-    table = score_plans({}, drives, ["exact"])["protocols"]["exact"]["planners"]
+    table = score_plans({"m": drives.path[:, :4]}, drives, ["exact"])["protocols"]["exact"]["planners"]
     assert all(table["human"][f"collision@{end}"] == 0 for end in ("1s", "2s"))
     near = drives.agents.box[drives.agents.step > 0, :2]
     assert np.linalg.norm(near, axis=1).min() < 12, "nothing comes near: the test says nothing"

@@ -153,7 +153,7 @@ def test_comfort_bounds():
     """Constant acceleration just under and over each bound; turning likewise."""
 
     def feels(future, past=None):
-        return bool(comfortable(future, np.broadcast_to(TIME, (1, 6)), drives(future, past=past))[0])
+        return bool(comfortable(future, drives(future, past=past))[0])
 
     def speeding(acceleration, start=15.0):
         path = np.zeros((1, 6, 3))
@@ -178,8 +178,13 @@ def test_comfort_is_by_real_times():
     path = np.zeros((1, 6, 3))
     path[..., 0] = 10 * time
     of = dataclasses.replace(drives(path, past=-straight(10.0, 2)), future_time=time)
-    assert comfortable(path, time, of)[0] and not comfortable(path, np.broadcast_to(TIME, (1, 6)), of)[0]
+    assert comfortable(straight(10.0), of)[0] and not comfortable(path, of)[0]
     assert score_plans({"m": path}, of, ["exact"])["pdm"]["human"]["C"] == 1
+    late = dataclasses.replace(of, past=of.past * 0.8, past_time=of.past_time * 0.8)
+    assert (
+        comfortable(straight(10.0), late)[0]
+        and not comfortable(straight(10.0), dataclasses.replace(late, past_time=of.past_time))[0]
+    ), "the keyframe before was 0.4 s ago"
 
 
 @settings(max_examples=60, deadline=None)

@@ -91,12 +91,12 @@ def score_pdm(
         1 is best; ``N``, and of them ``num_with_map`` and ``num_by_mask``, where that is a mask.
     """
     steps = plans["human"].shape[1]
-    chosen = usable(drives) & drives.known[:, :steps].all(axis=1)
+    chosen = usable(drives, steps)
     mapped = chosen & (ground.known if ground is not None else False)
     masked = mapped & (ground.by_mask if ground is not None and ground.by_mask is not None else False)
     table = {}
     for name, plan in plans.items():
-        parts = sample_parts(plan, contacts[name], None if off is None else off[name], drives, name == "human")
+        parts = sample_parts(plan, contacts[name], None if off is None else off[name], drives)
         score = combine(parts)
         table[name] = {"PDMS": _mean(score[chosen])}
         table[name] |= {part: _mean(parts[part][mapped if part == "DAC" else chosen]) for part in PARTS}
@@ -114,19 +114,16 @@ def about_ground(row: Mapping[str, float]) -> str:
     )
 
 
-def sample_parts(
-    plan: np.ndarray, contacts: Contacts, off: np.ndarray | None, drives: Drives, real_time: bool = False
-) -> dict[str, np.ndarray]:
-    """[N] of each of ``PARTS``. ``real_time``: the steps were at the keyframes' real times, as the human's are."""
+def sample_parts(plan: np.ndarray, contacts: Contacts, off: np.ndarray | None, drives: Drives) -> dict[str, np.ndarray]:
+    """[N] of each of ``PARTS``."""
     steps = plan.shape[1]
     ones = np.ones(len(plan))
-    time = drives.future_time[:, :steps] if real_time else np.broadcast_to(nominal_time(steps), plan.shape[:2])
     return {
         "NC": contacts.no_collision,
         "DAC": ones if off is None else 1.0 - np.asarray(off.any(axis=1)),
         "TTC": contacts.time_to_collision.astype(np.float64),
-        "EP": progress(plan, drives.future[:, :steps]),
-        "C": comfortable(plan, time, drives).astype(np.float64),
+        "EP": progress(plan, drives.path[:, :steps]),
+        "C": comfortable(plan, drives).astype(np.float64),
     }
 
 
@@ -164,20 +161,20 @@ def progress(plan: np.ndarray, driven: np.ndarray) -> np.ndarray:
     return np.where(most > LEAST_PROGRESS, got / np.maximum(most, 1e-9), 1.0)
 
 
-def comfortable(plan: np.ndarray, time: np.ndarray, drives: Drives) -> np.ndarray:
+def comfortable(plan: np.ndarray, drives: Drives) -> np.ndarray:
     """[N] bool: do accelerations, jerks and turning stay within the bounds?
 
     Velocities are differences of positions, from the keyframe before now on; accelerations lie between two of them.
 
     Args:
         plan: [N, T, 3] in ego.
-        time: [N, T] of its steps [s].
-        drives: N samples, of which the last keyframe is taken.
+        drives: N samples, of which the last keyframe is taken, by its real time.
     """
     there = drives.past_known[:, :1]
     before = np.where(there[..., None], drives.past[:, :1], 0.0)
     ago = np.where(there, drives.past_time[:, :1], 0.5)
     poses = np.concatenate([before, np.zeros_like(before), plan], axis=1)
+    time = np.broadcast_to(nominal_time(plan.shape[1]), plan.shape[:2])
     stamp = np.concatenate([-ago, np.zeros_like(ago), time], axis=1)
     step = np.diff(stamp, axis=1)
     velocity, middle = np.diff(poses[..., :2], axis=1) / step[..., None], (stamp[:, 1:] + stamp[:, :-1]) / 2

@@ -67,7 +67,7 @@ def with_baselines(plans: Mapping[str, np.ndarray], drives: Drives) -> dict[str,
             ("stationary", baselines.stationary),
         )
     }
-    own[HUMAN] = np.where(drives.known[:, :steps, None], drives.future[:, :steps], 0.0)
+    own[HUMAN] = drives.path[:, :steps]
     if taken := sorted(plans.keys() & own.keys()):
         raise DataError(f"a plan is called {taken[0]!r} as a baseline is; give it another name")
     return {**plans, **own}
@@ -108,7 +108,7 @@ def score_plans(
         if ground is not None and off is not None:
             astray = {of: off[of] | between_lanes(plan, ground) for of, plan in every.items()}
         contacts = meet(every, drives, astray)
-        counts = exact.usable(drives) & drives.known[:, :steps].all(axis=1)
+        counts = exact.usable(drives, steps)
         found["protocols"][name] = {
             "about": exact.ABOUT,
             "samples": _hash(drives, counts),
