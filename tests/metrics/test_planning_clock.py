@@ -85,7 +85,7 @@ def test_a_gap_masks():
     rows = score_plans({}, of, ["exact"])["protocols"]["exact"]["planners"]
     assert rows["ctrv"]["N"] == 0 and np.isnan(rows["ctrv"]["L2@1s"])
     short = score_plans({"m": straight(4.0, 2)}, of, ["exact"])["protocols"]["exact"]["planners"]["m"]
-    assert short["N"] == 1 and short["L2@1s"] == pytest.approx(0)
+    assert (short["N"], short["N@1s"]) == (1, 1) and short["L2@1s"] == pytest.approx(0) and np.isnan(short["N@2s"])
     edge = dataclasses.replace(of, future_time=np.cumsum([0.5, 0.5, GAP, 0.5, 0.5, 0.5])[None])
     assert edge.path_known.all()
 

@@ -184,6 +184,9 @@ def test_l2_is_that_at_the_time_or_the_mean_until_it():
         at, mean = error[counted[name]].mean(axis=0), np.cumsum(error[counted[name]].mean(axis=0)) / np.arange(1, 7)
         if name == "uniad_valid":
             at = np.array([error[known[:, step], step].mean() for step in range(6)])
+            assert [row[f"N@{end}"] for end in ENDS] == known[:, 1::2].sum(axis=0).tolist()
+        else:
+            assert {row[f"N@{end}"] for end in ENDS} == {row["N"]}
         if name == "uniad":
             at = np.where(known, error, 0).mean(axis=0)
         ends = (mean if average == "mean" else at)[1::2]

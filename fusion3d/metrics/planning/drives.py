@@ -165,6 +165,13 @@ def box_of(about: Mapping[str, str]) -> str:
     return ", ".join(about["ego"].split(", ")[:2])
 
 
+def sample_counts(row: Mapping[str, float]) -> str:
+    """Of how many samples a planner's numbers are: ``N``, or that at 1, 2 and 3 s where it is not the same."""
+    numbers = (row.get(name) for name in ("N@1s", "N@2s", "N@3s"))
+    at = [f"{number:.0f}" for number in numbers if number is not None and np.isfinite(number)]
+    return "/".join(at) if len(set(at)) > 1 else f"{row['N']:.0f}"
+
+
 def sample_hash(tokens: Sequence[str]) -> str:
     """Eight digits that name a set of samples, in whatever order: two rows with the same were scored on the same."""
     return hashlib.sha256("\n".join(sorted(tokens)).encode()).hexdigest()[:8]
