@@ -20,7 +20,7 @@ from fusion3d.types import TIME_STEP
 
 PAST = 2  # keyframes before now: what the baselines look at, and ST-P3's visibility
 BEYOND = 3  # keyframes after the last planned one: 0.9 s, in which a plan may be about to hit, however early they come
-PATCH = 40.0  # [m] to each side, in which the road's boundary is looked for
+PATCH = 75.0  # [m] to each side, in which the road's boundary is looked for: BEV-Planner's grid of 50 m, however turned
 Lookup = Callable[[np.ndarray], np.ndarray] | None  # what is at global positions [M, 2]; None: nobody knows
 
 

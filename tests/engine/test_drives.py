@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "metrics"))
+
+from worlds import drives as drives_in
+from worlds import straight
+
 from fusion3d.cli import run
 from fusion3d.data.annotations import load_ego
+from fusion3d.data.drivable import Area
 from fusion3d.data.maps import mask_file, vector_file
 from fusion3d.data.nuscenes import Tables
-from fusion3d.engine.drives import drives_of, map_of
+from fusion3d.engine.drives import drives_of, map_around, map_of
 from fusion3d.metrics.planning import PROTOCOLS, score_plans
 from fusion3d.metrics.planning.paths import with_heading
 from fusion3d.metrics.planning.pdm import between_lanes
@@ -97,6 +105,20 @@ def test_the_drivable_area_is_under_the_human(tables, tokens, drives):
     going = drives.known[:, 1]
     assert not between_lanes(drives.future[going, :2], maps[going].ground).any(), "it keeps its lane"
     assert set(scores["protocols"]) == {"exact", "bev_planner"}
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.785, 2.0])
+def test_the_end_of_the_road_is_found_by_who_drives_fast(turn):
+    """At 15 m/s the nose is at 48.4 m after 3 s, and the road ends at 46 m, whichever way it lies on the map."""
+    c, s = np.cos(turn), np.sin(turn)
+    ring = np.array([[-100.0, -7], [46, -7], [46, 7], [-100, 7]]) @ np.array([[c, s], [-s, c]])
+    pose = np.eye(4)
+    pose[:2, :2] = [[c, -s], [s, c]]
+    pose[:2, 3] = 300.0, -80.0
+    maps = map_around(pose[None], [Area([ring + pose[:2, 3]], np.array([0]))], [None], [None], True)
+    scores = score_plans({"fast": straight(15.0), "slow": straight(13.0)}, drives_in(straight(4.0)), maps=maps)
+    edge = {name: scores["protocols"]["bev_planner"]["planners"][name]["boundary@3s"] for name in ("fast", "slow")}
+    assert edge == {"fast": 1, "slow": 0} and scores["pdm"]["fast"]["DAC"] == 0 and scores["pdm"]["slow"]["DAC"] == 1
 
 
 def test_a_mask_in_place_of_polygons_is_flagged(synthetic_root, tokens, tmp_path, capsys):
