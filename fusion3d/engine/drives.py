@@ -9,6 +9,7 @@ import numpy as np
 
 from fusion3d.data.annotations import chain
 from fusion3d.data.drivable import Area, area_of, lanes_of, mask_of
+from fusion3d.data.junctions import junctions_of
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.tracks import TrackScene
 from fusion3d.engine.ground_truth import category_names
@@ -119,11 +120,17 @@ def map_of(tables: Tables, tokens: Sequence[str], boundaries: bool) -> Map | Non
     if not any(areas) and not any(masks):
         return None
     pose = np.stack([tables.global_from_ego(row) for row in rows])
-    return map_around(pose, areas, masks, [lanes_of(tables, row) for row in rows], boundaries)
+    lanes, junctions = ([find(tables, row) for row in rows] for find in (lanes_of, junctions_of))
+    return map_around(pose, areas, masks, lanes, boundaries, junctions)
 
 
 def map_around(
-    pose: np.ndarray, areas: Sequence[Area | None], masks: Sequence[Lookup], lanes: Sequence[Lookup], boundaries: bool
+    pose: np.ndarray,
+    areas: Sequence[Area | None],
+    masks: Sequence[Lookup],
+    lanes: Sequence[Lookup],
+    boundaries: bool,
+    junctions: Sequence[Lookup] = (),
 ) -> Map:
     """What maps in global metres say around samples.
 
@@ -133,22 +140,28 @@ def map_around(
         masks: N, of global positions [M, 2] the same, [M] bool; looked at where there is no area.
         lanes: N, of global positions [M, 2] on which lanes they are, [M, K] bool.
         boundaries: look for the road's boundary too.
+        junctions: N, of global positions [M, 2] whether they are in an intersection, [M] bool; none at all: not known.
     """
     there = [mask if area is None else area.contains for area, mask in zip(areas, masks, strict=True)]
 
     def drivable(number: int, xy: np.ndarray) -> np.ndarray:
         on = there[number]
         assert on is not None
-        return on(xy @ pose[number, :2, :2].T + pose[number, :2, 3])
+        return on(to_global(number, xy))
+
+    def to_global(number: int, xy: np.ndarray) -> np.ndarray:
+        return xy @ pose[number, :2, :2].T + pose[number, :2, 3]
 
     def on_lanes(number: int, xy: np.ndarray) -> np.ndarray:
         on = lanes[number]
-        if on is None:
-            return np.zeros((len(xy), 0), dtype=bool)
-        return on(xy @ pose[number, :2, :2].T + pose[number, :2, 3])
+        return np.zeros((len(xy), 0), dtype=bool) if on is None else on(to_global(number, xy))
+
+    def in_junction(number: int, xy: np.ndarray) -> np.ndarray:
+        on = junctions[number]
+        return np.zeros(len(xy), dtype=bool) if on is None else on(to_global(number, xy))
 
     drawn, known = (np.array([one is not None for one in of]) for of in (areas, there))
-    ground = Ground(known, drivable, on_lanes, known & ~drawn)
+    ground = Ground(known, drivable, on_lanes, known & ~drawn, in_junction if len(junctions) else None)
     return Map(ground, _boundaries(pose, areas, drawn) if boundaries else None)
 
 

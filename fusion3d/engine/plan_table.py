@@ -97,8 +97,12 @@ def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
 
 def format_pdm(table: Mapping[str, Mapping[str, float]]) -> str:
     """The PDM-style score and its parts."""
-    lines = ["PDM-style score: NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best"]
-    lines.append(f"  {about_ground(next(iter(table.values())))}")
+    lines = [
+        "PDM-style score: NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best",
+        "  EP: of each way times its NC DAC, as in NAVSIM v1.1, relative to the human's where that is longer",
+        "  TTC: at the sides too off the road, between lanes and in an intersection, as far as a map knows them",
+        f"  {about_ground(next(iter(table.values())))}",
+    ]
     lines.append(f"{'':<22}" + "".join(f"{head:>10}" for head in ("N", "PDMS", *PARTS)))
     for planner, row in table.items():
         numbers = [_show(column, row[column]) for column in ("PDMS", *PARTS)]

@@ -23,7 +23,7 @@ from fusion3d.data.nuscenes import Tables
 from fusion3d.engine.drives import drives_of, map_around, map_of
 from fusion3d.metrics.planning import PROTOCOLS, score_plans
 from fusion3d.metrics.planning.paths import with_heading
-from fusion3d.metrics.planning.pdm import between_lanes
+from fusion3d.metrics.planning.pdm import between_lanes, in_junction
 
 VERSION = "v1.0-synthetic"
 
@@ -119,6 +119,34 @@ def test_the_end_of_the_road_is_found_by_who_drives_fast(turn):
     scores = score_plans({"fast": straight(15.0), "slow": straight(13.0)}, drives_in(straight(4.0)), maps=maps)
     edge = {name: scores["protocols"]["bev_planner"]["planners"][name]["boundary@3s"] for name in ("fast", "slow")}
     assert edge == {"fast": 1, "slow": 0} and scores["pdm"]["fast"]["DAC"] == 0 and scores["pdm"]["slow"]["DAC"] == 1
+
+
+def test_intersections_are_the_road_segments_that_say_so(synthetic_root, tokens, tmp_path):
+    """A segment that is one around the first sample, one beside that is none, and a map without any."""
+    for folder in (VERSION, "maps"):
+        shutil.copytree(synthetic_root / folder, tmp_path / folder)
+    own = Tables.open(tmp_path, VERSION)
+    first, last = own.row_of(tokens[0]), own.row_of(tokens[-1])
+    assert map_of(own, tokens, False).ground.junction(0, np.zeros((1, 2))).tolist() == [False], "not known"
+    path, pose = vector_file(own, first), own.global_from_ego(first)
+    assert path != vector_file(own, last)
+    content = json.loads(path.read_text())
+    for name, shift, yes in (("in", 0.0, True), ("out", 20.0, False)):
+        corners = np.array([[-5.0, -5], [5, -5], [5, 5], [-5, 5]]) + np.array([shift, 0])
+        places = corners @ pose[:2, :2].T + pose[:2, 3]
+        nodes = [{"token": f"{name}{i}", "x": x, "y": y} for i, (x, y) in enumerate(places.tolist())]
+        content["node"] += nodes
+        content["polygon"].append(
+            {"token": name, "exterior_node_tokens": [node["token"] for node in nodes], "holes": []}
+        )
+        content["road_segment"].append({"token": name, "polygon_token": name, "is_intersection": yes})
+    path.write_text(json.dumps(content))
+    ground = map_of(own, tokens, False).ground
+    assert ground.junction(0, np.array([[0.0, 0], [4, 4], [6, 0], [20, 0]])).tolist() == [True, True, False, False]
+    assert not ground.junction(len(tokens) - 1, np.zeros((1, 2))).any()
+    plan = np.zeros((len(tokens), 2, 3))
+    inside = in_junction(plan, ground)
+    assert inside[0].all() and not inside[-1].any()
 
 
 def test_a_mask_in_place_of_polygons_is_flagged(synthetic_root, tokens, tmp_path, capsys):

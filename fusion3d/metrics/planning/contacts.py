@@ -78,7 +78,10 @@ class Moving:
 
 
 def meet(
-    plans: Mapping[str, np.ndarray], drives: Drives, astray: Mapping[str, np.ndarray] | None = None
+    plans: Mapping[str, np.ndarray],
+    drives: Drives,
+    astray: Mapping[str, np.ndarray] | None = None,
+    junction: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Contacts]:
     """Every planner's contacts.
 
@@ -87,6 +90,8 @@ def meet(
         drives: N samples.
         astray: by name, [N, I] bool where a corner of the ego is off the drivable area, or it is between two lanes:
             then it is at fault for sideways collisions too. None: not known, and it is not.
+        junction: likewise, where the ego is in an intersection: then, as astray, those at its sides count in the time
+            to collision.
 
     Returns:
         ``Contacts`` by name.
@@ -95,7 +100,8 @@ def meet(
     for rows, agents, time in _chunks(drives):
         moving = interpolate(agents, time)
         for name, plan in plans.items():
-            parts[name].append(_meet(plan[rows], moving, None if astray is None else astray[name][rows]))
+            on = (None if where is None else where[name][rows] for where in (astray, junction))
+            parts[name].append(_meet(plan[rows], moving, *on))
     return {
         name: Contacts(*(np.concatenate([getattr(part, field) for part in of_plan]) for field in _FIELDS))
         for name, of_plan in parts.items()
@@ -164,10 +170,11 @@ def _chunks(drives: Drives) -> Iterator[tuple[np.ndarray, Agents, np.ndarray]]:
         yield rows, replace(of, sample=of.sample - start), drives.agent_time[low:high]
 
 
-def _meet(plan: np.ndarray, moving: Moving, astray: np.ndarray | None) -> Contacts:
+def _meet(plan: np.ndarray, moving: Moving, astray: np.ndarray | None, junction: np.ndarray | None) -> Contacts:
     poses = sweep(plan)
     count, instants = poses.shape[:2]
     astray = np.zeros((count, instants), dtype=bool) if astray is None else astray
+    wide = astray if junction is None else astray | junction
     ego, speed = EGO.along(poses), speeds(poses)
     ahead = [_at_velocity(poses, speed, look) for look in LOOK]
     begun = _overlap_now(moving)
@@ -181,7 +188,7 @@ def _meet(plan: np.ndarray, moving: Moving, astray: np.ndarray | None) -> Contac
     hit = np.zeros((count, instants, len(GROUPS)), dtype=bool)
     hit[touching.sample, touching.instant - 1, touching.group] = True
     fault, no_collision = _faults(poses, speed, touching, astray, begun)
-    return Contacts(hit, fault, no_collision, _time_to_collision(poses, speed, ahead, moving, astray, begun), gap)
+    return Contacts(hit, fault, no_collision, _time_to_collision(poses, speed, ahead, moving, wide, begun), gap)
 
 
 def _at_velocity(poses: np.ndarray, speed: np.ndarray, look: int) -> np.ndarray:
@@ -259,12 +266,12 @@ def _time_to_collision(
     speed: np.ndarray,
     ahead: list[np.ndarray],
     moving: Moving,
-    astray: np.ndarray,
+    wide: np.ndarray,
     begun: np.ndarray,
 ) -> np.ndarray:
     """[N] bool: is there never an agent ahead that the ego would hit within 0.9 s at its velocity and heading?
 
-    Agents are where they really are then, as far as the annotations go. Astray, those at the sides count too.
+    Agents are where they really are then, as far as the annotations go. Where ``wide``, those at the sides count too.
     The first time that an agent is in the way decides about it.
     """
     rows, instants, orders = [], [], []
@@ -280,7 +287,7 @@ def _time_to_collision(
     keep = keep[_first(every[keep], order[keep])]
     every, own = every[keep], own[keep]
     angle = bearing(poses[every.sample, own], every.box[:, :2])
-    late = (angle < AHEAD) | (astray[every.sample, own] & (angle <= BEHIND))
+    late = (angle < AHEAD) | (wide[every.sample, own] & (angle <= BEHIND))
     fine = np.ones(len(poses), dtype=bool)
     fine[every.sample[late]] = False
     return fine

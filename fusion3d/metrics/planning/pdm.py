@@ -1,11 +1,12 @@
 """A score in the manner of NAVSIM's PDM score, from log replay on nuScenes.
 
 ``NC DAC (5 TTC + 5 EP + 2 C) / 12`` of each sample, then averaged. NAVSIM and nuPlan (autonomousvision/navsim,
-pdm_scorer.py) define the parts; what nuScenes changes: 3 s instead of 4 s; the plan is driven as it is, without a
-controller; the agents are the annotations, moved straight between keyframes; a car is in several lanes where the two
+pdm_scorer.py of v1.1) define the parts; what nuScenes changes: 3 s instead of 4 s; the plan is driven as it is, without
+a controller; the agents are the annotations, moved straight between keyframes; a car is in several lanes where the two
 corners of a bumper are, so that to go on from one lane into the next is not, and never where the map has no lanes;
-progress is along the driven path and relative to it; comfort is of finite differences at 2 Hz. Without a map there is
-no DAC: it is not a number, and the product is of the others.
+an intersection is a road segment that says so, and there is none where the map has no segments; progress is along the
+driven path and relative to it, the human in place of PDM-Closed; comfort is of finite differences at 2 Hz. Without a
+map there is no DAC: it is not a number, and the product is of the others.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Ground:
     lanes: Callable[[int, np.ndarray], np.ndarray] | None = None
     # [N] bool: known from the mask alone, which has the sidewalks too in nuScenes: less is off it. None: nowhere.
     by_mask: np.ndarray | None = None
+    # As drivable: are they in an intersection? False where that is not known. None: nowhere is it.
+    junction: Callable[[int, np.ndarray], np.ndarray] | None = None
 
 
 def off_road(plan: np.ndarray, ground: Ground) -> np.ndarray:
@@ -70,6 +73,22 @@ def between_lanes(plan: np.ndarray, ground: Ground) -> np.ndarray:
     return between
 
 
+def in_junction(plan: np.ndarray, ground: Ground) -> np.ndarray:
+    """[N, I] bool: is the rear axle in an intersection? False where none are known.
+
+    Args:
+        plan: [N, T, 3] in ego.
+        ground: the map.
+    """
+    places = sweep(plan)[..., :2]
+    inside = np.zeros(places.shape[:2], dtype=bool)
+    if ground.junction is None:
+        return inside
+    for row in np.flatnonzero(ground.known):
+        inside[row] = ground.junction(int(row), places[row])
+    return inside
+
+
 def score_pdm(
     plans: Mapping[str, np.ndarray],
     contacts: Mapping[str, Contacts],
@@ -94,9 +113,10 @@ def score_pdm(
     chosen = usable(drives, steps)
     mapped = chosen & (ground.known if ground is not None else False)
     masked = mapped & (ground.by_mask if ground is not None and ground.by_mask is not None else False)
+    human = gate(contacts["human"], None if off is None else off["human"])
     table = {}
     for name, plan in plans.items():
-        parts = sample_parts(plan, contacts[name], None if off is None else off[name], drives)
+        parts = sample_parts(plan, contacts[name], None if off is None else off[name], drives, human)
         score = combine(parts)
         table[name] = {"PDMS": _mean(score[chosen])}
         table[name] |= {part: _mean(parts[part][mapped if part == "DAC" else chosen]) for part in PARTS}
@@ -114,31 +134,40 @@ def about_ground(row: Mapping[str, float]) -> str:
     )
 
 
-def sample_parts(plan: np.ndarray, contacts: Contacts, off: np.ndarray | None, drives: Drives) -> dict[str, np.ndarray]:
-    """[N] of each of ``PARTS``."""
-    steps = plan.shape[1]
-    ones = np.ones(len(plan))
+def sample_parts(
+    plan: np.ndarray, contacts: Contacts, off: np.ndarray | None, drives: Drives, human: np.ndarray
+) -> dict[str, np.ndarray]:
+    """[N] of each of ``PARTS``. ``human``: [N] the human's ``gate``."""
     return {
         "NC": contacts.no_collision,
-        "DAC": ones if off is None else 1.0 - np.asarray(off.any(axis=1)),
+        "DAC": np.ones(len(plan)) if off is None else 1.0 - np.asarray(off.any(axis=1)),
         "TTC": contacts.time_to_collision.astype(np.float64),
-        "EP": progress(plan, drives.path[:, :steps]),
+        "EP": progress(plan, drives.path[:, : plan.shape[1]], gate(contacts, off), human),
         "C": comfortable(plan, drives).astype(np.float64),
     }
 
 
+def gate(contacts: Contacts, off: np.ndarray | None) -> np.ndarray:
+    """[N] ``NC DAC``: what the score, and before that the progress, is multiplied by."""
+    return contacts.no_collision * (1.0 if off is None else ~off.any(axis=1))
+
+
 def combine(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[N] the score of each sample; progress counts only without fault and on the road."""
-    gate = parts["NC"] * parts["DAC"]
-    return gate * (5 * parts["TTC"] + 5 * parts["EP"] + 2 * parts["C"]) / 12
+    """[N] the score of each sample."""
+    return parts["NC"] * parts["DAC"] * (5 * parts["TTC"] + 5 * parts["EP"] + 2 * parts["C"]) / 12
 
 
-def progress(plan: np.ndarray, driven: np.ndarray) -> np.ndarray:
-    """[N] how far the plan gets along the driven path, relative to the larger of that and the human's own way; 1 where
-    both are ``LEAST_PROGRESS`` or less.
+def progress(
+    plan: np.ndarray, driven: np.ndarray, own: np.ndarray | float = 1.0, human: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """[N] how far the plan gets along the driven path, relative to the larger of that and the human's own way.
+
+    Both ways are first multiplied by their ``gate``. Where they are then ``LEAST_PROGRESS`` or less, it is 1, or 0
+    where the plan's gate is.
 
     Args:
         plan, driven: [N, T, 3].
+        own, human: [N] the gates of the plan and of the human.
     """
     path = np.concatenate([np.zeros_like(driven[:, :1, :2]), driven[..., :2]], axis=1)
     move = np.diff(path, axis=1)
@@ -156,9 +185,9 @@ def progress(plan: np.ndarray, driven: np.ndarray) -> np.ndarray:
     rows = np.arange(len(plan))
     forward = np.cos(driven[:, -1, 2]), np.sin(driven[:, -1, 2])  # where the human stood, its heading is the way
     still = np.maximum(plan[:, -1, 0] * forward[0] + plan[:, -1, 1] * forward[1], 0)
-    got = np.where(last < 0, still, (begin + on)[rows, nearest])
-    most = np.maximum(got, length.sum(axis=1))
-    return np.where(most > LEAST_PROGRESS, got / np.maximum(most, 1e-9), 1.0)
+    got = own * np.where(last < 0, still, (begin + on)[rows, nearest])
+    most = np.maximum(got, human * length.sum(axis=1))
+    return np.where(most > LEAST_PROGRESS, got / np.maximum(most, 1e-9), np.where(np.asarray(own) > 0, 1.0, 0.0))
 
 
 def comfortable(plan: np.ndarray, drives: Drives) -> np.ndarray:

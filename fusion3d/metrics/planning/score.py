@@ -12,7 +12,7 @@ from fusion3d.errors import DataError
 from fusion3d.metrics.planning import baselines, exact
 from fusion3d.metrics.planning.contacts import meet
 from fusion3d.metrics.planning.drives import Drives, sample_hash
-from fusion3d.metrics.planning.pdm import Ground, between_lanes, off_road, score_pdm
+from fusion3d.metrics.planning.pdm import Ground, between_lanes, in_junction, off_road, score_pdm
 from fusion3d.metrics.planning.protocols import PUBLISHED
 from fusion3d.metrics.planning.published import HORIZONS, Boundaries, score_published
 from fusion3d.metrics.planning.slices import BASELINE, HUMAN, skill_table
@@ -33,13 +33,14 @@ class Map:
         rows = np.arange(len(self.ground.known))[chosen]
         number = np.full(len(self.ground.known), -1)
         number[rows] = np.arange(len(rows))
-        ground, edges, lanes = self.ground, self.boundaries, self.ground.lanes
+        ground, edges, lanes, junction = self.ground, self.boundaries, self.ground.lanes, self.ground.junction
         return Map(
             Ground(
                 ground.known[rows],
                 lambda row, xy: ground.drivable(int(rows[row]), xy),
                 None if lanes is None else lambda row, xy: lanes(int(rows[row]), xy),
                 None if ground.by_mask is None else ground.by_mask[rows],
+                None if junction is None else lambda row, xy: junction(int(rows[row]), xy),
             ),
             None if edges is None else edges[number],
         )
@@ -106,10 +107,11 @@ def score_plans(
             continue
         ground = None if maps is None else maps.ground
         off = None if ground is None else {of: off_road(plan, ground) for of, plan in every.items()}
-        astray = None
+        astray = junction = None
         if ground is not None and off is not None:
             astray = {of: off[of] | between_lanes(plan, ground) for of, plan in every.items()}
-        contacts = meet(every, drives, astray)
+            junction = {of: in_junction(plan, ground) for of, plan in every.items()}
+        contacts = meet(every, drives, astray, junction)
         counts = np.repeat(exact.usable(drives, steps)[:, None], steps, axis=1)
         table = exact.score_exact(every, contacts, drives)
         found["protocols"][name] = _of_protocol(exact.ABOUT, counts, table, drives)
