@@ -100,7 +100,7 @@ def street_map(drives: Drives) -> Map:
 def hits_by_shapely(plan: np.ndarray, drives: Drives, at_once: bool) -> np.ndarray:
     """[N, I] bool: the collision test of ``exact`` with shapely's polygons, pair by pair or all near ones at once."""
     shapely: Any = import_module("shapely")
-    moving = interpolate(drives.agents)
+    moving = interpolate(drives.agents, drives.agent_time)
     poses = sweep(plan)
     moving = moving[(moving.instant > 0) & (moving.instant <= poses.shape[1])]
     ego = EGO.along(poses)[moving.sample, moving.instant - 1]

@@ -9,6 +9,7 @@ import numpy as np
 
 from fusion3d.data.annotations import chain
 from fusion3d.data.drivable import Area, area_of, lanes_of, mask_of
+from fusion3d.data.junctions import junctions_of
 from fusion3d.data.nuscenes import Tables
 from fusion3d.data.tracks import TrackScene
 from fusion3d.engine.ground_truth import category_names
@@ -19,8 +20,8 @@ from fusion3d.metrics.planning.paths import wrap
 from fusion3d.types import TIME_STEP
 
 PAST = 2  # keyframes before now: what the baselines look at, and ST-P3's visibility
-BEYOND = 2  # keyframes after the last planned one: where agents are that a plan is about to hit
-PATCH = 40.0  # [m] to each side, in which the road's boundary is looked for
+BEYOND = 3  # keyframes after the last planned one: 0.9 s, in which a plan may be about to hit, however early they come
+PATCH = 75.0  # [m] to each side, in which the road's boundary is looked for: BEV-Planner's grid of 50 m, however turned
 Lookup = Callable[[np.ndarray], np.ndarray] | None  # what is at global positions [M, 2]; None: nobody knows
 
 
@@ -119,11 +120,17 @@ def map_of(tables: Tables, tokens: Sequence[str], boundaries: bool) -> Map | Non
     if not any(areas) and not any(masks):
         return None
     pose = np.stack([tables.global_from_ego(row) for row in rows])
-    return map_around(pose, areas, masks, [lanes_of(tables, row) for row in rows], boundaries)
+    lanes, junctions = ([find(tables, row) for row in rows] for find in (lanes_of, junctions_of))
+    return map_around(pose, areas, masks, lanes, boundaries, junctions)
 
 
 def map_around(
-    pose: np.ndarray, areas: Sequence[Area | None], masks: Sequence[Lookup], lanes: Sequence[Lookup], boundaries: bool
+    pose: np.ndarray,
+    areas: Sequence[Area | None],
+    masks: Sequence[Lookup],
+    lanes: Sequence[Lookup],
+    boundaries: bool,
+    junctions: Sequence[Lookup] = (),
 ) -> Map:
     """What maps in global metres say around samples.
 
@@ -133,22 +140,28 @@ def map_around(
         masks: N, of global positions [M, 2] the same, [M] bool; looked at where there is no area.
         lanes: N, of global positions [M, 2] on which lanes they are, [M, K] bool.
         boundaries: look for the road's boundary too.
+        junctions: N, of global positions [M, 2] whether they are in an intersection, [M] bool; none at all: not known.
     """
     there = [mask if area is None else area.contains for area, mask in zip(areas, masks, strict=True)]
 
     def drivable(number: int, xy: np.ndarray) -> np.ndarray:
         on = there[number]
         assert on is not None
-        return on(xy @ pose[number, :2, :2].T + pose[number, :2, 3])
+        return on(to_global(number, xy))
+
+    def to_global(number: int, xy: np.ndarray) -> np.ndarray:
+        return xy @ pose[number, :2, :2].T + pose[number, :2, 3]
 
     def on_lanes(number: int, xy: np.ndarray) -> np.ndarray:
         on = lanes[number]
-        if on is None:
-            return np.zeros((len(xy), 0), dtype=bool)
-        return on(xy @ pose[number, :2, :2].T + pose[number, :2, 3])
+        return np.zeros((len(xy), 0), dtype=bool) if on is None else on(to_global(number, xy))
+
+    def in_junction(number: int, xy: np.ndarray) -> np.ndarray:
+        on = junctions[number]
+        return np.zeros(len(xy), dtype=bool) if on is None else on(to_global(number, xy))
 
     drawn, known = (np.array([one is not None for one in of]) for of in (areas, there))
-    ground = Ground(known, drivable, on_lanes, known & ~drawn)
+    ground = Ground(known, drivable, on_lanes, known & ~drawn, in_junction if len(junctions) else None)
     return Map(ground, _boundaries(pose, areas, drawn) if boundaries else None)
 
 
@@ -177,7 +190,9 @@ def _drives(
     clock: np.ndarray,
 ) -> Drives:
     """From arrays over all steps, ``PAST`` before now first; what is not known is zero."""
-    after, before = slice(PAST + 1, PAST + 1 + STEPS), slice(PAST - 1, None, -1)
+    end = PAST + 1 + STEPS
+    after, before = slice(PAST + 1, end), slice(PAST - 1, None, -1)
+    beyond = np.concatenate([path[:, end:], time[:, end:, None]], axis=-1)
     path = np.where(known[..., None], path, 0.0)
     nominal = TIME_STEP * np.arange(1, PAST + 1)
     return Drives(
@@ -193,6 +208,7 @@ def _drives(
         mount,
         about,
         clock,
+        np.where(known[:, end:, None], beyond, np.nan),
     )
 
 

@@ -111,7 +111,7 @@ def trained_baselines(training: Drives, drives: Drives) -> dict[str, np.ndarray]
             f"{len(common)} scenes, such as {common[0]}, are evaluated and trained on; choose another split to train on"
         )
     plan = EgoMLP(training).plan(drives)
-    anchors = make_anchors(training.future[training.known.all(axis=1)], ANCHORS)
+    anchors = make_anchors(training.path[training.path_known.all(axis=1)], ANCHORS)
     return {"ego_mlp": plan, "nearest_anchor": nearest_anchor(anchors, drives)}
 
 
@@ -172,10 +172,11 @@ def evaluate_plans(
         )
     left_out = {}
     for name in protocols:
-        missing = _wanted(name, drives) & ~planned
+        wanted = _wanted(name, drives, steps)
+        missing = wanted & ~planned
         if missing.any() and not partial:
             first = drives.tokens[int(np.flatnonzero(missing)[0])]
-            left_out[name] = f"{missing.sum()} of its {_wanted(name, drives).sum()} samples have no plan, as {first}"
+            left_out[name] = f"{missing.sum()} of its {wanted.sum()} samples have no plan, as {first}"
     chosen = [name for name in protocols if name not in left_out]
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
@@ -187,10 +188,10 @@ def evaluate_plans(
     return scores | {"left_out": left_out}
 
 
-def _wanted(name: str, drives: Drives) -> np.ndarray:
-    """[N] bool: samples that a protocol counts at any step."""
+def _wanted(name: str, drives: Drives, steps: int) -> np.ndarray:
+    """[N] bool: samples that a protocol counts at any of so many steps."""
     if name == NAME:
-        return usable(drives) & drives.known[:, 0]
+        return usable(drives, steps)
     return np.asarray(PUBLISHED[name].counts(drives.known, drives.past_known).any(axis=1))
 
 

@@ -19,6 +19,7 @@ from fusion3d.engine import drives as engine_drives
 from fusion3d.engine.drives import drives_of_tracks
 from fusion3d.errors import DataError
 from fusion3d.metrics.planning import PROTOCOLS, Agents, Boundaries, Drives, published, score_plans
+from fusion3d.metrics.planning.contacts import meet
 from fusion3d.metrics.planning.exact import highest_share
 from fusion3d.metrics.planning.protocols import BEV_PLANNER, PUBLISHED, SPARSEDRIVE, STP3, UNIAD, VAD, Protocol
 from fusion3d.metrics.planning.published import hits, score_published
@@ -184,6 +185,9 @@ def test_l2_is_that_at_the_time_or_the_mean_until_it():
         at, mean = error[counted[name]].mean(axis=0), np.cumsum(error[counted[name]].mean(axis=0)) / np.arange(1, 7)
         if name == "uniad_valid":
             at = np.array([error[known[:, step], step].mean() for step in range(6)])
+            assert [row[f"N@{end}"] for end in ENDS] == known[:, 1::2].sum(axis=0).tolist()
+        else:
+            assert {row[f"N@{end}"] for end in ENDS} == {row["N"]}
         if name == "uniad":
             at = np.where(known, error, 0).mean(axis=0)
         ends = (mean if average == "mean" else at)[1::2]
@@ -191,7 +195,7 @@ def test_l2_is_that_at_the_time_or_the_mean_until_it():
         assert row["L2@avg"] == pytest.approx(ends.mean())
     row, past = found["exact"]["planners"]["model"], of.past_known[:, 0]
     for horizon in (1, 2, 3):
-        rows = error[known[:, 2 * horizon - 1] & past, : 2 * horizon]
+        rows = error[whole & past, : 2 * horizon]
         assert row[f"L2@{horizon}s"] == pytest.approx(rows[:, -1].mean())
         assert row[f"L2mean@{horizon}s"] == pytest.approx(rows.mean())
 
@@ -355,7 +359,8 @@ def test_short_plans_are_not_scored_beyond_their_end(steps):
     for name, table in found["protocols"].items():
         row = table["planners"]["model"]
         assert [np.isnan(row[f"L2@{end}"]) for end in ENDS] == [steps < 2 * h for h in (1, 2, 3)], name
-    assert found["pdm"]["human"]["EP"] == 1
+    faultless = meet({"human": of.path[:, :steps]}, of)["human"].no_collision > 0
+    assert found["pdm"]["human"]["EP"] == pytest.approx(faultless.mean())
 
 
 def test_bad_plans_are_named():

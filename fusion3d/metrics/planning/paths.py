@@ -85,6 +85,29 @@ def sweep(path: np.ndarray) -> np.ndarray:
     return (first[:, :, None] + part * move[:, :, None]).reshape(len(path), -1, 3)
 
 
+def at_times(path: np.ndarray, time: np.ndarray, count: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Poses at other times: straight between two, turning the shorter way; beyond the ends as in the piece there.
+
+    Args:
+        path: [N, S, 3].
+        time: [N, S] ascending [s].
+        count: [N] how many poses there are, 2 at least; those after are not looked at.
+        wanted: [N, W] [s].
+
+    Returns:
+        [N, W, 3].
+    """
+    later = np.where(np.arange(path.shape[1]) < count[:, None], time, np.inf)[:, 1:]
+    piece = np.minimum((later[:, None] <= wanted[..., None]).sum(axis=-1), count[:, None] - 2)
+    rows = np.arange(len(path))[:, None]
+    begin, move = path[rows, piece], path[rows, piece + 1] - path[rows, piece]
+    move[..., 2] = wrap(move[..., 2])
+    part = (wanted - time[rows, piece]) / (time[rows, piece + 1] - time[rows, piece])
+    found = begin + part[..., None] * move
+    found[..., 2] = wrap(found[..., 2])
+    return found
+
+
 def split_error(plan: np.ndarray, driven: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distance of a plan from the driven path, along it and to its left.
 
