@@ -16,6 +16,7 @@ from fusion3d.geometry import invert, rotation_from_quaternion, yaw_of
 from fusion3d.metrics.planning import Agents, Boundaries, Drives, Ground, Map
 from fusion3d.metrics.planning.drives import LIDAR_MOUNT, STEPS, nominal_time
 from fusion3d.metrics.planning.paths import wrap
+from fusion3d.metrics.strata import mentions
 from fusion3d.types import TIME_STEP
 
 PAST = 2  # keyframes before now: what the baselines look at, and ST-P3's visibility
@@ -49,7 +50,7 @@ def drives_of(tables: Tables, tokens: Sequence[str], agents: bool = True) -> Dri
     known = around >= 0
     time = np.where(known, tables.reference_time[around] - tables.reference_time[rows][:, None], 0) * 1e-6
     scenes = tables.sample_scene[rows]
-    said = [text.decode().lower() for text in tables.scene_description[scenes].tolist()]
+    said = [text.decode() for text in tables.scene_description[scenes].tolist()]
     return _drives(
         tokens,
         [tables.scene(row) for row in rows.tolist()],
@@ -59,8 +60,8 @@ def drives_of(tables: Tables, tokens: Sequence[str], agents: bool = True) -> Dri
         _agents(tables, around, ego_from_global) if agents else Agents.none(),
         np.stack([_mount(tables, row) for row in rows.tolist()]),
         {
-            "light": tuple("night" if "night" in text else "day" for text in said),
-            "weather": tuple(next((w for w in ("rain", "fog", "snow") if w in text), "dry") for text in said),
+            "light": tuple("night" if mentions(text, "night") else "day" for text in said),
+            "weather": tuple(next((w for w in ("rain", "fog", "snow") if mentions(text, w)), "dry") for text in said),
             "place": tuple(place.decode() for place in tables.scene_location[scenes].tolist()),
         },
         tables.reference_time[rows] * 1e-6,

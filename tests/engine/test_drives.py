@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -30,6 +31,14 @@ def test_paths_are_those_that_are_trained_on(tables, tokens, drives):
         np.testing.assert_allclose(drives.velocity[row], status.velocity.numpy(), atol=1e-3, equal_nan=True)
         assert drives.scenes[row] == tables.scene(tables.row_of(token))
     assert drives.known.sum(axis=1).max() == 5 and set(drives.about["light"]) <= {"day", "night"}
+
+
+def test_light_and_weather_are_words(tables, tokens):
+    said = [b"Train station, terrain, foggy", b"Nighttime, after RAIN", b"Knight Street, brainy drivers, clear"]
+    described = dataclasses.replace(tables, scene_description=np.array(said))
+    about = drives_of(described, tokens, agents=False).about
+    assert [about["weather"][i] for i in (0, 6, 12)] == ["fog", "rain", "dry"]
+    assert [about["light"][i] for i in (0, 6, 12)] == ["day", "night", "day"]
 
 
 def test_agents_are_the_devkits_boxes_of_all_keyframes_around(synthetic_root, drives):
