@@ -10,6 +10,7 @@ import numpy as np
 from fusion3d.data.annotations import chain
 from fusion3d.data.drivable import Area, area_of, lanes_of, mask_of
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.road_edge import RoadEdge, road_edge_of
 from fusion3d.data.tracks import TrackScene
 from fusion3d.engine.ground_truth import category_names
 from fusion3d.geometry import invert, rotation_from_quaternion, yaw_of
@@ -21,7 +22,7 @@ from fusion3d.types import TIME_STEP
 
 PAST = 2  # keyframes before now: what the baselines look at, and ST-P3's visibility
 BEYOND = 2  # keyframes after the last planned one: where agents are that a plan is about to hit
-PATCH = 40.0  # [m] to each side, in which the road's boundary is looked for
+GRID = 49.951  # [m] to each side: BEV-Planner brings what is beyond its grid to the grid's last cell
 Lookup = Callable[[np.ndarray], np.ndarray] | None  # what is at global positions [M, 2]; None: nobody knows
 
 
@@ -120,11 +121,16 @@ def map_of(tables: Tables, tokens: Sequence[str], boundaries: bool) -> Map | Non
     if not any(areas) and not any(masks):
         return None
     pose = np.stack([tables.global_from_ego(row) for row in rows])
-    return map_around(pose, areas, masks, [lanes_of(tables, row) for row in rows], boundaries)
+    edges = [road_edge_of(tables, row) for row in rows] if boundaries else None
+    return map_around(pose, areas, masks, [lanes_of(tables, row) for row in rows], edges)
 
 
 def map_around(
-    pose: np.ndarray, areas: Sequence[Area | None], masks: Sequence[Lookup], lanes: Sequence[Lookup], boundaries: bool
+    pose: np.ndarray,
+    areas: Sequence[Area | None],
+    masks: Sequence[Lookup],
+    lanes: Sequence[Lookup],
+    edges: Sequence[RoadEdge | None] | None,
 ) -> Map:
     """What maps in global metres say around samples.
 
@@ -133,7 +139,7 @@ def map_around(
         areas: N, where one may drive; None where polygons are not known.
         masks: N, of global positions [M, 2] the same, [M] bool; looked at where there is no area.
         lanes: N, of global positions [M, 2] on which lanes they are, [M, K] bool.
-        boundaries: look for the road's boundary too.
+        edges: N, where the road ends; None where that is not known, or for all: nobody asks.
     """
     there = [mask if area is None else area.contains for area, mask in zip(areas, masks, strict=True)]
 
@@ -150,20 +156,15 @@ def map_around(
 
     drawn, known = (np.array([one is not None for one in of]) for of in (areas, there))
     ground = Ground(known, drivable, on_lanes, known & ~drawn)
-    return Map(ground, _boundaries(pose, areas, drawn) if boundaries else None)
+    return Map(ground, None if edges is None else _boundaries(pose, edges))
 
 
-def _boundaries(pose: np.ndarray, areas: Sequence[Area | None], drawn: np.ndarray) -> Boundaries:
-    sample, segment = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 2, 2))]
-    for number, area in enumerate(areas):
-        if area is None:
-            continue
-        pieces = area.boundary(pose[number, :2, 3], PATCH) - pose[number, :2, 3]
-        turn = yaw_of(pose[number])
-        c, s = np.cos(turn), np.sin(turn)
-        segment.append(pieces @ np.array([[c, -s], [s, c]]))
-        sample.append(np.full(len(pieces), number))
-    return Boundaries(np.concatenate(sample), np.concatenate(segment), drawn)
+def _boundaries(pose: np.ndarray, edges: Sequence[RoadEdge | None]) -> Boundaries:
+    lines = [np.zeros((0, 2, 2)) if edge is None else edge.lines(pose[row]) for row, edge in enumerate(edges)]
+    pieces = [np.stack([line[:, :-1], line[:, 1:]], axis=2).reshape(-1, 2, 2) for line in lines]
+    sample = np.repeat(np.arange(len(pieces)), [len(of) for of in pieces])
+    known = np.array([edge is not None for edge in edges])
+    return Boundaries(sample, np.clip(np.concatenate(pieces), -GRID, GRID), known)
 
 
 def _drives(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -20,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import traffic
 
-from fusion3d.metrics.planning import Drives, published
-from fusion3d.metrics.planning.protocols import PUBLISHED
-from fusion3d.metrics.planning.published import score_published
+from fusion3d.engine.drives import GRID
+from fusion3d.metrics.planning import Boundaries, Drives, published
+from fusion3d.metrics.planning.protocols import BEV_PLANNER, PUBLISHED
+from fusion3d.metrics.planning.published import cross, ego_heading, score_published
 
 LENGTH, WIDTH = 4.084, 1.85
 KINDS = (
@@ -162,14 +164,19 @@ def bev_planner(agents: list[Agent], path: np.ndarray, mount: np.ndarray, step: 
     """Columns forward and rows to the left around the rear axle; the car's cells turned by a step of a metre."""
     corners = [quad(a.box) for a in agents if a.step == step and a.label in VEHICLES]
     grid = painted(1000, [np.trunc((xy + 49.95) / 0.1) for xy in corners])
+    point = (path[step - 1, :2] + 49.95) / 0.1
+    return look(grid, *turned_car(path, step)), look_once(grid, point[1], point[0])
+
+
+def turned_car(path: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """[Q] rows (left) and [Q] columns (forward) of the car's cells."""
     before = path[step - 2, :2] if step > 1 else np.zeros(2)
     move = path[step - 1, :2] - before
     turn = np.arctan2(move[1], move[0]) if np.hypot(*move) >= 1 else 0.0
     turned = ((FINE - 499.5) @ [1, 1j]) * np.exp(1j * turn)
     cells = np.round(np.column_stack([turned.real, turned.imag]) + 499.5)
     forward, left = (path[step - 1, :2] / 0.1 + cells).T
-    point = (path[step - 1, :2] + 49.95) / 0.1
-    return look(grid, left, forward), look_once(grid, point[1], point[0])
+    return left, forward
 
 
 def sparsedrive(agents: list[Agent], path: np.ndarray, mount: np.ndarray, step: int) -> tuple[bool, None]:
@@ -184,6 +191,25 @@ def sparsedrive(agents: list[Agent], path: np.ndarray, mount: np.ndarray, step: 
     car = shapely.Polygon(quad(np.array([*middle, LENGTH, WIDTH, yaw])))
     others = [from_lidar_of_now(quad(a.box), mount) for a in agents if a.step == step and a.seen]
     return any(car.intersects(shapely.Polygon(xy)) for xy in others), None
+
+
+def test_the_boundary_is_the_line_that_opencv_draws():
+    """Lines of some points, a cell thick; what is beyond the grid is brought to its last cells."""
+    _, plan = world(1, 40)
+    rng = np.random.default_rng(1)
+    lines = np.cumsum(rng.normal(0, 3, (40, 8, 5, 2)), axis=2) + rng.uniform((-20, -15), (52, 15), (40, 8, 1, 2))
+    pieces = np.stack([lines[:, :, :-1], lines[:, :, 1:]], axis=3).reshape(40, 32, 2, 2)
+    edges = Boundaries(np.repeat(np.arange(40), 32), np.clip(pieces.reshape(-1, 2, 2), -GRID, GRID), np.ones(40, bool))
+    path = np.concatenate([plan[..., :2], ego_heading(BEV_PLANNER, plan[..., :2])[..., None]], axis=-1)
+    expected = np.zeros((40, 6), dtype=bool)
+    for sample in range(40):
+        grid = np.zeros((1000, 1000), dtype=np.uint8)
+        for line in ((lines[sample] + 49.95) / 0.1).clip(0, 999).astype(np.int32):
+            for begin, end in pairwise(line.tolist()):
+                cv2.line(grid, begin, end, color=(1,), thickness=1)
+        expected[sample] = [look(grid, *turned_car(plan[sample], step)) for step in range(1, 7)]
+    np.testing.assert_array_equal(cross(BEV_PLANNER, path, edges), expected)
+    assert 0.1 < expected.mean() < 0.9
 
 
 ORACLES = {

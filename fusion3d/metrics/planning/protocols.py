@@ -174,7 +174,7 @@ BEV_PLANNER = Protocol(
     Raster(0.1, rounded=False, columns_forward=True, turned=True), vehicles,
     "vehicles and cycles, no pedestrians", boundary=True, bugs=(
         "the box points straight ahead at any step shorter than 1 m",
-        "(left out: its boundary is that of road segments and lanes, 20 points a line; here that of the drivable area)",
+        "the boundary is 20 points a line, however long, and not looked for farther than 25 m to the sides",
     ),
 )  # fmt: skip
 PUBLISHED = {of.name: of for of in (UNIAD, UNIAD_VALID, STP3, VAD, SPARSEDRIVE, BEV_PLANNER)}
