@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -20,6 +21,7 @@ from fusion3d.data.annotations import load_ego
 from fusion3d.data.drivable import Area
 from fusion3d.data.maps import mask_file, vector_file
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.road_edge import RoadEdge
 from fusion3d.engine.drives import drives_of, map_around, map_of
 from fusion3d.metrics.planning import PROTOCOLS, score_plans
 from fusion3d.metrics.planning.paths import with_heading
@@ -38,6 +40,14 @@ def test_paths_are_those_that_are_trained_on(tables, tokens, drives):
         np.testing.assert_allclose(drives.velocity[row], status.velocity.numpy(), atol=1e-3, equal_nan=True)
         assert drives.scenes[row] == tables.scene(tables.row_of(token))
     assert drives.known.sum(axis=1).max() == 5 and set(drives.about["light"]) <= {"day", "night"}
+
+
+def test_light_and_weather_are_words(tables, tokens):
+    said = [b"Train station, terrain, foggy", b"Nighttime, after RAIN", b"Knight Street, brainy drivers, clear"]
+    described = dataclasses.replace(tables, scene_description=np.array(said))
+    about = drives_of(described, tokens, agents=False).about
+    assert [about["weather"][i] for i in (0, 6, 12)] == ["fog", "rain", "dry"]
+    assert [about["light"][i] for i in (0, 6, 12)] == ["day", "night", "day"]
 
 
 def test_agents_are_the_devkits_boxes_of_all_keyframes_around(synthetic_root, drives):
@@ -115,7 +125,9 @@ def test_the_end_of_the_road_is_found_by_who_drives_fast(turn):
     pose = np.eye(4)
     pose[:2, :2] = [[c, -s], [s, c]]
     pose[:2, 3] = 300.0, -80.0
-    maps = map_around(pose[None], [Area([ring + pose[:2, 3]], np.array([0]))], [None], [None], True)
+    road = ring + pose[:2, 3]
+    area, edge = Area([road], np.array([0])), RoadEdge.around([[road]])
+    maps = map_around(pose[None], [area], [None], [None], [edge])
     scores = score_plans({"fast": straight(15.0), "slow": straight(13.0)}, drives_in(straight(4.0)), maps=maps)
     edge = {name: scores["protocols"]["bev_planner"]["planners"][name]["boundary@3s"] for name in ("fast", "slow")}
     assert edge == {"fast": 1, "slow": 0} and scores["pdm"]["fast"]["DAC"] == 0 and scores["pdm"]["slow"]["DAC"] == 1
@@ -127,9 +139,11 @@ def test_intersections_are_the_road_segments_that_say_so(synthetic_root, tokens,
         shutil.copytree(synthetic_root / folder, tmp_path / folder)
     own = Tables.open(tmp_path, VERSION)
     first, last = own.row_of(tokens[0]), own.row_of(tokens[-1])
+    path, other, pose = vector_file(own, first), vector_file(own, last), own.global_from_ego(first)
+    assert path != other
+    for file in (path, other):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"road_segment": []}))
     assert map_of(own, tokens, False).ground.junction(0, np.zeros((1, 2))).tolist() == [False], "not known"
-    path, pose = vector_file(own, first), own.global_from_ego(first)
-    assert path != vector_file(own, last)
     content = json.loads(path.read_text())
     for name, shift, yes in (("in", 0.0, True), ("out", 20.0, False)):
         corners = np.array([[-5.0, -5], [5, -5], [5, 5], [-5, 5]]) + np.array([shift, 0])
