@@ -99,7 +99,12 @@ def test_what_is_published_is_of_a_shipped_recipe_and_adds_up():
 
 def test_the_page_has_every_configuration_as_it_is():
     page = json.loads((CONFIGS.parent / "docs" / "benchmarks" / "recipes.json").read_text())
-    noted = {recipe["name"]: sum(stage["parameters"] for stage in recipe["inference"]) for recipe in page["recipes"]}
+    noted = {
+        recipe["name"]: stage["parameters"]
+        for recipe in page["recipes"]
+        for stage in recipe["inference"]
+        if stage["name"] == "whole"
+    }
     counted = {}
     for path in CONFIGS.glob("*.yaml"):
         with torch.device("meta"):
