@@ -196,8 +196,9 @@ def sparsedrive(agents: list[Agent], path: np.ndarray, mount: np.ndarray, step: 
 def test_the_boundary_is_the_line_that_opencv_draws():
     """Lines of some points, a cell thick; what is beyond the grid is brought to its last cells."""
     _, plan = world(1, 40)
+    plan[::4, :, 0] += 45  # at the edge of the grid
     rng = np.random.default_rng(1)
-    lines = np.cumsum(rng.normal(0, 3, (40, 8, 5, 2)), axis=2) + rng.uniform((-20, -15), (52, 15), (40, 8, 1, 2))
+    lines = np.cumsum(rng.normal(0, 3, (40, 8, 5, 2)), axis=2) + rng.uniform((-20, -15), (70, 15), (40, 8, 1, 2))
     pieces = np.stack([lines[:, :, :-1], lines[:, :, 1:]], axis=3).reshape(40, 32, 2, 2)
     edges = Boundaries(np.repeat(np.arange(40), 32), np.clip(pieces.reshape(-1, 2, 2), -GRID, GRID), np.ones(40, bool))
     path = np.concatenate([plan[..., :2], ego_heading(BEV_PLANNER, plan[..., :2])[..., None]], axis=-1)

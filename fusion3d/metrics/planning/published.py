@@ -141,7 +141,8 @@ def cross(protocol: Protocol, path: np.ndarray, boundaries: Boundaries) -> np.nd
     line = np.column_stack([(begin + end) / 2, length, np.full(len(length), 1e-6), yaw])
     lines = []
     for step in range(path.shape[1]):
-        away = np.abs(line[:, :2] - path[boundaries.sample, step, :2]).max(axis=1)
+        place = np.clip(path[boundaries.sample, step, :2], -HALF, HALF)  # cells beyond the grid are pushed back to it
+        away = np.abs(line[:, :2] - place).max(axis=1)
         lines.append(np.flatnonzero(away <= length / 2 + 7))
     row = np.concatenate(lines)
     step = np.repeat(np.arange(1, path.shape[1] + 1), [len(of_step) for of_step in lines])
