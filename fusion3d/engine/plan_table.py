@@ -25,7 +25,7 @@ _EXACT = (
 )  # fmt: skip
 _ENDS = (*(f"{t}s" for t in HORIZONS), "avg")
 _PUBLISHED = tuple(f"{name}@{end}" for name in ("L2", "collision") for end in _ENDS)
-_OWN = ("point", "boundary")  # of one protocol each
+_OWN = ("point", "boundary")  # of some protocols alone
 _SHORT = {
     "collision": "hit", "longitudinal": "along", "lateral": "across", "heading": "turn", "at_fault": "fault",
     "vehicle": "veh", "clearance_p5": "near p5", "boundary": "edge",
