@@ -194,6 +194,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 def held(path: str | Path) -> Iterator[None]:
     """Keep other processes out of the same block, by a lock on a file that ends with the process, however it ends.
 
+    Children that are forked meanwhile do not keep it: a loader's workers may outlive a process that was killed.
+
     A file system without locks keeps nobody out.
 
     Raises:
@@ -203,6 +205,7 @@ def held(path: str | Path) -> Iterator[None]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")
+    os.register_at_fork(after_in_child=file.close)  # whoever has it open has the lock
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import itertools
 from pathlib import Path
 
 import pytest
 
-from fusion3d.config import Config, differences, from_dict, load_config, override, to_dict
+from fusion3d.config import Config, LidarConfig, differences, from_dict, load_config, override, to_dict
+from fusion3d.config.data import PasteConfig
+from fusion3d.config.model import TemporalConfig
 from fusion3d.errors import ConfigError
 
 
@@ -118,6 +121,25 @@ def test_ranges_of_values_are_checked_too(values) -> None:
 def test_augmentation_is_switched_off_by_null() -> None:
     assert from_dict({"augment": None}).augment is None
     assert from_dict({"camera": None, "planning": None, "lidar": None}).branches == ("radar",)
+
+
+def test_sections_begin_and_end_on_the_command_line() -> None:
+    found = override(
+        Config(), ["--temporal.operator", "recurrent", "--augment.paste.database=objects", "--lidar", "null"]
+    )
+    assert found.temporal == TemporalConfig(operator="recurrent") and found.lidar is None
+    assert found.augment is not None and found.augment.paste == PasteConfig(database="objects")
+    assert override(Config(), ["--lidar.dense=null", "--planning=null", "--seed", "3"]) == dataclasses.replace(
+        Config(), seed=3, planning=None, lidar=dataclasses.replace(Config().lidar or LidarConfig(), dense=None)
+    )
+    assert override(Config(), ["--data.root", "null"]).data.root == "null"  # a folder may be called that
+
+
+@pytest.mark.parametrize("arguments", [["--train.fade", "x"], ["--train", "null"], ["--temporal.what", "1"]])
+def test_an_unknown_key_on_the_command_line_is_an_error(arguments, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        override(Config(), arguments)
+    assert arguments[0] in capsys.readouterr().err
 
 
 def test_every_field_is_documented() -> None:

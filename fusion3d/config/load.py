@@ -44,12 +44,51 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
 def override(config: Config, overrides: list[str]) -> Config:
     """``config`` with command-line overrides such as ``["--train.epochs", "3"]`` (``--help`` lists every key).
 
+    A section that is null begins with its defaults where one of its keys is given, and ``--lidar null`` ends one.
+
     Raises:
         ConfigError: a value is out of its range.
     """
     import tyro
 
-    return check(tyro.cli(Config, default=config, args=overrides, config=(tyro.conf.AvoidSubcommands,)))
+    others, left = [], list(overrides)
+    while left:
+        text = left.pop(0)
+        key, _, value = text.partition("=")
+        names = key.removeprefix("--").replace("-", "_").split(".") if text.startswith("--") else []
+        null = value == "null" or left[:1] == ["null"]
+        ended = _without(config, names) if null else None
+        if ended is not None:
+            config, left = ended, left if value else left[1:]
+        else:
+            config = _with_section(config, names[:-1])
+            others.append(text)
+    return check(tyro.cli(Config, default=config, args=others, config=(tyro.conf.AvoidSubcommands,)))
+
+
+def _without(section: T, names: list[str]) -> T | None:
+    """``section`` with what these names lead to null; None where that cannot be null."""
+    hint = typing.get_type_hints(type(section)).get(names[0]) if names else None
+    inner = getattr(section, names[0]) if hint is not None else None
+    if len(names) > 1:
+        new = _without(inner, names[1:]) if dataclasses.is_dataclass(inner) else None
+        return None if new is None else dataclasses.replace(section, **{names[0]: new})  # type: ignore[type-var]
+    return dataclasses.replace(section, **{names[0]: None}) if _may_be_null(hint) else None  # type: ignore[type-var]
+
+
+def _with_section(section: T, names: list[str]) -> T:
+    """``section`` with those that these names lead to, at their defaults where they are null."""
+    hint = typing.get_type_hints(type(section)).get(names[0]) if names else None
+    inner = getattr(section, names[0]) if hint is not None else None
+    if inner is None and _may_be_null(hint):
+        inner = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)()
+    if not dataclasses.is_dataclass(inner):
+        return section
+    return dataclasses.replace(section, **{names[0]: _with_section(inner, names[1:])})  # type: ignore[type-var]
+
+
+def _may_be_null(hint: Any) -> bool:
+    return types.NoneType in typing.get_args(hint)
 
 
 def from_dict(values: Any, source: str = "configuration") -> Config:

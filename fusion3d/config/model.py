@@ -163,7 +163,7 @@ class RadarConfig:
     channels: Even = 64
     """Channels of the radar BEV map, those of ``velocity`` and ``odometry`` included."""
     advance: bool = True
-    """Move returns by their velocity times their age, to where they should be now."""
+    """Move returns by their velocity times their age, to where they are now; in ``radar_lift`` and ``early`` too."""
     velocity: bool = True
     """Let three channels hold what was measured: mean velocity of the moving returns of a cell (x, y) [10 m/s], and how
     far there are any, 0 to 1."""

@@ -1,4 +1,4 @@
-"""Where a sample's map says one may drive, point by point and exactly, where that ends, and on which lane one is.
+"""Where a sample's map says one may drive, point by point and exactly, and on which lane one is.
 
 By polygons where there are any (``vector_map``), or by the mask.
 """
@@ -17,8 +17,6 @@ from fusion3d.data.vector_map import VectorMap, open_map
 from fusion3d.types import MAP_CLASSES
 
 _LAYER = MAP_CLASSES.index("drivable_area")
-_PIECE = 1.0  # [m] of an edge that is in or out as a whole
-_ASIDE = 0.01  # [m] to both sides of an edge, where it is asked what is there
 
 
 class Area:
@@ -67,27 +65,6 @@ class Area:
         if not len(first):
             return np.zeros((len(xy), 0), dtype=bool)
         return np.add.reduceat(cuts, first, axis=1, dtype=np.int64) % 2 == 1
-
-    def boundary(self, center: np.ndarray, reach: float) -> np.ndarray:
-        """[K, 2, 2] pieces of the union's edge within a square around a place: what has road on one side alone.
-
-        Args:
-            center: [2] global [m].
-            reach: half of the square's side [m].
-        """
-        (x, y), ends = center, self.edge.reshape(-1, 2, 2)
-        near = (self.left <= x + reach) & (self.right >= x - reach) & (self.low <= y + reach) & (self.high >= y - reach)
-        begin, move = ends[near, 0], ends[near, 1] - ends[near, 0]
-        count = np.maximum(np.ceil(np.linalg.norm(move, axis=1) / _PIECE), 1).astype(np.int64)
-        of = np.repeat(np.arange(len(count)), count)
-        part = np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)
-        pieces = begin[of, None] + (part[:, None] + np.arange(2))[..., None] / count[of, None, None] * move[of, None]
-        middle, along = pieces.mean(axis=1), pieces[:, 1] - pieces[:, 0]
-        length = np.linalg.norm(along, axis=1)
-        inside = (np.abs(middle - center) <= reach).all(axis=1) & (length > 0)
-        pieces, middle, along = pieces[inside], middle[inside], along[inside] / length[inside, None]
-        aside = _ASIDE * np.stack([-along[:, 1], along[:, 0]], axis=1)
-        return pieces[self.contains(middle + aside) != self.contains(middle - aside)]
 
 
 def mask_of(tables: Tables, sample: int) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -23,7 +23,7 @@ from fusion3d.types import TIME_STEP
 FRAMES = ("ego", "lidar")
 MAX_BYTES = 1 << 30
 MAX_STEPS = 200
-MAX_METRES = 1000.0  # farther than anybody drives in the time: the unit is wrong
+MAX_SPEED, MARGIN = 60.0, 10.0  # [m/s], [m] farther than that no car gets: the unit or the frame is wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,8 @@ def read_plans(path: str | Path) -> PlanFile:
 
     Raises:
         DataError: it cannot be read, is larger than a gigabyte, is not of this form, names a token twice, has plans of
-            different length, or a number that is not finite, farther than a kilometre or a yaw of more than a turn.
+            different length, a number that is not finite, a position that no car reaches in the time or a yaw of more
+            than a turn.
     """
     path = Path(path)
     form = 'expected {"frame": ..., "times": [...], "plans": {"sample token": [...], ...}}'
@@ -53,7 +54,17 @@ def read_plans(path: str | Path) -> PlanFile:
     for token, plan in plans.items():
         if len(plan) != chosen[1]:
             raise DataError(f"{path}: the plan of {token} has {len(plan)} points, and there are {chosen[1]} times")
-    return PlanFile(content["frame"], {token: plan[chosen[0]] for token, plan in plans.items()})
+    plans = {token: plan[chosen[0]] for token, plan in plans.items()}
+    seconds = TIME_STEP * np.arange(1, len(chosen[0]) + 1)
+    for token, plan in plans.items():
+        away = np.linalg.norm(plan[:, :2], axis=1)
+        if (wrong := away > MAX_SPEED * seconds + MARGIN).any():
+            step = int(wrong.argmax())
+            raise DataError(
+                f"{path}: the plan of {token} is {away[step]:.0f} m away after {seconds[step]:g} s, where no car gets "
+                f"({MAX_SPEED:g} m/s and {MARGIN:g} m at most); expected metres in the sample's frame, not the map's"
+            )
+    return PlanFile(content["frame"], plans)
 
 
 def _array(path: Path, token: str, rows: Any) -> np.ndarray:
@@ -75,11 +86,8 @@ def _array(path: Path, token: str, rows: Any) -> np.ndarray:
             f"{path}: the plan of {token} has shape {list(plan.shape)}; expected [times, 2] or [times, 3], "
             f"1 to {MAX_STEPS} times"
         )
-    if not np.isfinite(plan).all() or np.abs(plan[:, :2]).max() > MAX_METRES:
-        raise DataError(
-            f"{path}: the plan of {token} has a number that is not finite or farther than {MAX_METRES:g} m; expected "
-            "metres in the frame of the sample, not of the map"
-        )
+    if not np.isfinite(plan).all():
+        raise DataError(f"{path}: the plan of {token} has a number that is not finite; expected metres and radians")
     if plan.shape[1] == 3 and np.abs(plan[:, 2]).max() > 2 * np.pi:
         largest = np.abs(plan[:, 2]).max()
         raise DataError(f"{path}: the plan of {token} has a yaw of {largest:g}; expected radians, at most a turn")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -188,10 +188,24 @@ def _from_transformers(name: str, weights: str, pretrained: bool) -> tuple[nn.Mo
         ) from error
     try:
         said, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name, local_files_only=offline)
-        colours = tuple(said["image_mean"]), tuple(said["image_std"])
-    except (OSError, KeyError):  # a folder may hold the network alone
-        colours = IMAGENET
-    return network, list(network.channels), cast(Colours, colours)
+    except OSError:  # a folder may hold the network alone
+        said = {}
+    return network, list(network.channels), _colours_said(said, name)
+
+
+def _colours_said(said: Mapping[str, Any], name: str) -> Colours:
+    """What an image processor of transformers does to colours in [0, 1]; ImageNet's where it does not say."""
+    if said.get("do_normalize") is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = said.get("image_mean") or [*IMAGENET[0]], said.get("image_std") or [*IMAGENET[1]]
+    try:
+        (r, g, b), (sr, sg, sb) = (value if isinstance(value, list) else [value] * 3 for value in (mean, std))
+        return (float(r), float(g), float(b)), (float(sr), float(sg), float(sb))
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"camera.backbone.name: hf:{name}: expected a number or three in its image_mean and image_std, found "
+            f"{mean!r} and {std!r}"
+        ) from None
 
 
 def _from_timm(name: str, weights: str, pretrained: bool) -> tuple[nn.Module, list[int], Colours]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fusion3d.data.drivable import Area
+from fusion3d.data.road_edge import RoadEdge
 from fusion3d.engine.drives import map_around
 from fusion3d.errors import DataError
 from fusion3d.files import write_json
@@ -88,19 +89,22 @@ def street_map(drives: Drives) -> Map:
     roads = [*everywhere(strip(-half, half)), *(square + np.array([x, y]) for x in line for y in line)]
     lanes = [*everywhere(strip(-half, 0.0)), *everywhere(strip(0.0, half))]
     area, lane = (Area(rings, np.arange(len(rings))) for rings in (roads, lanes))
+    edge = RoadEdge.around([[ring] for ring in (*roads, *lanes)])
     rng, pose = np.random.default_rng(2), np.tile(np.eye(4), (len(drives), 1, 1))
     turn = rng.uniform(-np.pi, np.pi, len(drives))
     pose[:, 0, 0] = pose[:, 1, 1] = np.cos(turn)
     pose[:, 1, 0] = np.sin(turn)
     pose[:, 0, 1] = -pose[:, 1, 0]
     pose[:, :2, 3] = rng.choice(line, (len(drives), 2)) + rng.uniform(-half, half, (len(drives), 2))
-    return map_around(pose, [area] * len(drives), [None] * len(drives), [lane.within] * len(drives), boundaries=True)
+    return map_around(
+        pose, [area] * len(drives), [None] * len(drives), [lane.within] * len(drives), [edge] * len(drives)
+    )
 
 
 def hits_by_shapely(plan: np.ndarray, drives: Drives, at_once: bool) -> np.ndarray:
     """[N, I] bool: the collision test of ``exact`` with shapely's polygons, pair by pair or all near ones at once."""
     shapely: Any = import_module("shapely")
-    moving = interpolate(drives.agents)
+    moving = interpolate(drives.agents, drives.agent_time)
     poses = sweep(plan)
     moving = moving[(moving.instant > 0) & (moving.instant <= poses.shape[1])]
     ego = EGO.along(poses)[moving.sample, moving.instant - 1]

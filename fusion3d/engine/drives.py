@@ -9,18 +9,21 @@ import numpy as np
 
 from fusion3d.data.annotations import chain
 from fusion3d.data.drivable import Area, area_of, lanes_of, mask_of
+from fusion3d.data.junctions import junctions_of
 from fusion3d.data.nuscenes import Tables
+from fusion3d.data.road_edge import RoadEdge, road_edge_of
 from fusion3d.data.tracks import TrackScene
 from fusion3d.engine.ground_truth import category_names
 from fusion3d.geometry import invert, rotation_from_quaternion, yaw_of
 from fusion3d.metrics.planning import Agents, Boundaries, Drives, Ground, Map
 from fusion3d.metrics.planning.drives import LIDAR_MOUNT, STEPS, nominal_time
 from fusion3d.metrics.planning.paths import wrap
+from fusion3d.metrics.strata import mentions
 from fusion3d.types import TIME_STEP
 
 PAST = 2  # keyframes before now: what the baselines look at, and ST-P3's visibility
-BEYOND = 2  # keyframes after the last planned one: where agents are that a plan is about to hit
-PATCH = 40.0  # [m] to each side, in which the road's boundary is looked for
+BEYOND = 3  # keyframes after the last planned one: 0.9 s, in which a plan may be about to hit, however early they come
+GRID = 49.951  # [m] to each side: BEV-Planner brings what is beyond its grid to the grid's last cell
 Lookup = Callable[[np.ndarray], np.ndarray] | None  # what is at global positions [M, 2]; None: nobody knows
 
 
@@ -49,7 +52,7 @@ def drives_of(tables: Tables, tokens: Sequence[str], agents: bool = True) -> Dri
     known = around >= 0
     time = np.where(known, tables.reference_time[around] - tables.reference_time[rows][:, None], 0) * 1e-6
     scenes = tables.sample_scene[rows]
-    said = [text.decode().lower() for text in tables.scene_description[scenes].tolist()]
+    said = [text.decode() for text in tables.scene_description[scenes].tolist()]
     return _drives(
         tokens,
         [tables.scene(row) for row in rows.tolist()],
@@ -59,8 +62,8 @@ def drives_of(tables: Tables, tokens: Sequence[str], agents: bool = True) -> Dri
         _agents(tables, around, ego_from_global) if agents else Agents.none(),
         np.stack([_mount(tables, row) for row in rows.tolist()]),
         {
-            "light": tuple("night" if "night" in text else "day" for text in said),
-            "weather": tuple(next((w for w in ("rain", "fog", "snow") if w in text), "dry") for text in said),
+            "light": tuple("night" if mentions(text, "night") else "day" for text in said),
+            "weather": tuple(next((w for w in ("rain", "fog", "snow") if mentions(text, w)), "dry") for text in said),
             "place": tuple(place.decode() for place in tables.scene_location[scenes].tolist()),
         },
         tables.reference_time[rows] * 1e-6,
@@ -119,11 +122,18 @@ def map_of(tables: Tables, tokens: Sequence[str], boundaries: bool) -> Map | Non
     if not any(areas) and not any(masks):
         return None
     pose = np.stack([tables.global_from_ego(row) for row in rows])
-    return map_around(pose, areas, masks, [lanes_of(tables, row) for row in rows], boundaries)
+    lanes, junctions = ([find(tables, row) for row in rows] for find in (lanes_of, junctions_of))
+    edges = [road_edge_of(tables, row) for row in rows] if boundaries else None
+    return map_around(pose, areas, masks, lanes, edges, junctions)
 
 
 def map_around(
-    pose: np.ndarray, areas: Sequence[Area | None], masks: Sequence[Lookup], lanes: Sequence[Lookup], boundaries: bool
+    pose: np.ndarray,
+    areas: Sequence[Area | None],
+    masks: Sequence[Lookup],
+    lanes: Sequence[Lookup],
+    edges: Sequence[RoadEdge | None] | None,
+    junctions: Sequence[Lookup] = (),
 ) -> Map:
     """What maps in global metres say around samples.
 
@@ -132,37 +142,38 @@ def map_around(
         areas: N, where one may drive; None where polygons are not known.
         masks: N, of global positions [M, 2] the same, [M] bool; looked at where there is no area.
         lanes: N, of global positions [M, 2] on which lanes they are, [M, K] bool.
-        boundaries: look for the road's boundary too.
+        edges: N, where the road ends; None where that is not known, or for all: nobody asks.
+        junctions: N, of global positions [M, 2] whether they are in an intersection, [M] bool; none at all: not known.
     """
     there = [mask if area is None else area.contains for area, mask in zip(areas, masks, strict=True)]
 
     def drivable(number: int, xy: np.ndarray) -> np.ndarray:
         on = there[number]
         assert on is not None
-        return on(xy @ pose[number, :2, :2].T + pose[number, :2, 3])
+        return on(to_global(number, xy))
+
+    def to_global(number: int, xy: np.ndarray) -> np.ndarray:
+        return xy @ pose[number, :2, :2].T + pose[number, :2, 3]
 
     def on_lanes(number: int, xy: np.ndarray) -> np.ndarray:
         on = lanes[number]
-        if on is None:
-            return np.zeros((len(xy), 0), dtype=bool)
-        return on(xy @ pose[number, :2, :2].T + pose[number, :2, 3])
+        return np.zeros((len(xy), 0), dtype=bool) if on is None else on(to_global(number, xy))
+
+    def in_junction(number: int, xy: np.ndarray) -> np.ndarray:
+        on = junctions[number]
+        return np.zeros(len(xy), dtype=bool) if on is None else on(to_global(number, xy))
 
     drawn, known = (np.array([one is not None for one in of]) for of in (areas, there))
-    ground = Ground(known, drivable, on_lanes, known & ~drawn)
-    return Map(ground, _boundaries(pose, areas, drawn) if boundaries else None)
+    ground = Ground(known, drivable, on_lanes, known & ~drawn, in_junction if len(junctions) else None)
+    return Map(ground, None if edges is None else _boundaries(pose, edges))
 
 
-def _boundaries(pose: np.ndarray, areas: Sequence[Area | None], drawn: np.ndarray) -> Boundaries:
-    sample, segment = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 2, 2))]
-    for number, area in enumerate(areas):
-        if area is None:
-            continue
-        pieces = area.boundary(pose[number, :2, 3], PATCH) - pose[number, :2, 3]
-        turn = yaw_of(pose[number])
-        c, s = np.cos(turn), np.sin(turn)
-        segment.append(pieces @ np.array([[c, -s], [s, c]]))
-        sample.append(np.full(len(pieces), number))
-    return Boundaries(np.concatenate(sample), np.concatenate(segment), drawn)
+def _boundaries(pose: np.ndarray, edges: Sequence[RoadEdge | None]) -> Boundaries:
+    lines = [np.zeros((0, 2, 2)) if edge is None else edge.lines(pose[row]) for row, edge in enumerate(edges)]
+    pieces = [np.stack([line[:, :-1], line[:, 1:]], axis=2).reshape(-1, 2, 2) for line in lines]
+    sample = np.repeat(np.arange(len(pieces)), [len(of) for of in pieces])
+    known = np.array([edge is not None for edge in edges])
+    return Boundaries(sample, np.clip(np.concatenate(pieces), -GRID, GRID), known)
 
 
 def _drives(
@@ -177,7 +188,9 @@ def _drives(
     clock: np.ndarray,
 ) -> Drives:
     """From arrays over all steps, ``PAST`` before now first; what is not known is zero."""
-    after, before = slice(PAST + 1, PAST + 1 + STEPS), slice(PAST - 1, None, -1)
+    end = PAST + 1 + STEPS
+    after, before = slice(PAST + 1, end), slice(PAST - 1, None, -1)
+    beyond = np.concatenate([path[:, end:], time[:, end:, None]], axis=-1)
     path = np.where(known[..., None], path, 0.0)
     nominal = TIME_STEP * np.arange(1, PAST + 1)
     return Drives(
@@ -193,6 +206,7 @@ def _drives(
         mount,
         about,
         clock,
+        np.where(known[:, end:, None], beyond, np.nan),
     )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from fusion3d.errors import DataError
 from fusion3d.metrics.planning.baselines import constant_turn
 from fusion3d.metrics.planning.drives import Drives
+from fusion3d.metrics.planning.exact import usable
 from fusion3d.metrics.planning.paths import wrap
 
 _HIDDEN = 64
@@ -30,19 +31,19 @@ class EgoMLP:
     """The network. The same samples give the same one, whatever their order.
 
     Args:
-        drives: to train on: samples with a whole known future and a keyframe before.
+        drives: to train on: samples with a whole known path and a keyframe before.
 
     Raises:
         DataError: there are fewer than ``LEAST``.
     """
 
     def __init__(self, drives: Drives) -> None:
-        there = np.flatnonzero(drives.known.all(axis=1) & drives.past_known[:, 0])
+        there = np.flatnonzero(usable(drives, drives.future.shape[1]))
         there = there[np.argsort(np.array(drives.tokens)[there])]
         if len(there) < LEAST:
             raise DataError(f"the ego-MLP has {len(there)} samples to train on; expected at least {LEAST}")
         steps = drives.future.shape[1]
-        target = drives.future - constant_turn(drives, steps)
+        target = drives.path - constant_turn(drives, steps)
         target[..., 2] = wrap(target[..., 2])
         digest = hashlib.sha256("\n".join(drives.tokens[row] for row in there).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

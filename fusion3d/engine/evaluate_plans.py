@@ -24,7 +24,7 @@ from fusion3d.metrics.forecast import score_forecasts
 from fusion3d.metrics.planning import PROTOCOLS, Drives, Map, score_plans
 from fusion3d.metrics.planning.baselines import make_anchors, nearest_anchor
 from fusion3d.metrics.planning.exact import NAME, usable
-from fusion3d.metrics.planning.paths import from_lidar, path_heading, with_heading, wrap
+from fusion3d.metrics.planning.paths import from_lidar, path_heading, towed_heading, with_heading, wrap
 from fusion3d.metrics.planning.protocols import BEV_PLANNER, PUBLISHED
 from fusion3d.types import TIME_STEP
 
@@ -32,6 +32,7 @@ ANCHORS = 32
 _STRAIGHT = np.deg2rad(5)
 _TURNED = 30.0  # [degrees]
 _FAR, _ASIDE = 5.0, 2.0  # [m] driven forward, and to a side, that a plan's frame shows at
+_SHORT, _ASTRAY = 1 / 3, 50.0  # of the way that the human drives, [m] from where the human is: no plan but a mistake
 
 
 def poses_of(file: PlanFile, drives: Drives, path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +64,8 @@ def poses_of(file: PlanFile, drives: Drives, path: str) -> tuple[np.ndarray, np.
         turn = drives.mount[:, None, 2]
         x = np.cos(turn) * plan[..., 0] - np.sin(turn) * plan[..., 1]
         y = np.sin(turn) * plan[..., 0] + np.cos(turn) * plan[..., 1]
-        yaw = np.where(headed[:, None], plan[..., 2], path_heading(np.stack([x, y], axis=-1)) - turn)
+        towed = towed_heading(np.stack([x, y], axis=-1), drives.mount[:, 0])
+        yaw = np.where(headed[:, None], plan[..., 2], towed - turn)
         poses = from_lidar(np.concatenate([plan[..., :2], yaw[..., None]], axis=-1), drives.mount)
     return np.where(there[:, None, None], poses, 0.0), there
 
@@ -86,6 +88,18 @@ def check_frame(plan: np.ndarray, there: np.ndarray, drives: Drives) -> str | No
             return (
                 f"where the human drives straight ahead, the plans go {angle:.0f} degrees to the left of that: is the "
                 'frame right? "ego" has x forward and y left, "lidar" x to the right and y forward'
+            )
+        apart = np.median(np.linalg.norm(ours[straight] - human[straight, :2], axis=1))
+        if apart > _ASTRAY:
+            return (
+                f"where the human drives straight ahead, the plans end {apart:.0f} m away from the human: are they "
+                "metres in the frame of the sample, not of the map?"
+            )
+        part = np.median(np.linalg.norm(ours[straight], axis=1) / np.linalg.norm(human[straight, :2], axis=1))
+        if part < _SHORT:
+            return (
+                f"where the human drives straight ahead, the plans go {part:.2f} times as far: are they positions, not "
+                "the offset of each step from the one before?"
             )
         turned = plan[straight, last, 2] - path_heading(plan[straight, :, :2])[:, last]
         off = np.degrees(np.median(np.abs(wrap(turned))))
@@ -111,7 +125,7 @@ def trained_baselines(training: Drives, drives: Drives) -> dict[str, np.ndarray]
             f"{len(common)} scenes, such as {common[0]}, are evaluated and trained on; choose another split to train on"
         )
     plan = EgoMLP(training).plan(drives)
-    anchors = make_anchors(training.future[training.known.all(axis=1)], ANCHORS)
+    anchors = make_anchors(training.path[training.path_known.all(axis=1)], ANCHORS)
     return {"ego_mlp": plan, "nearest_anchor": nearest_anchor(anchors, drives)}
 
 
@@ -172,10 +186,11 @@ def evaluate_plans(
         )
     left_out = {}
     for name in protocols:
-        missing = _wanted(name, drives) & ~planned
+        wanted = _wanted(name, drives, steps)
+        missing = wanted & ~planned
         if missing.any() and not partial:
             first = drives.tokens[int(np.flatnonzero(missing)[0])]
-            left_out[name] = f"{missing.sum()} of its {_wanted(name, drives).sum()} samples have no plan, as {first}"
+            left_out[name] = f"{missing.sum()} of its {wanted.sum()} samples have no plan, as {first}"
     chosen = [name for name in protocols if name not in left_out]
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
@@ -187,10 +202,10 @@ def evaluate_plans(
     return scores | {"left_out": left_out}
 
 
-def _wanted(name: str, drives: Drives) -> np.ndarray:
-    """[N] bool: samples that a protocol counts at any step."""
+def _wanted(name: str, drives: Drives, steps: int) -> np.ndarray:
+    """[N] bool: samples that a protocol counts at any of so many steps."""
     if name == NAME:
-        return usable(drives) & drives.known[:, 0]
+        return usable(drives, steps)
     return np.asarray(PUBLISHED[name].counts(drives.known, drives.past_known).any(axis=1))
 
 

@@ -4,9 +4,9 @@ DDP averages the gradients of the processes' losses. For that to be the gradient
 by what all processes count (``Objective``). Layers that talk to the other processes need every process to go through
 them: ``in_step`` gives an empty sensor to those whose batch lacks what another's has.
 
-Two losses stay each process's own, whose mean is not the joint batch's: those of ``fusion.representation``, which
-compare the cells of one batch, drawn at random where there are many (``coordinated``), or relate their statistics
-(``factorised``).
+Of ``fusion.representation``, the losses of ``factorised`` stay each process's own, whose mean is not the joint batch's:
+they relate statistics of its cells. That of ``coordinated`` is the joint one, of whatever cells each process draws
+where a sample has many.
 """
 
 from __future__ import annotations

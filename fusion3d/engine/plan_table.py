@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusion3d.metrics.bootstrap import FEWEST_SCENES
-from fusion3d.metrics.planning.drives import box_of
+from fusion3d.metrics.planning.drives import box_of, sample_counts
 from fusion3d.metrics.planning.exact import NAME
 from fusion3d.metrics.planning.pdm import PARTS, about_ground
 from fusion3d.metrics.planning.protocols import PUBLISHED
@@ -25,7 +25,7 @@ _EXACT = (
 )  # fmt: skip
 _ENDS = (*(f"{t}s" for t in HORIZONS), "avg")
 _PUBLISHED = tuple(f"{name}@{end}" for name in ("L2", "collision") for end in _ENDS)
-_OWN = ("point", "boundary")  # of one protocol each
+_OWN = ("point", "boundary")  # of some protocols alone
 _SHORT = {
     "collision": "hit", "longitudinal": "along", "lateral": "across", "heading": "turn", "at_fault": "fault",
     "vehicle": "veh", "clearance_p5": "near p5", "boundary": "edge",
@@ -48,8 +48,9 @@ def format_side_by_side(protocols: Mapping[str, Any], planners: Iterable[str]) -
     lines = [
         "side by side: L2 [m] and hit [%] are at the time, the mean over the steps until it, or any until it",
         "  events: hits by 3 s, of a mean those of all steps; masked: more, left out as the human hits there too",
-        "  (-: all count); human: hits of the driven path by 3 s [%], the floor",
-        _line("", "L2, hit", ("N", "events", "masked", *map(_head, numbers), "human"), "samples", "ego"),
+        "  (-: all count); human: hits of the driven path by 3 s [%], the floor; N: at 1, 2 and 3 s where they differ,",
+        "  and samples those at 3 s",
+        _line("", "L2, hit", "N", ("events", "masked", *map(_head, numbers), "human"), "samples", "ego"),
     ]
     for planner in planners:
         lines.append(planner)
@@ -58,14 +59,14 @@ def format_side_by_side(protocols: Mapping[str, Any], planners: Iterable[str]) -
             exact = name == NAME
             kind = "at, any" if exact else f"{PUBLISHED[name].average}, {PUBLISHED[name].hits}"
             floor = "collision@3s" if exact else "raw@3s"
-            counts = (f"{row['N']:.0f}", f"{row['events']:.0f}", "-" if exact else f"{row['masked']:.0f}")
+            counts = (f"{row['events']:.0f}", "-" if exact else f"{row['masked']:.0f}")
             cells = (*counts, *(_show(column, row[column]) for column in numbers), _show(floor, human[floor]))
-            lines.append(_line(f"  {name}", kind, cells, of["samples"], box_of(of["about"])))
+            lines.append(_line(f"  {name}", kind, sample_counts(row), cells, of["samples"], box_of(of["about"])))
     return "\n".join(lines)
 
 
-def _line(name: str, kind: str, cells: Iterable[str], samples: str, ego: str) -> str:
-    return f"{name:<15}{kind:<11}" + "".join(f"{cell:>8}" for cell in cells) + f"{samples:>10}   {ego}"
+def _line(name: str, kind: str, count: str, cells: Iterable[str], samples: str, ego: str) -> str:
+    return f"{name:<15}{kind:<10}{count:>15}" + "".join(f"{cell:>8}" for cell in cells) + f"{samples:>10}   {ego}"
 
 
 def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
@@ -80,24 +81,28 @@ def format_protocol(name: str, scores: Mapping[str, Any]) -> str:
         f"  L2: {about['L2']}",
         f"  hit [%]: {about['collision']}",
         f"  masking: {about['masking']}",
+        *([f"  clock: {about['clock']}"] if "clock" in about else []),
         f"  floor: the human's own path hits {_show('collision', floor)} % by 3 s"
         "; a gap between planners below that says nothing",
     ]
     if about.get("bugs"):
         lines.append(f"  known bugs, kept: {about['bugs']}")
-    heads = ["N", "events", *(_head(column) for column in columns)]
-    lines.append(f"{'':<22}" + "".join(f"{head:>10}" for head in heads))
+    heads = ["events", *(_head(column) for column in columns)]
+    lines.append(f"{'':<22}{'N':>16}" + "".join(f"{head:>10}" for head in heads))
     for planner, row in planners.items():
-        counts = [f"{row['N']:.0f}", f"{row['events']:.0f}"]
-        numbers = [_show(column, row[column]) for column in columns]
-        lines.append(f"{planner:<22}" + "".join(f"{text:>10}" for text in (*counts, *numbers)))
+        numbers = [f"{row['events']:.0f}", *(_show(column, row[column]) for column in columns)]
+        lines.append(f"{planner:<22}{sample_counts(row):>16}" + "".join(f"{text:>10}" for text in numbers))
     return "\n".join(lines)
 
 
 def format_pdm(table: Mapping[str, Mapping[str, float]]) -> str:
     """The PDM-style score and its parts."""
-    lines = ["PDM-style score: NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best"]
-    lines.append(f"  {about_ground(next(iter(table.values())))}")
+    lines = [
+        "PDM-style score: NC DAC (5 TTC + 5 EP + 2 C) / 12 of each sample, then the mean; 1 is best",
+        "  EP: of each way times its NC DAC, as in NAVSIM v1.1, relative to the human's where that is longer",
+        "  TTC: at the sides too off the road, between lanes and in an intersection, as far as a map knows them",
+        f"  {about_ground(next(iter(table.values())))}",
+    ]
     lines.append(f"{'':<22}" + "".join(f"{head:>10}" for head in ("N", "PDMS", *PARTS)))
     for planner, row in table.items():
         numbers = [_show(column, row[column]) for column in ("PDMS", *PARTS)]

@@ -53,6 +53,8 @@ def check_training(config: Config) -> None:
         raise ConfigError(f"train.subsets is {train.subsets}, and train.drop_sensor 0: no subset is ever drawn")
     if train.fresh and not train.start:
         raise ConfigError(f"train.fresh is {list(train.fresh)}, and train.start empty: everything begins anew")
+    if train.compile and train.checkpoint_activations:
+        raise ConfigError("train.compile and train.checkpoint_activations are both on; choose one of them")
     if train.drops and train.drops[0] < train.warmup:
         raise ConfigError(f"train.drops: {train.drops[0]:g} comes before train.warmup ends, at {train.warmup:g}")
     sparse = lidar is not None and lidar.encoder == "voxels" and lidar.voxels.backend == "spconv"

@@ -93,8 +93,6 @@ class Trainer:
     def prepare(self, model: nn.Module) -> nn.Module:
         """The losses of a model as one module, ready for these processes; the model is changed in place."""
         settings, where = self.config.train, self.where
-        if settings.compile and settings.checkpoint_activations:
-            raise ConfigError("train.compile and train.checkpoint_activations are both on; choose one of them")
         together = settings.sync_batchnorm and where.world > 1
         if together:
             join_batchnorms(model)
@@ -290,6 +288,8 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
         seed_all(config.seed)
         check_training(config)
         dataset = open_split(config, config.data.train_split, training=True)
+        if where.first:
+            kept.enter_context(held(run_dir / LOCK))
         found = where.gather(list_checkpoints(run_dir))[0]
         if found and not resume:
             raise CheckpointError(
@@ -303,8 +303,6 @@ def train(config: Config, run_dir: str | Path, resume: bool = True, device: str 
         trainer = Trainer(config, model, dataset, run_dir, where)
         if found:
             trainer.resume(found[-1])
-        if where.first:
-            kept.enter_context(held(run_dir / LOCK))
         with RunLog(run_dir, trainer.position.step, active=where.first) as log:
             count = sum(p.numel() for p in trainer.model.parameters())
             log.say(

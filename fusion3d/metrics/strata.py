@@ -49,8 +49,8 @@ def make_strata(matches: Matches) -> dict[str, Dimension]:
     """All dimensions of a result, by name."""
     samples, unknown = matches.samples, np.full(len(matches.found), _NOWHERE)
     points = np.where(matches.truth.num_points < POINTS[0], _NOWHERE, _band(matches.truth.num_points, POINTS))
-    weather = np.array([_mentions(text, "rain") for text in samples.descriptions], dtype=np.int64)
-    light = np.array([_mentions(text, "night") for text in samples.descriptions], dtype=np.int64)
+    weather = np.array([mentions(text, "rain") for text in samples.descriptions], dtype=np.int64)
+    light = np.array([mentions(text, "night") for text in samples.descriptions], dtype=np.int64)
     return {
         "distance": Dimension(_ranges(DISTANCES, "m"), *_both(matches, _distance_band)),
         "visibility": Dimension(VISIBILITIES, matches.truth.visibility.astype(np.int64) - 1, unknown),
@@ -94,6 +94,6 @@ def _ranges(edges: Sequence[float], unit: str, whole: bool = False) -> tuple[str
     return (*inner, f">= {edges[-1]:g} {unit}")
 
 
-def _mentions(description: str, word: str) -> bool:
+def mentions(description: str, word: str) -> bool:
     """Does a description say a word, or one that begins with it? "Train" says nothing of rain."""
     return re.search(rf"\b{word}", description, re.IGNORECASE) is not None

@@ -4,8 +4,8 @@
 column x / 0.1 and row height - y / 0.1, so the map's corner of least x and y is (0, 0) and nothing on it is negative.
 
 ``maps/expansion/<location>.json``: the same as vectors, in the schema of the nuScenes map expansion 1.3, global metres.
-The devkit's ``NuScenesMap`` opens it once the location is in its list ``map_api.locations``. There are no road segments
-and blocks in it, and nothing that refers to them, no traffic lights, and not which divider is beside which lane.
+The devkit's ``NuScenesMap`` opens it once the location is in its list ``map_api.locations``. There are no road blocks
+in it, and nothing refers to blocks and segments, no traffic lights, and not which divider is beside which lane.
 """
 
 from __future__ import annotations
@@ -70,8 +70,16 @@ def encode_mask(roads: RoadMap, corner: np.ndarray, size: np.ndarray) -> bytes:
 def map_expansion(roads: RoadMap, corner: np.ndarray, size: np.ndarray) -> dict[str, Any]:
     """The content of the file of the map expansion, for a map with this [2] corner and [2] size (m)."""
     layers = _Layers(corner)
+    crossed = [
+        line[len(line) // 2] for line, joined in zip(roads.lane_centers, _follows(roads)[1], strict=True) if joined
+    ]
     for ring in roads.drivable:
-        layers.add("drivable_area", polygon_tokens=[layers.polygon(ring)])
+        polygon = layers.polygon(ring)
+        area = layers.add("drivable_area", polygon_tokens=[polygon])
+        layers.add(
+            "road_segment", polygon_token=polygon, is_intersection=any(_holds(ring, place) for place in crossed),
+            drivable_area_token=area,
+        )  # fmt: skip
     for ring in roads.walkways:
         layers.add("walkway", polygon_token=layers.polygon(ring))
     for ring in roads.carparks:
@@ -97,10 +105,10 @@ def map_expansion(roads: RoadMap, corner: np.ndarray, size: np.ndarray) -> dict[
 
 def _add_lanes(layers: _Layers, roads: RoadMap) -> tuple[dict[str, Any], dict[str, Any]]:
     """Add the lanes, and as connectors those that both begin and end at others; their curves and links by token."""
-    first, last = (np.array([line[end] for line in roads.lane_centers]).reshape(-1, 2) for end in (0, -1))
-    follows = np.linalg.norm(last[:, None] - first, axis=-1) < _JOINT  # [K, K]: the second begins where the first ends
+    follows, connects = _follows(roads)
+    first = [line[0] for line in roads.lane_centers]
     tokens = []
-    for ring, joined in zip(roads.lanes, follows.any(axis=0) & follows.any(axis=1), strict=True):
+    for ring, joined in zip(roads.lanes, connects, strict=True):
         polygon = layers.polygon(ring)
         if joined:
             tokens.append(layers.add("lane_connector", polygon_token=polygon))
@@ -124,6 +132,21 @@ def _add_lanes(layers: _Layers, roads: RoadMap) -> tuple[dict[str, Any], dict[st
         for row, token in enumerate(tokens)
     }
     return curves, links
+
+
+def _follows(roads: RoadMap) -> tuple[np.ndarray, np.ndarray]:
+    """[K, K] bool: the second lane begins where the first one ends; [K] bool: it both begins and ends at others."""
+    first, last = (np.array([line[end] for line in roads.lane_centers]).reshape(-1, 2) for end in (0, -1))
+    follows = np.linalg.norm(last[:, None] - first, axis=-1) < _JOINT
+    return follows, follows.any(axis=0) & follows.any(axis=1)
+
+
+def _holds(ring: np.ndarray, place: np.ndarray) -> bool:
+    """Is a place [2] inside of a ring [V, 2]? A ray to its right cuts an odd number of edges."""
+    (x, y), before = place, np.roll(ring, 1, axis=0)
+    cut = (before[:, 1] <= y) != (ring[:, 1] <= y)
+    (x0, y0), (x1, y1) = before[cut].T, ring[cut].T
+    return bool(((x0 + (y - y0) * (x1 - x0) / (y1 - y0)) > x).sum() % 2)
 
 
 class _Layers:

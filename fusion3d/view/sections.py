@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion3d.metrics.columns import told_nearest
-from fusion3d.metrics.planning.drives import box_of
+from fusion3d.metrics.planning.drives import box_of, sample_counts
 from fusion3d.metrics.planning.pdm import about_ground
 from fusion3d.types import DETECTION_CLASSES, SENSORS
 from fusion3d.view.tables import bars, ends_of, number, picture, sensor_label, shaded, table
@@ -222,7 +222,9 @@ def _by_protocol(protocols: Mapping[str, Mapping[str, Any]], planner: str) -> st
     for name, of in protocols.items():
         human = of["planners"].get("human") or {}
         lines[name] = {**of["planners"][planner], "raw@3s": human.get("raw@3s", human.get("collision@3s"))}
-        told = f"samples {of['samples']}; ego {box_of(of['about'])}"
+        count = sample_counts(of["planners"][planner])
+        those = f"{of['samples']}, {count} at 1, 2 and 3 s" if "/" in count else of["samples"]
+        told = f"samples {those}; ego {box_of(of['about'])}"
         names[name] = f"{escape(name.replace('_', ' '))}<small>{escape(told)}</small>"
     columns = (*COUNT_COLUMNS, ("masked", "more, left out", False), *PLANNING_COLUMNS)
     columns = (*columns, ("raw@3s", "of the human [%]", False))

@@ -269,6 +269,17 @@ def test_names_company_and_chance(dataset):
         audited(lambda batch: nowhere(batch) * torch.nan, dataset, 4)
 
 
+def test_the_card_says_where_ego_motion_gets_in(dataset, synthetic_root):
+    """Older sweeps are moved by measured poses: how far they are from the present ones tells how the vehicle moves."""
+    card = audited(by_lidar, dataset, 4)["card"]
+    assert card["ego in BEV"] == "places older sweeps of lidar (2 sweeps) and radar (2 sweeps): not tried otherwise"
+    for changes, said in (
+        ({"lidar_sweeps": 1, "radar_sweeps": 1}, "nothing"),
+        ({"sensors": ("lidar",)}, "places older sweeps of lidar (2 sweeps): not tried otherwise"),
+    ):
+        assert audited(by_lidar, Read(opened(synthetic_root, **changes)), 2)["card"]["ego in BEV"] == said
+
+
 def test_places_commands_and_nothing_at_all(dataset):
     by_heart = lambda batch: batch.global_from_ego[:, None, :2, 3] * TIME + batch.timestamp[:, None, None] / 1e16  # noqa: E731
     told = audited(by_heart, dataset, 4)

@@ -164,6 +164,7 @@ def test_a_row_that_lacks_seeds_makes_no_difference_between_them():
     found = summary.gain(alike | {"early": {0: -5.0}}, "NDS", "all", "few")
     assert (found.seeds.mean, found.seeds.half, found.seeds.count) == (1.0, 0.0, 3)
     assert found.mean == pytest.approx(-1.0) and found.rows.count == 3  # as a row it counts
+    assert str(found).endswith("(2 of 3 above 0), +1.000 ± 0.000 over seeds: not distinguishable")
     uneven = summary.gain({"add": {0: 1.0}, "concat": {1: 3.0}}, "NDS", "all", "few")  # none has every seed
     assert (uneven.seeds.mean, uneven.seeds.count) == (2.0, 2)
 
@@ -201,7 +202,9 @@ def test_the_page_says_the_numbers(tmp_path):
     del joint["late"][2]
     single = {"lidar": {0: {"subsets": {"lidar": metrics({"lidar": 0.3})["subsets"]["lidar"]}, "num_samples": 48}}}
     cost = {"gated": {"parameters": 1234567, "gflops": 5.5, "milliseconds": 77.7}}
-    text = page.write_page(tmp_path / "fusion", single, joint, cost, {"about": "here", "protocol": "so"})
+    text = page.write_page(
+        tmp_path / "fusion", single, joint, cost, {"about": "here", "protocol": "so", "commands": ["do it"]}
+    )
     table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     rows = {cells[0]: cells for cells in table}
     assert len({len(cells) for cells in table}) == 1
@@ -221,7 +224,9 @@ def test_the_page_says_the_numbers(tmp_path):
     assert ElementTree.fromstring(plot).tag.endswith("svg") and len(plot) < 200_000
     values = json.loads((tmp_path / "fusion.json").read_text())
     assert values["rows"]["gated"]["seeds"]["1"]["lidar+radar"]["NDS"] == pytest.approx(0.65)
-    page.write_page(tmp_path / "fusion", single, joint, cost, {"about": "here", "protocol": "so"})
+    page.write_page(
+        tmp_path / "fusion", single, joint, cost, {"about": "here", "protocol": "so", "commands": ["do it"]}
+    )
     assert (tmp_path / "fusion.svg").read_bytes() == plot
 
 

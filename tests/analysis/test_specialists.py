@@ -101,7 +101,9 @@ def test_ratios_are_of_the_same_seed_and_the_mean_is_of_all_subsets(tmp_path):
     assert pairs["camera"].columns()["ratio"] == pytest.approx([0.8, 1.0])
     assert [len(pairs[name].one) for name in pairs] == [2, 1, 2, 1]
     assert pairs[page.MEAN].columns()["ratio"] == pytest.approx([1.05 / 1.15])
-    text = page.write_page(tmp_path / "subsets", one, specialists, {"about": "here", "protocol": "so"})
+    text = page.write_page(
+        tmp_path / "subsets", one, specialists, {"about": "here", "protocol": "so", "commands": ["do it"]}
+    )
     rows = {cells[0]: cells for cells in (line.strip("| ").split(" | ") for line in text.splitlines() if "|" in line)}
     assert rows["L"] == ["L", "1", "0.400", "0.400", "1.000"] and rows["mean"][4] == "0.913"
     assert rows["C"][4].startswith("0.900 ± ")
@@ -113,7 +115,7 @@ def test_ratios_are_of_the_same_seed_and_the_mean_is_of_all_subsets(tmp_path):
         "seed": [0, 1], "specialist": [0.25, 0.3], "one model": pytest.approx([0.2, 0.3]),
         "ratio": pytest.approx([0.8, 1.0]),
     }  # fmt: skip
-    page.write_page(tmp_path / "subsets", one, specialists, {"about": "here", "protocol": "so"})
+    page.write_page(tmp_path / "subsets", one, specialists, {"about": "here", "protocol": "so", "commands": ["do it"]})
     assert (tmp_path / "subsets.svg").read_bytes() == plot
 
 
@@ -121,7 +123,9 @@ def test_what_is_missing_is_said_and_nothing_is_divided_by_nothing(tmp_path):
     one = {0: metrics(dict.fromkeys(SUBSETS, 0.3))}
     specialists: dict[str, dict[int, dict]] = {name: {} for name in SUBSETS}
     specialists["lidar"] = {0: metrics({"lidar": 0.0})}
-    text = page.write_page(tmp_path / "subsets", one, specialists, {"about": "here", "protocol": "so"})
+    text = page.write_page(
+        tmp_path / "subsets", one, specialists, {"about": "here", "protocol": "so", "commands": ["do it"]}
+    )
     assert "| L | 1 | 0.000 | 0.300 | - |" in text and "least" not in text and "| mean" not in text
     assert "not yet finished: camera, radar, camera+lidar" in text
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fusion3d.data.plans import MAX_METRES, read_plans
+from fusion3d.data.plans import read_plans
 from fusion3d.data.tracks import read_tracks
 from fusion3d.errors import DataError
 
@@ -64,8 +64,12 @@ def test_what_predict_writes_is_a_file_of_plans(tmp_path):
         ({"plans": {"a": [["x", "y"]]}}, "plan of a is not rows"),
         ({"plans": {"a": [[10**400, 0]] * 6}}, "plan of a is not rows"),
         ({"plans": {"a": [[1, 0, 90]] * 6}}, "a yaw of 90; expected radians"),
-        ({"plans": {"a": [[1, float("inf")]] * 6}}, "not finite or farther"),
-        ({"plans": {"a": [[MAX_METRES + 1, 0]] * 6}}, "in the frame of the sample, not of the map"),
+        ({"plans": {"a": [[1, float("inf")]] * 6}}, "a number that is not finite"),
+        (
+            {"plans": {"a": [[900, 400]] * 6}},
+            "985 m away after 0.5 s, where no car gets .* in the sample's frame, not the map's",
+        ),
+        ({"plans": {"a": [[0, 34 * i] for i in range(1, 7)]}}, "102 m away after 1.5 s"),
         ({"plans": {"a": {"position": PLAN, "yaw": [0]}}}, "a position and a yaw for every time"),
         ({"plans": {"a": None}}, "plan of a"),
     ],

@@ -17,6 +17,7 @@ from fusion3d.config import BackboneConfig, from_dict
 from fusion3d.encoders.backbones import make_backbone
 from fusion3d.encoders.camera import StackedTopDown, make_camera_encoder
 from fusion3d.encoders.checkpointing import checkpoint_activations, checkpoint_blocks
+from fusion3d.encoders.resnet import IMAGENET
 from fusion3d.errors import CheckpointError, ConfigError
 from tests.test_model import TINY, make_batch, make_model, run
 
@@ -251,6 +252,24 @@ def test_images_are_normalised_as_the_weights_were_learned(fake_timm, fake_trans
         encoder = make_camera_encoder(camera, 4)
         assert (float(encoder.mean[0]), float(encoder.std[0])) == pytest.approx((mean, std))
         assert ("mean" in encoder.state_dict()) == (name != "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("said", "mean", "std"),
+    [
+        ({"image_mean": None, "image_std": 0.5}, (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)),
+        ({"do_normalize": False, "image_mean": [0.5, 0.5, 0.5]}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        ({}, *IMAGENET),
+    ],
+)
+def test_what_an_image_processor_may_say_of_colours(fake_transformers, monkeypatch, said, mean, std):
+    mixin = sys.modules["transformers"].ImageProcessingMixin
+    monkeypatch.setattr(mixin, "get_image_processor_dict", staticmethod(lambda *_, **__: (said, {})))
+    assert make_backbone(BackboneConfig("hf:some/vit"), 16).colours == (mean, std)
+    said |= {"image_mean": [0.5, 0.5]}
+    if said.get("do_normalize", True):
+        with pytest.raises(ConfigError, match=r"hf:some/vit: expected a number or three .* found \[0\.5, 0\.5\]"):
+            make_backbone(BackboneConfig("hf:some/vit"), 16)
 
 
 def test_colours_come_with_the_checkpoint_where_nobody_says_them(fake_timm, monkeypatch):

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fusion3d import cli
+from fusion3d.build import build_model
+from fusion3d.config import load_config
 from fusion3d.engine import benchmark_recipes, published
 from fusion3d.engine.benchmark_recipes import Recipe, markdown, measure
 from fusion3d.engine.describe import Stage, stages
@@ -92,6 +95,22 @@ def test_what_is_published_is_of_a_shipped_recipe_and_adds_up():
         assert all(source.startswith("https://") for source in other.sources)
         if other.parts:
             assert sum(other.parts.values()) == pytest.approx(float(other.parameters), abs=0.1), name
+
+
+def test_the_page_has_every_configuration_as_it_is():
+    page = json.loads((CONFIGS.parent / "docs" / "benchmarks" / "recipes.json").read_text())
+    noted = {
+        recipe["name"]: stage["parameters"]
+        for recipe in page["recipes"]
+        for stage in recipe["inference"]
+        if stage["name"] == "whole"
+    }
+    counted = {}
+    for path in CONFIGS.glob("*.yaml"):
+        with torch.device("meta"):
+            model = build_model(load_config(path), pretrained=False)
+        counted[path.stem] = sum(p.numel() for p in model.parameters())
+    assert noted == counted
 
 
 def test_the_command_writes_the_page_and_every_figure(tmp_path, capsys, monkeypatch):

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "metrics"))
+
+from worlds import drives as drives_in
+from worlds import straight
+
 from fusion3d.cli import run
 from fusion3d.data.annotations import load_ego
+from fusion3d.data.drivable import Area
 from fusion3d.data.maps import mask_file, vector_file
 from fusion3d.data.nuscenes import Tables
-from fusion3d.engine.drives import drives_of, map_of
+from fusion3d.data.road_edge import RoadEdge
+from fusion3d.engine.drives import drives_of, map_around, map_of
 from fusion3d.metrics.planning import PROTOCOLS, score_plans
 from fusion3d.metrics.planning.paths import with_heading
-from fusion3d.metrics.planning.pdm import between_lanes
+from fusion3d.metrics.planning.pdm import between_lanes, in_junction
 
 VERSION = "v1.0-synthetic"
 
@@ -30,6 +40,14 @@ def test_paths_are_those_that_are_trained_on(tables, tokens, drives):
         np.testing.assert_allclose(drives.velocity[row], status.velocity.numpy(), atol=1e-3, equal_nan=True)
         assert drives.scenes[row] == tables.scene(tables.row_of(token))
     assert drives.known.sum(axis=1).max() == 5 and set(drives.about["light"]) <= {"day", "night"}
+
+
+def test_light_and_weather_are_words(tables, tokens):
+    said = [b"Train station, terrain, foggy", b"Nighttime, after RAIN", b"Knight Street, brainy drivers, clear"]
+    described = dataclasses.replace(tables, scene_description=np.array(said))
+    about = drives_of(described, tokens, agents=False).about
+    assert [about["weather"][i] for i in (0, 6, 12)] == ["fog", "rain", "dry"]
+    assert [about["light"][i] for i in (0, 6, 12)] == ["day", "night", "day"]
 
 
 def test_agents_are_the_devkits_boxes_of_all_keyframes_around(synthetic_root, drives):
@@ -77,7 +95,7 @@ def test_agents_are_the_devkits_boxes_of_all_keyframes_around(synthetic_root, dr
 
 def test_the_driven_path_hits_nothing(drives):
     """In the simulated world the ego drives into nobody: a frame or heading mistake would show as a collision."""
-    table = score_plans({}, drives, ["exact"])["protocols"]["exact"]["planners"]
+    table = score_plans({"m": drives.path[:, :4]}, drives, ["exact"])["protocols"]["exact"]["planners"]
     assert all(table["human"][f"collision@{end}"] == 0 for end in ("1s", "2s"))
     near = drives.agents.box[drives.agents.step > 0, :2]
     assert np.linalg.norm(near, axis=1).min() < 12, "nothing comes near: the test says nothing"
@@ -97,6 +115,52 @@ def test_the_drivable_area_is_under_the_human(tables, tokens, drives):
     going = drives.known[:, 1]
     assert not between_lanes(drives.future[going, :2], maps[going].ground).any(), "it keeps its lane"
     assert set(scores["protocols"]) == {"exact", "bev_planner"}
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.785, 2.0])
+def test_the_end_of_the_road_is_found_by_who_drives_fast(turn):
+    """At 15 m/s the nose is at 48.4 m after 3 s, and the road ends at 46 m, whichever way it lies on the map."""
+    c, s = np.cos(turn), np.sin(turn)
+    ring = np.array([[-100.0, -7], [46, -7], [46, 7], [-100, 7]]) @ np.array([[c, s], [-s, c]])
+    pose = np.eye(4)
+    pose[:2, :2] = [[c, -s], [s, c]]
+    pose[:2, 3] = 300.0, -80.0
+    road = ring + pose[:2, 3]
+    area, edge = Area([road], np.array([0])), RoadEdge.around([[road]])
+    maps = map_around(pose[None], [area], [None], [None], [edge])
+    scores = score_plans({"fast": straight(15.0), "slow": straight(13.0)}, drives_in(straight(4.0)), maps=maps)
+    edge = {name: scores["protocols"]["bev_planner"]["planners"][name]["boundary@3s"] for name in ("fast", "slow")}
+    assert edge == {"fast": 1, "slow": 0} and scores["pdm"]["fast"]["DAC"] == 0 and scores["pdm"]["slow"]["DAC"] == 1
+
+
+def test_intersections_are_the_road_segments_that_say_so(synthetic_root, tokens, tmp_path):
+    """A segment that is one around the first sample, one beside that is none, and a map without any."""
+    for folder in (VERSION, "maps"):
+        shutil.copytree(synthetic_root / folder, tmp_path / folder)
+    own = Tables.open(tmp_path, VERSION)
+    first, last = own.row_of(tokens[0]), own.row_of(tokens[-1])
+    path, other, pose = vector_file(own, first), vector_file(own, last), own.global_from_ego(first)
+    assert path != other
+    for file in (path, other):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"road_segment": []}))
+    assert map_of(own, tokens, False).ground.junction(0, np.zeros((1, 2))).tolist() == [False], "not known"
+    content = json.loads(path.read_text())
+    for name, shift, yes in (("in", 0.0, True), ("out", 20.0, False)):
+        corners = np.array([[-5.0, -5], [5, -5], [5, 5], [-5, 5]]) + np.array([shift, 0])
+        places = corners @ pose[:2, :2].T + pose[:2, 3]
+        nodes = [{"token": f"{name}{i}", "x": x, "y": y} for i, (x, y) in enumerate(places.tolist())]
+        content["node"] += nodes
+        content["polygon"].append(
+            {"token": name, "exterior_node_tokens": [node["token"] for node in nodes], "holes": []}
+        )
+        content["road_segment"].append({"token": name, "polygon_token": name, "is_intersection": yes})
+    path.write_text(json.dumps(content))
+    ground = map_of(own, tokens, False).ground
+    assert ground.junction(0, np.array([[0.0, 0], [4, 4], [6, 0], [20, 0]])).tolist() == [True, True, False, False]
+    assert not ground.junction(len(tokens) - 1, np.zeros((1, 2))).any()
+    plan = np.zeros((len(tokens), 2, 3))
+    inside = in_junction(plan, ground)
+    assert inside[0].all() and not inside[-1].any()
 
 
 def test_a_mask_in_place_of_polygons_is_flagged(synthetic_root, tokens, tmp_path, capsys):

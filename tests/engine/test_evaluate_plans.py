@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -72,7 +73,9 @@ def test_every_protocol_stands_side_by_side(drives):
             row, line = protocols[name]["planners"][planner], lines[number * (1 + len(PROTOCOLS)) + 1 + i]
             cells = line.replace(", ", ",").split()
             kind, masked = ("at,any", "-") if name == "exact" else (KINDS[name], f"{row['masked']:.0f}")
-            assert cells[:5] == [name, kind, f"{row['N']:.0f}", f"{row['events']:.0f}", masked]
+            numbers = [f"{row[end]:.0f}" for end in ("N@1s", "N@2s")]  # it has no 3 s
+            count = "/".join(numbers) if name == "uniad_valid" else f"{row['N']:.0f}"
+            assert cells[:5] == [name, kind, count, f"{row['events']:.0f}", masked]
             ego = protocols[name]["about"]["ego"].split(", ")
             assert line.endswith(f"{protocols[name]['samples']}   {', '.join(ego[:2])}") and "centre" in ego[1]
             assert cells[6] == ("n/a" if np.isnan(row["L2@2s"]) else f"{row['L2@2s']:.3f}")
@@ -123,6 +126,45 @@ def test_a_wrong_frame_is_noticed(drives, tmp_path):
     mirrored = read_plans(plan_file(tmp_path / "m.json", bend, change=lambda plan: plan * (1, -1, 1)))
     with pytest.warns(UserWarning, match="mirrored"):
         evaluate_plans({"m": mirrored}, bend, ["exact"])
+
+
+def test_plans_that_are_no_positions_are_noticed(drives):
+    """Offsets of each step, and what is far from where anybody is, go the right way: the frame shows nothing."""
+    far = dataclasses.replace(
+        drives,
+        future=np.tile(np.array([[6.0 * i, 0, 0] for i in range(1, 7)]), (len(drives), 1, 1)),
+        known=np.ones_like(drives.known),
+    )
+
+    def warned(plan):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            evaluate_plans({"p": PlanFile("ego", dict(zip(far.tokens, plan, strict=True)))}, far, ["exact"])
+        return [str(warning.message) for warning in caught]
+
+    offsets = np.diff(far.future, axis=1, prepend=0)
+    assert "go 0.17 times as far: are they positions" in warned(offsets)[0]
+    assert "end 60 m away from the human" in warned(far.future + np.array([60, 0, 0]))[0]
+    assert warned(0.4 * far.future) == [] == warned(2.2 * far.future)
+
+
+def test_lidar_plans_without_yaw_are_of_the_same_car(tracks):
+    """What was driven, as positions of the rear axle and of the LiDAR: the way back to the axle errs by millimetres.
+
+    The LiDAR's own way points into a bend, which moves the car by up to 14 cm to its side if taken for the heading.
+    """
+
+    def without_yaw(frame, path):
+        held = np.pad(path[..., :2], ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
+        return PlanFile(frame, dict(zip(tracks.tokens, held, strict=True)))
+
+    files = {"ego": without_yaw("ego", tracks.path), "lidar": without_yaw("lidar", to_lidar(tracks.path, tracks.mount))}
+    of = evaluate_plans(files, tracks, ["exact"])["protocols"]["exact"]["planners"]
+    assert of["ego"]["L2mean@3s"] == 0 and of["lidar"]["L2mean@3s"] < 0.007 and of["lidar"]["L2@3s"] < 0.008
+    assert of["lidar"]["heading@3s"] <= of["ego"]["heading@3s"]
+    keyframes = {"lidar": without_yaw("lidar", to_lidar(tracks.future, tracks.mount))}
+    of = evaluate_plans(keyframes, tracks, ["uniad_valid"])["protocols"]["uniad_valid"]["planners"]
+    assert of["lidar"]["L2@3s"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -201,7 +203,32 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path, monkeypatch):
     with held(tmp_path / LOCK), pytest.raises(Fusion3DError, match=f"another process works in {tmp_path}") as said:
         train(config, tmp_path, device="cpu")
     assert "\n" not in str(said.value) and not list_checkpoints(tmp_path)
-    train(config, tmp_path, device="cpu")  # it ends with the process
+    train(config, tmp_path, device="cpu")  # it ends with the block
+
+
+def test_a_worker_that_outlives_a_killed_training_does_not_lock_its_folder(tmp_path):
+    """As those of a loader do for some seconds: a training that is started again at once must not be refused."""
+    folder = repr(str(tmp_path / LOCK))
+    code = f"""
+import os, signal, time
+from fusion3d.files import held
+with held({folder}):
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(worker, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    worker = int(killed.stdout)
+    try:
+        assert killed.returncode == -signal.SIGKILL
+        os.kill(worker, 0)  # it lives
+        with held(tmp_path / LOCK):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_every_sample_keeps_a_sensor_that_the_model_has(tmp_path):

@@ -101,7 +101,7 @@ def test_every_score_is_the_metrics(seed):
         expected = {
             "collision": contacts.any.any(axis=1),
             "off_road": metric.off_road(plan, ground).any(axis=1),
-            "comfort": metric.comfortable(plan, np.broadcast_to(TIME, plan.shape[:2]), of),
+            "comfort": metric.comfortable(plan, of),
             "progress": metric.progress(plan, of.future),
         }
         found = {name: value[:, mode, column].numpy() for column, name in enumerate(LEARNED)}

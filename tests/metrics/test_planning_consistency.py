@@ -77,5 +77,5 @@ def test_only_keyframes_that_follow_each_other_are_compared(circle):
 def test_real_drives_do_not_jump(tracks_root):
     tracks = drives_of_tracks(read_tracks(tracks_root))
     table = score_plans({}, tracks, ["exact"])["protocols"]["exact"]["planners"]
-    assert table["human"]["jump"] < 1e-6 and table["human"]["pairs"] == 267
+    assert table["human"]["jump"] < 2e-3 and table["human"]["pairs"] == 267
     assert 0 < table["ctrv"]["jump"] < table["stationary"]["jump"]

@@ -18,7 +18,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from worlds import straight
 
 from fusion3d.metrics.planning.drives import EgoBox
-from fusion3d.metrics.planning.paths import from_lidar, path_heading, split_error, sweep, to_lidar, with_heading
+from fusion3d.metrics.planning.paths import (
+    from_lidar,
+    path_heading,
+    split_error,
+    sweep,
+    to_lidar,
+    towed_heading,
+    with_heading,
+)
 from fusion3d.metrics.planning.raster import Raster, row_extent
 from fusion3d.metrics.planning.rectangles import clearance, corners, depth, overlap
 from fusion3d.types import EGO_CENTER, EGO_SIZE
@@ -140,3 +148,18 @@ def test_ten_poses_a_second_turn_the_shorter_way():
     assert np.abs(np.diff(poses[5:, 2])).max() < 0.05
     along, across = split_error(np.array([[[0.0, 2.0, 0.0]]]), np.array([[[1.0, 0.0, np.pi / 2]]]))
     np.testing.assert_allclose([along[0, 0], across[0, 0]], [2, 1], atol=1e-12)
+
+
+def test_a_place_ahead_of_the_axle_tows_it():
+    """In a bend the LiDAR's way points atan(lever / radius) further in than the car heads; reversing is left out."""
+    angle = np.array([[0.15, 0.1, -0.12]]).T * np.arange(1, 7)
+    driven = np.stack(
+        [10 * np.sin(angle) * np.sign(angle[:, :1]), 10 * (1 - np.cos(angle)) * np.sign(angle[:, :1]), angle], axis=-1
+    )
+    mount = np.tile([0.94, 0.0, 0.0], (3, 1))
+    place = to_lidar(driven, mount)[..., :2]
+    np.testing.assert_allclose(towed_heading(place, mount[:, 0]), angle, atol=0.01)
+    assert np.abs(path_heading(place) - angle)[:, :-1].min() > 0.08, "a heading along the LiDAR's way is another"
+    still = np.random.default_rng(0).normal(0, 0.05, (5, 6, 2))
+    assert (towed_heading(still, np.full(5, 0.94)) == 0).all() and (towed_heading(-place, mount[:, 0]) == 0).all()
+    assert towed_heading(place[:, :1], mount[:, 0]).shape == (3, 1)

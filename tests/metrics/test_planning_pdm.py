@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from worlds import CAR, arc, boxes, drives, parked, straight, traffic
+from worlds import CAR, CONE, arc, boxes, drives, parked, straight, traffic
 
 from fusion3d.metrics.bootstrap import FEWEST_SCENES
 from fusion3d.metrics.planning import Ground, Map, score_plans
@@ -24,7 +24,8 @@ from fusion3d.metrics.planning.baselines import (
     nearest_anchor,
     stationary,
 )
-from fusion3d.metrics.planning.pdm import BOUNDS, between_lanes, comfortable, off_road, progress
+from fusion3d.metrics.planning.paths import sweep
+from fusion3d.metrics.planning.pdm import BOUNDS, between_lanes, comfortable, in_junction, off_road, progress
 from fusion3d.metrics.planning.slices import manoeuvres, skill_table
 from fusion3d.types import EGO_CENTER, EGO_SIZE
 
@@ -105,6 +106,30 @@ def test_between_lanes_is_a_bumper_on_two():
         assert not between_lanes(plan, Ground(np.ones(4, dtype=bool), lambda row, xy: None, none)).any()
 
 
+def test_in_an_intersection_those_at_the_sides_count():
+    """One that drives into the ego's side, which is not its fault, is what it would hit in an intersection alone."""
+    rows = [(0, step, 0, CAR, 5.0, 6.0 - step, 4.6, 1.95, -np.pi / 2) for step in range(9)]
+    of, plan = drives(straight(2.0), boxes(rows)), straight(2.0)
+    yes = np.ones(1, dtype=bool)
+
+    def road(row: int, xy: np.ndarray) -> np.ndarray:
+        return np.ones(len(xy), dtype=bool)
+
+    found = {
+        end: score_plans(
+            {"m": plan}, of, ["exact"], Map(Ground(yes, road, junction=lambda row, xy, end=end: xy[:, 0] > end))
+        )["pdm"]["m"]
+        for end in (-9.0, 500.0)
+    }
+    assert found[500.0] == score_plans({"m": plan}, of, ["exact"], Map(Ground(yes, road)))["pdm"]["m"]
+    assert (found[500.0]["TTC"], found[-9.0]["TTC"]) == (1, 0) and found[-9.0]["NC"] == found[500.0]["NC"] == 1
+    inside = in_junction(plan, Ground(yes, road, junction=lambda row, xy: xy[:, 0] > 2.0))
+    np.testing.assert_array_equal(inside, sweep(plan)[..., 0] > 2.0)
+    assert not in_junction(plan, Ground(~yes, road, junction=lambda row, xy: xy[:, 0] > 2.0)).any()
+    half = Map(Ground(np.array([True, True]), road, junction=lambda row, xy: np.full(len(xy), row == 1)))[[1]]
+    assert half.ground.junction is not None and half.ground.junction(0, np.zeros((2, 2))).all()
+
+
 def test_who_changes_lane_into_another_is_at_fault():
     """Side against side with one that keeps its lane: no fault of who keeps his, one of who comes over."""
     beside = [
@@ -149,11 +174,35 @@ def test_progress():
     assert 0.85 < progress(cut, bend)[0] < 0.95
 
 
+def test_progress_is_worth_nothing_where_the_score_is_not():
+    """NAVSIM v1.1: each way times its NC DAC, then relative to the longest; by hand on 12 m of the human's."""
+    plan, human = straight(3.0), straight(4.0)  # 9 and 12 m
+    cases = {(1, 1): 0.75, (0.5, 1): 4.5 / 12, (0, 1): 0, (1, 0.5): 1, (1, 0): 1, (0.5, 0.5): 0.75, (0, 0): 0}
+    for (own, other), expected in cases.items():
+        assert progress(plan, human, np.array([own]), np.array([other]))[0] == pytest.approx(expected), (own, other)
+    slow = straight(1.0)
+    found = [progress(slow, slow, np.array([own]), 1.0)[0] for own in (1, 0.5, 0)]
+    assert found == [1, 1, 0], "3 m are too little to tell, but not without the fault"
+
+
+def test_a_cone_halves_the_progress_too():
+    """9 m of the human's 12, and a cone at the side is touched: NC 0.5, EP 4.5 / 12."""
+    of = drives(straight(4.0), boxes(parked(0, 9.0, 1.2, category=CONE, size=(0.4, 0.4))))
+    plan = straight(3.0)
+    plan[..., 1] = 0.5
+    rows = score_plans({"m": plan}, of, ["exact"], Map(lane(3.0, [True])))["pdm"]
+    row, human = rows["m"], rows["human"]
+    off = score_plans({"m": plan + np.array([0, 9.0, 0])}, of, ["exact"], Map(lane(3.0, [True])))["pdm"]["m"]
+    assert (row["NC"], human["NC"], row["DAC"]) == (0.5, 1, 1) and row["EP"] == pytest.approx(0.375)
+    assert row["PDMS"] == pytest.approx(0.5 * (5 * row["TTC"] + 5 * 0.375 + 2 * row["C"]) / 12)
+    assert (off["DAC"], off["EP"], off["PDMS"]) == (0, 0, 0)
+
+
 def test_comfort_bounds():
     """Constant acceleration just under and over each bound; turning likewise."""
 
     def feels(future, past=None):
-        return bool(comfortable(future, np.broadcast_to(TIME, (1, 6)), drives(future, past=past))[0])
+        return bool(comfortable(future, drives(future, past=past))[0])
 
     def speeding(acceleration, start=15.0):
         path = np.zeros((1, 6, 3))
@@ -178,8 +227,13 @@ def test_comfort_is_by_real_times():
     path = np.zeros((1, 6, 3))
     path[..., 0] = 10 * time
     of = dataclasses.replace(drives(path, past=-straight(10.0, 2)), future_time=time)
-    assert comfortable(path, time, of)[0] and not comfortable(path, np.broadcast_to(TIME, (1, 6)), of)[0]
+    assert comfortable(straight(10.0), of)[0] and not comfortable(path, of)[0]
     assert score_plans({"m": path}, of, ["exact"])["pdm"]["human"]["C"] == 1
+    late = dataclasses.replace(of, past=of.past * 0.8, past_time=of.past_time * 0.8)
+    assert (
+        comfortable(straight(10.0), late)[0]
+        and not comfortable(straight(10.0), dataclasses.replace(late, past_time=of.past_time))[0]
+    ), "the keyframe before was 0.4 s ago"
 
 
 @settings(max_examples=60, deadline=None)

@@ -19,7 +19,7 @@ from fusion3d.analysis.audit.future import check_future
 from fusion3d.analysis.audit.numbers import measure
 from fusion3d.analysis.audit.run import choose_samples, run_changes
 from fusion3d.analysis.audit.verdict import REACTS, describe, find_leaks, make_card
-from fusion3d.config import Config, override
+from fusion3d.config import Config, DataConfig, override
 from fusion3d.data.dataset import NuScenesDataset
 from fusion3d.engine.checkpoint import load_config_of, load_model
 from fusion3d.engine.drives import drives_of
@@ -126,10 +126,16 @@ def audit(
         "ego_status": declared,
         "changes": table,
         "future": dataclasses.asdict(check),
-        "card": make_card(rows, check, declared, dataset.keyframes - 1, odometry),
+        "card": make_card(rows, check, declared, dataset.keyframes - 1, _older_sweeps(dataset.config), odometry),
         "says": describe(audited, rows, check),
         "leaks": find_leaks(rows, check, declared),
     }
+
+
+def _older_sweeps(config: DataConfig) -> list[str]:
+    """The sensors whose clouds hold more than the keyframe's own sweep; the older ones are moved by ego poses."""
+    counts = {"lidar": config.lidar_sweeps, "radar": config.radar_sweeps}
+    return [f"{sensor} ({count} sweeps)" for sensor, count in counts.items() if sensor in config.sensors and count > 1]
 
 
 def format_audit(found: Mapping[str, Any]) -> str:

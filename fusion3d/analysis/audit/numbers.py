@@ -45,7 +45,7 @@ def measure(audited: Audited, drives: Drives) -> list[dict[str, Any]]:
     """
     steps = audited.plan.shape[1]
     at = horizons(steps)
-    driven, known = drives.future[:, :steps, :2], drives.known[:, :steps]
+    driven, known = drives.path[:, :steps, :2], drives.path_known[:, :steps]
     before = np.linalg.norm(audited.plan[:, : driven.shape[1]] - driven, axis=-1)
     speeds = slices(drives)["speed"]
     table = []

@@ -130,7 +130,9 @@ def _character(audited: Audited, rows: Rows, of_sensors: str, of_ego: str) -> st
     return f"plans the same whatever it is given (sensors {sensors:.2f} m): it looks at nothing{alone}"
 
 
-def make_card(rows: Rows, check: FutureCheck, declared: str, past: int, odometry: bool = False) -> dict[str, str]:
+def make_card(
+    rows: Rows, check: FutureCheck, declared: str, past: int, older_sweeps: Sequence[str] = (), odometry: bool = False
+) -> dict[str, str]:
     """What goes into a planner, and how far it moves the plan at its last time.
 
     Args:
@@ -138,6 +140,7 @@ def make_card(rows: Rows, check: FutureCheck, declared: str, past: int, odometry
         check: of what is read.
         declared: ``planning.ego_status``.
         past: most keyframes before that a sample comes with.
+        older_sweeps: sensors whose clouds hold more than the keyframe's own.
         odometry: do the radars' maps hold how fast the vehicle moves?
     """
     sensors = [f"{name} {_metres(name_reach(rows, name))}" for name in fields_of("sensor") if f"no {name}" in rows]
@@ -150,6 +153,8 @@ def make_card(rows: Rows, check: FutureCheck, declared: str, past: int, odometry
         command += f"; does not change with the driven path in {check.samples} samples"
     before = f"{past}; without them {_metres(_reach(rows, NO_HISTORY))}" if past else "none"
     moved = [f"places the keyframes before: wrong by a factor {_metres(way)}"] * bool(past)
+    if older_sweeps:
+        moved.append(f"places older sweeps of {' and '.join(older_sweeps)}: not tried otherwise")
     moved += ["speed, as the radars measure it (radar.odometry)"] * odometry
     return {
         "sensors": ", ".join([*sensors, f"none at all {_metres(_reach(rows, NO_SENSOR))}"]) if sensors else "none",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fusion3d.analysis.comparison.runs import changes
 from fusion3d.config import Config, load_config
 from fusion3d.errors import ConfigError
+from fusion3d.files import read_json_as
 
 
 def make_parser(
@@ -54,3 +56,26 @@ def read_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
     overridden = changes(base, load_config(options.config)).items()
     options.name = " ".join([options.config, *(f"--{key} {value}" for key, value in overridden)])
     return options, base
+
+
+def commands_of(base: Config, command: str) -> list[str]:
+    """What makes a page again: its data, where they are synthetic, and its numbers.
+
+    Args:
+        base: with the data set.
+        command: without ``fusion3d`` and the data's folder.
+
+    Raises:
+        Fusion3DError: what the data set says of itself cannot be read.
+    """
+    made = Path(base.data.root, base.data.version, "manifest.json")
+    if not made.is_file():
+        return [f"fusion3d {command} --data.root DATA"]
+    said = read_json_as(made, _options, "make the data set anew")
+    return [f"fusion3d make_synthetic DATA {said}", f"fusion3d {command} --data.root DATA"]
+
+
+def _options(recipe: Mapping[str, Any]) -> str:
+    names = ("scenes", "keyframes", "val_scenes", "image_size", "sweeps", "seed")
+    values = (" ".join(map(str, recipe[name])) if name == "image_size" else recipe[name] for name in names)
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in zip(names, values, strict=True))

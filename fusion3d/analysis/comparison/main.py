@@ -17,11 +17,20 @@ from typing import Any
 import torch
 
 from fusion3d.analysis.comparison import costs
-from fusion3d.analysis.comparison.command import make_parser, read_options
+from fusion3d.analysis.comparison.command import commands_of, make_parser, read_options
 from fusion3d.analysis.comparison.elsewhere import Elsewhere, read_pages
 from fusion3d.analysis.comparison.jobs import run_all
 from fusion3d.analysis.comparison.page import make_header, write_page
-from fusion3d.analysis.comparison.rows import OPERATORS, STAGES, TOGETHER, WITH_OPERATOR, Row, alone, best_rows
+from fusion3d.analysis.comparison.rows import (
+    OPERATORS,
+    SETTINGS,
+    STAGES,
+    TOGETHER,
+    WITH_OPERATOR,
+    Row,
+    alone,
+    best_rows,
+)
 from fusion3d.analysis.comparison.runs import (
     Budget,
     Run,
@@ -174,8 +183,9 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
     if not joint:
         raise Fusion3DError(f"no row is finished in {comparison.out}; run compare_fusion without --report first")
     cost, budget = measured(comparison.out), comparison.budget.describe(comparison.base)
+    seeds = seeds_of(joint)
     protocol = (
-        f"Seeds {', '.join(map(str, seeds_of(joint)))}; same data for every row, and {budget}. The rows that fuse "
+        f"Seeds {', '.join(map(str, seeds))}; same data for every row, and {budget}. The rows that fuse "
         "begin with the weights of the model of all sensors together, or late fusion with those of the sensors' own "
         "models, of the same seed, wherever names and shapes fit (`train.start`); what fuses is new in all of them "
         f"(`train.fresh`). So trunk and heads have learned with {TOGETHER.operator} when a row begins, which is an "
@@ -183,6 +193,9 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
         "together; and in the epochs that early's encoder is given, its trunk and heads learn too: longer than any "
         "other's."
     )
+    for operator, settings in SETTINGS.items():
+        said = ", ".join(f"`fusion.{key}: {value:g}`" for key, value in settings.items())
+        protocol += f" {operator} has {said}."
     seed, chosen = judge(joint)
     tried = {row.name for row in WITH_OPERATOR if row.name in joint}
     if chosen and tried == {row.name for row in chosen}:
@@ -193,7 +206,9 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
         protocol += f" ms: on {headline(cost['about'])}."
     here = environments(run for row in (*alone(comparison.base.branches), *ROWS) for run in comparison.of_row(row))
     made_on = {headline(about): about for about in (*comparison.elsewhere.environments, *here)}
-    header = make_header(comparison.base, name, [*made_on.values()], protocol)
+    arguments = f"{name} {comparison.budget.arguments()} --seeds {' '.join(map(str, seeds))}"
+    commands = commands_of(comparison.base, f"compare_fusion {arguments}")
+    header = make_header(comparison.base, name, [*made_on.values()], protocol, commands)
     return write_page(path, singles, joint, cost.get("rows", {}), header | same(comparison.base, comparison.budget))
 
 

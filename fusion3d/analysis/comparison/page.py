@@ -43,7 +43,9 @@ def short(subset: str) -> str:
     return "+".join(LETTERS[name] for name in subset.split("+"))
 
 
-def make_header(base: Config, name: str, made_on: Sequence[Mapping[str, Any]], protocol: str) -> dict[str, Any]:
+def make_header(
+    base: Config, name: str, made_on: Sequence[Mapping[str, Any]], protocol: str, commands: Sequence[str]
+) -> dict[str, Any]:
     """How numbers were made.
 
     Args:
@@ -51,15 +53,18 @@ def make_header(base: Config, name: str, made_on: Sequence[Mapping[str, Any]], p
         name: of that configuration.
         made_on: of ``environments``.
         protocol: what was done, in words.
+        commands: of ``commands_of``.
     """
     lines = [headline(about) for about in made_on] or [base.data.version]
     about = f"{' | '.join(lines)}; {name}"
-    return {"about": about, "protocol": protocol, "settings": changes(base), "environments": list(made_on)}
+    said = {"about": about, "protocol": protocol, "commands": list(commands)}
+    return said | {"settings": changes(base), "environments": list(made_on)}
 
 
 def head_lines(title: str, header: Mapping[str, Any], plot: Path, shown: str) -> list[str]:
     """The beginning of a page: what it is, how its numbers were made, of ``make_header``, and its plot."""
-    said = (f"# {title}", str(header["about"]), str(header["protocol"]), f"![{shown}]({plot.name})")
+    commands = "\n".join(("```", *header["commands"], "```"))
+    said = (f"# {title}", str(header["about"]), commands, str(header["protocol"]), f"![{shown}]({plot.name})")
     return [line for part in said for line in (part, "")]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from fusion3d.config import Config, FusionConfig
 
@@ -23,7 +23,8 @@ class Row:
 
     def config(self, base: Config) -> Config:
         """``base`` with this row's branches and fusion."""
-        fusion = dataclasses.replace(base.fusion, stage=self.stage, operator=self.operator)  # type: ignore[arg-type]
+        settings = {"stage": self.stage, "operator": self.operator, **SETTINGS.get(self.operator, {})}
+        fusion = dataclasses.replace(base.fusion, **settings)
         if len(self.alone) == 1:  # nothing to agree with
             fusion = dataclasses.replace(fusion, representation="joint", align="none")
         if self.alone:
@@ -40,6 +41,8 @@ def choices(setting: str) -> tuple[str, ...]:
 
 
 REFERENCE = "concat"  # the row that others are compared with, chosen before any was trained
+# Of ``fusion``, by operator. Scales begin at 1: an epoch takes a few of them below 0.9, none to the default of 0.02.
+SETTINGS: Mapping[str, Mapping[str, Any]] = {"channel_exchange": {"exchange_below": 0.9}}
 BEST = {"hierarchical": 2, "hybrid": 1}  # stages that have an operator too: so many of the best ones are tried
 TOGETHER = Row("together", operator=REFERENCE)  # all sensors: the others begin with its weights, but for what fuses
 OPERATORS = tuple(Row(name, operator=name) for name in choices("operator"))

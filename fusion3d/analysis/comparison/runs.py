@@ -33,12 +33,20 @@ MAY_DIFFER = {  # neither learned nor scored otherwise; the beginnings are compa
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What every row gets. The same for all of a kind."""
+    """What every row gets. The same for all of a kind, but for ``early``: its encoder is its own."""
 
     alone_epochs: tuple[int, ...]  # of each sensor's own model, in the order of SENSORS
     together_epochs: int  # of the model of all sensors, from the sensors' models on
     joint_epochs: int  # of each row that fuses, from that model on
     joint_rate: float  # peak learning rate of these two
+
+    def arguments(self) -> str:
+        """As on the command line of ``compare_fusion``."""
+        alone = " ".join(map(str, self.alone_epochs))
+        return (
+            f"--alone-epochs {alone} --together-epochs {self.together_epochs} --epochs {self.joint_epochs} "
+            f"--rate {self.joint_rate:g}"
+        )
 
     def describe(self, base: Config) -> str:
         """In words."""

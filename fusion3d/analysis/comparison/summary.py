@@ -92,7 +92,7 @@ class Gain:
 
     Runs of one row are alike, and so may those of one seed be. So the mean has two intervals: with every row counted
     once, and with every seed counted once, over the rows that have them all. Only what both of them part from zero is
-    called distinguishable.
+    called distinguishable. A mean over rows is not of every row: ``above`` of them are above zero.
     """
 
     metric: str
@@ -100,6 +100,7 @@ class Gain:
     less: str  # subset, or what else it is compared with
     rows: Estimate  # positive is better
     seeds: Estimate
+    above: int  # rows
 
     @property
     def mean(self) -> float:
@@ -112,11 +113,11 @@ class Gain:
         return self.rows.distinguishable and self.seeds.distinguishable
 
     def __str__(self) -> str:
-        halves = [f"{of.half:.3f}" if of.half is not None else "?" for of in (self.rows, self.seeds)]
+        means = [f"{of.mean:+.3f} ± {'?' if of.half is None else f'{of.half:.3f}'}" for of in (self.rows, self.seeds)]
         verdict = "" if self.distinguishable else ": not distinguishable"
         return (
-            f"{self.metric}, {self.more} against {self.less}: {self.mean:+.3f} ± {halves[0]} over rows, ± {halves[1]} "
-            f"over seeds{verdict}"
+            f"{self.metric}, {self.more} against {self.less}: {means[0]} over rows ({self.above} of {self.rows.count} "
+            f"above 0), {means[1]} over seeds{verdict}"
         )
 
 
@@ -133,7 +134,7 @@ def gain(numbers: Mapping[str, Mapping[int, float]], metric: str, more: str, les
     alike = [runs for runs in numbers.values() if len(runs) == len(seeds)] or numbers.values()
     by_seed = [[runs[seed] for runs in alike if seed in runs] for seed in seeds]
     means = [[sum(group) / len(group) for group in groups] for groups in (map(_values, numbers.values()), by_seed)]
-    return Gain(metric, more, less, *map(estimate, means))
+    return Gain(metric, more, less, *map(estimate, means), above=sum(mean > 0 for mean in means[0]))
 
 
 def _values(runs: Mapping[int, float]) -> list[float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusion3d.analysis.comparison.command import make_parser, read_options
+from fusion3d.analysis.comparison.command import commands_of, make_parser, read_options
 from fusion3d.analysis.comparison.jobs import run_all
 from fusion3d.analysis.comparison.page import make_header
 from fusion3d.analysis.comparison.rows import Row
@@ -106,7 +106,9 @@ def report(comparison: Comparison, path: Path, name: str) -> str:
         f"each sample under {seen}, a kind lost with probability {train.drop_sensor:g}. A specialist has the branches "
         "of its own sensors alone and always sees them all."
     )
-    return write_page(path, one, specialists, make_header(base, name, environments(comparison.every()), protocol))
+    commands = commands_of(base, f"compare_subsets {name} --seeds {' '.join(map(str, seeds))}")
+    header = make_header(base, name, environments(comparison.every()), protocol, commands)
+    return write_page(path, one, specialists, header)
 
 
 def main(argv: list[str]) -> int:

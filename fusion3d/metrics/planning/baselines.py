@@ -49,8 +49,8 @@ def nearest_anchor(anchors: np.ndarray, drives: Drives) -> np.ndarray:
         drives: N samples; unknown steps are not looked at.
     """
     steps = anchors.shape[1]
-    away = np.linalg.norm(drives.future[:, None, :steps, :2] - anchors[None, ..., :2], axis=-1)
-    return anchors[np.where(drives.known[:, None, :steps], away, 0).sum(axis=-1).argmin(axis=1)]
+    away = np.linalg.norm(drives.path[:, None, :steps, :2] - anchors[None, ..., :2], axis=-1)
+    return anchors[np.where(drives.path_known[:, None, :steps], away, 0).sum(axis=-1).argmin(axis=1)]
 
 
 def make_anchors(paths: np.ndarray, count: int, rounds: int = 20) -> np.ndarray:

@@ -1,18 +1,18 @@
 """Whom a plan meets on its way, ten times a second, with exact rectangles.
 
-Agents move straight between the keyframes they are annotated at, the ego between its planned steps. Letters: N samples,
-T steps, I = 5 T instants (0.1 s ... 3.0 s), M boxes at instants.
+Agents move straight between the keyframes they are annotated at, by the keyframes' real times, the ego between its
+planned steps. Letters: N samples, T steps, I = 5 T instants (0.1 s ... 3.0 s), M boxes at instants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from fusion3d.metrics.planning.drives import Agents, Drives, EgoBox
+from fusion3d.metrics.planning.drives import GAP, Agents, Drives, EgoBox
 from fusion3d.metrics.planning.paths import SWEEP, sweep, wrap
 from fusion3d.metrics.planning.protocols import CYCLES
 from fusion3d.metrics.planning.rectangles import clearance, corners, depth, reach
@@ -27,6 +27,7 @@ STANDING_EGO = 0.005  # [m/s] slower, and no time to collision is asked for (NAV
 AHEAD, BEHIND = np.deg2rad(30), np.deg2rad(150)  # bearing from the rear axle
 LOOK = (0, 3, 6, 9)  # instants: 0 to 0.9 s, that the time to collision looks ahead
 _AT_ONCE = 384  # samples
+_ROUNDING = 1e-6  # instants
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class Moving:
     box: np.ndarray  # [M, 5]
     track: np.ndarray  # [M]
     group: np.ndarray  # [M] index in GROUPS
-    speed: np.ndarray  # [M] m/s, NaN where one annotation is all
+    speed: np.ndarray  # [M] m/s, NaN at the first instant of a row of annotations
 
     @cached_property
     def x(self) -> np.ndarray:
@@ -77,7 +78,10 @@ class Moving:
 
 
 def meet(
-    plans: Mapping[str, np.ndarray], drives: Drives, astray: Mapping[str, np.ndarray] | None = None
+    plans: Mapping[str, np.ndarray],
+    drives: Drives,
+    astray: Mapping[str, np.ndarray] | None = None,
+    junction: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Contacts]:
     """Every planner's contacts.
 
@@ -86,15 +90,18 @@ def meet(
         drives: N samples.
         astray: by name, [N, I] bool where a corner of the ego is off the drivable area, or it is between two lanes:
             then it is at fault for sideways collisions too. None: not known, and it is not.
+        junction: likewise, where the ego is in an intersection: then, as astray, those at its sides count in the time
+            to collision.
 
     Returns:
         ``Contacts`` by name.
     """
     parts: dict[str, list[Contacts]] = {name: [] for name in plans}
-    for rows, agents in _chunks(drives):
-        moving = interpolate(agents)
+    for rows, agents, time in _chunks(drives):
+        moving = interpolate(agents, time)
         for name, plan in plans.items():
-            parts[name].append(_meet(plan[rows], moving, None if astray is None else astray[name][rows]))
+            on = (None if where is None else where[name][rows] for where in (astray, junction))
+            parts[name].append(_meet(plan[rows], moving, *on))
     return {
         name: Contacts(*(np.concatenate([getattr(part, field) for part in of_plan]) for field in _FIELDS))
         for name, of_plan in parts.items()
@@ -104,30 +111,42 @@ def meet(
 _FIELDS = ("hit", "fault", "no_collision", "time_to_collision", "clearance")
 
 
-def interpolate(agents: Agents) -> Moving:
-    """Agents at keyframes to instants from now on: between two keyframes at which one is annotated, and at the keyframe
-    alone where it was not annotated before.
+def interpolate(agents: Agents, time: np.ndarray) -> Moving:
+    """Agents at keyframes to instants from now on: straight between two neighbouring keyframes at which one is
+    annotated. The first and the last annotation of a row of them count until the instant that is nearest.
+
+    Args:
+        agents: K annotations.
+        time: [K] seconds from now.
     """
-    agents = agents[agents.step >= 0]
+    later = agents.step >= 0
+    agents, clock = agents[later], time[later] / INSTANT
     order = np.lexsort((agents.step, agents.track, agents.sample))
-    sample, step, track = agents.sample[order], agents.step[order], agents.track[order]
+    sample, step, track, clock = agents.sample[order], agents.step[order], agents.track[order], clock[order]
     box = agents.box[order]
     group = np.where(agents.named(("human.", *CYCLES)), 1, np.where(agents.named(("vehicle.",)), 0, 2))[order]
     joined = (sample[1:] == sample[:-1]) & (track[1:] == track[:-1]) & (step[1:] == step[:-1] + 1)
-    first, alone = np.flatnonzero(joined), np.flatnonzero(~np.append(False, joined)) if len(step) else order
-    move = box[first + 1] - box[first]
+    joined &= np.diff(clock) * INSTANT <= GAP
+    begins, ends = np.ones(len(step), dtype=bool), np.ones(len(step), dtype=bool)
+    begins[1:], ends[:-1] = ~joined, ~joined
+    one, nearest, alone = np.flatnonzero(joined), np.floor(clock + 0.5), np.flatnonzero(begins & ends)
+    other, before = one + 1, np.floor(clock + _ROUNDING)
+    first = np.where(begins, nearest, before + 1)[one].astype(np.int64)
+    count = np.where(ends, nearest, before)[other].astype(np.int64) - first + 1
+    of = np.repeat(np.arange(len(one)), count)  # a piece of way between two annotations, for each of its instants
+    instant = first[of] + np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)
+    move, long = box[other] - box[one], clock[other] - clock[one]
     move[:, 4] = wrap(move[:, 4])
-    part = np.arange(1, SWEEP + 1) / SWEEP
-    between = (box[first, None] + part[:, None] * move[:, None]).reshape(-1, 5)
-    instant = (SWEEP * step[first, None] + np.arange(1, SWEEP + 1)).reshape(-1)
-    speed = np.linalg.norm(move[:, :2], axis=1) / TIME_STEP
+    speed = (np.linalg.norm(move[:, :2], axis=1) / (long * INSTANT))[of]
+    speed[begins[one][of] & (instant == first[of])] = np.nan  # who turns up in the way is not known to stand
+    between = box[one][of] + ((instant - clock[one][of]) / long[of])[:, None] * move[of]
     return Moving(
-        np.concatenate([np.repeat(sample[first], SWEEP), sample[alone]]),
-        np.concatenate([instant, SWEEP * step[alone]]),
+        np.concatenate([sample[one][of], sample[alone]]),
+        np.concatenate([instant, nearest[alone].astype(np.int64)]),
         np.concatenate([between, box[alone]]),
-        np.concatenate([np.repeat(track[first], SWEEP), track[alone]]),
-        np.concatenate([np.repeat(group[first], SWEEP), group[alone]]),
-        np.concatenate([np.repeat(speed, SWEEP), np.full(len(alone), np.nan)]),
+        np.concatenate([track[one][of], track[alone]]),
+        np.concatenate([group[one][of], group[alone]]),
+        np.concatenate([speed, np.full(len(alone), np.nan)]),
     )
 
 
@@ -142,19 +161,20 @@ def bearing(pose: np.ndarray, place: np.ndarray) -> np.ndarray:
     return np.abs(wrap(np.arctan2(away[:, 1], away[:, 0]) - pose[:, 2]))
 
 
-def _chunks(drives: Drives) -> Iterator[tuple[np.ndarray, Agents]]:
-    """Rows of samples, and their agents, counted from the first of them."""
+def _chunks(drives: Drives) -> Iterator[tuple[np.ndarray, Agents, np.ndarray]]:
+    """Rows of samples, their agents, counted from the first of them, and the agents' times."""
     for start in range(0, len(drives), _AT_ONCE):
         rows = np.arange(start, min(start + _AT_ONCE, len(drives)))
         low, high = np.searchsorted(drives.agents.sample, [rows[0], rows[-1] + 1])
         of = drives.agents[np.arange(low, high)]
-        yield rows, Agents(of.sample - start, of.step, of.box, of.track, of.category, of.visible, of.seen, of.names)
+        yield rows, replace(of, sample=of.sample - start), drives.agent_time[low:high]
 
 
-def _meet(plan: np.ndarray, moving: Moving, astray: np.ndarray | None) -> Contacts:
+def _meet(plan: np.ndarray, moving: Moving, astray: np.ndarray | None, junction: np.ndarray | None) -> Contacts:
     poses = sweep(plan)
     count, instants = poses.shape[:2]
     astray = np.zeros((count, instants), dtype=bool) if astray is None else astray
+    wide = astray if junction is None else astray | junction
     ego, speed = EGO.along(poses), speeds(poses)
     ahead = [_at_velocity(poses, speed, look) for look in LOOK]
     begun = _overlap_now(moving)
@@ -168,7 +188,7 @@ def _meet(plan: np.ndarray, moving: Moving, astray: np.ndarray | None) -> Contac
     hit = np.zeros((count, instants, len(GROUPS)), dtype=bool)
     hit[touching.sample, touching.instant - 1, touching.group] = True
     fault, no_collision = _faults(poses, speed, touching, astray, begun)
-    return Contacts(hit, fault, no_collision, _time_to_collision(poses, speed, ahead, moving, astray, begun), gap)
+    return Contacts(hit, fault, no_collision, _time_to_collision(poses, speed, ahead, moving, wide, begun), gap)
 
 
 def _at_velocity(poses: np.ndarray, speed: np.ndarray, look: int) -> np.ndarray:
@@ -246,12 +266,12 @@ def _time_to_collision(
     speed: np.ndarray,
     ahead: list[np.ndarray],
     moving: Moving,
-    astray: np.ndarray,
+    wide: np.ndarray,
     begun: np.ndarray,
 ) -> np.ndarray:
     """[N] bool: is there never an agent ahead that the ego would hit within 0.9 s at its velocity and heading?
 
-    Agents are where they really are then, as far as the annotations go. Astray, those at the sides count too.
+    Agents are where they really are then, as far as the annotations go. Where ``wide``, those at the sides count too.
     The first time that an agent is in the way decides about it.
     """
     rows, instants, orders = [], [], []
@@ -267,7 +287,7 @@ def _time_to_collision(
     keep = keep[_first(every[keep], order[keep])]
     every, own = every[keep], own[keep]
     angle = bearing(poses[every.sample, own], every.box[:, :2])
-    late = (angle < AHEAD) | (astray[every.sample, own] & (angle <= BEHIND))
+    late = (angle < AHEAD) | (wide[every.sample, own] & (angle <= BEHIND))
     fine = np.ones(len(poses), dtype=bool)
     fine[every.sample[late]] = False
     return fine

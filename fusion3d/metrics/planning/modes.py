@@ -18,7 +18,7 @@ MISS = 2.0  # [m] a path that is ever so far away has missed
 def score_modes(
     path: np.ndarray, imitation: np.ndarray, collision: np.ndarray, chosen: np.ndarray, drives: Drives
 ) -> dict[str, float]:
-    """Numbers of a planner's modes, over the samples whose future is known for all its steps.
+    """Numbers of a planner's modes, over the samples whose driven path is known for all its steps.
 
     Args:
         path: [N, K, T, 3] in ego; no more steps than the future.
@@ -34,10 +34,10 @@ def score_modes(
         anything (as ``exact`` has it). NaN where no sample counts.
     """
     steps, (_, modes) = path.shape[2], imitation.shape
-    whole = np.flatnonzero(drives.known[:, :steps].all(axis=1))
+    whole = np.flatnonzero(drives.path_known[:, :steps].all(axis=1))
     rows = np.arange(len(whole))
     path, imitation, collision, chosen = path[whole], imitation[whole], collision[whole], chosen[whole]
-    away = np.linalg.norm(path[..., :2] - drives.future[whole, None, :steps, :2], axis=-1)
+    away = np.linalg.norm(path[..., :2] - drives.path[whole, None, :steps, :2], axis=-1)
     order = np.argsort(-imitation, axis=1, kind="stable")
     ranked = np.take_along_axis(away, order[..., None], axis=1)
     found: dict[str, float] = {"N": float(len(whole)), "K": float(modes)}

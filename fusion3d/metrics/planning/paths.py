@@ -38,6 +38,36 @@ def path_heading(position: np.ndarray) -> np.ndarray:
     return heading
 
 
+def towed_heading(position: np.ndarray, lever: np.ndarray) -> np.ndarray:
+    """Heading of the vehicle along the path of a place ahead of its rear axle, which starts heading along x.
+
+    In a bend such a place does not move where the vehicle heads. The rear axle does, so it follows like a trailer on a
+    drawbar (a tractrix), ``SWEEP`` times a step, along a smooth curve through the path. Steps under half of
+    ``SURE_MOTION`` and driving backwards keep the heading before them.
+
+    Args:
+        position: [N, T, 2] of the place, from where it is now, in ego.
+        lever: [N] how far it is ahead of the rear axle [m].
+
+    Returns:
+        [N, T] float64 [rad].
+    """
+    from scipy.interpolate import CubicSpline  # slow to import
+
+    path = np.concatenate([np.zeros_like(position[:, :1]), position], axis=1).astype(np.float64)
+    steps = position.shape[1]
+    move = np.diff(CubicSpline(np.arange(steps + 1), path, axis=1)(np.arange(SWEEP * steps + 1) / SWEEP), axis=1)
+    way, far = np.arctan2(move[..., 1], move[..., 0]), np.linalg.norm(move, axis=-1)
+    sure = np.repeat(np.linalg.norm(np.diff(path, axis=1), axis=-1) >= SURE_MOTION / 2, SWEEP, axis=1)
+    heading, now = np.zeros(way.shape), np.zeros(len(path))
+    for instant in range(way.shape[1]):
+        aside = wrap(way[:, instant] - now)
+        left = 2 * np.arctan(np.tan(aside / 2) * np.exp(-far[:, instant] / np.maximum(lever, 1e-3)))
+        now = np.where(sure[:, instant] & (np.cos(aside) > 0), wrap(way[:, instant] - left), now)
+        heading[:, instant] = now
+    return heading[:, SWEEP - 1 :: SWEEP]
+
+
 def with_heading(position: np.ndarray) -> np.ndarray:
     """[N, T, 2] positions to [N, T, 3] poses, headed as ``path_heading`` says."""
     position = np.asarray(position, dtype=np.float64)
@@ -83,6 +113,29 @@ def sweep(path: np.ndarray) -> np.ndarray:
     move[..., 2] = wrap(move[..., 2])
     part = np.arange(1, SWEEP + 1)[:, None] / SWEEP
     return (first[:, :, None] + part * move[:, :, None]).reshape(len(path), -1, 3)
+
+
+def at_times(path: np.ndarray, time: np.ndarray, count: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Poses at other times: straight between two, turning the shorter way; beyond the ends as in the piece there.
+
+    Args:
+        path: [N, S, 3].
+        time: [N, S] ascending [s].
+        count: [N] how many poses there are, 2 at least; those after are not looked at.
+        wanted: [N, W] [s].
+
+    Returns:
+        [N, W, 3].
+    """
+    later = np.where(np.arange(path.shape[1]) < count[:, None], time, np.inf)[:, 1:]
+    piece = np.minimum((later[:, None] <= wanted[..., None]).sum(axis=-1), count[:, None] - 2)
+    rows = np.arange(len(path))[:, None]
+    begin, move = path[rows, piece], path[rows, piece + 1] - path[rows, piece]
+    move[..., 2] = wrap(move[..., 2])
+    part = (wanted - time[rows, piece]) / (time[rows, piece + 1] - time[rows, piece])
+    found = begin + part[..., None] * move
+    found[..., 2] = wrap(found[..., 2])
+    return found
 
 
 def split_error(plan: np.ndarray, driven: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,12 @@
 """A score in the manner of NAVSIM's PDM score, from log replay on nuScenes.
 
 ``NC DAC (5 TTC + 5 EP + 2 C) / 12`` of each sample, then averaged. NAVSIM and nuPlan (autonomousvision/navsim,
-pdm_scorer.py) define the parts; what nuScenes changes: 3 s instead of 4 s; the plan is driven as it is, without a
-controller; the agents are the annotations, moved straight between keyframes; a car is in several lanes where the two
+pdm_scorer.py of v1.1) define the parts; what nuScenes changes: 3 s instead of 4 s; the plan is driven as it is, without
+a controller; the agents are the annotations, moved straight between keyframes; a car is in several lanes where the two
 corners of a bumper are, so that to go on from one lane into the next is not, and never where the map has no lanes;
-progress is along the driven path and relative to it; comfort is of finite differences at 2 Hz. Without a map there is
-no DAC: it is not a number, and the product is of the others.
+an intersection is a road segment that says so, and there is none where the map has no segments; progress is along the
+driven path and relative to it, the human in place of PDM-Closed; comfort is of finite differences at 2 Hz. Without a
+map there is no DAC: it is not a number, and the product is of the others.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Ground:
     lanes: Callable[[int, np.ndarray], np.ndarray] | None = None
     # [N] bool: known from the mask alone, which has the sidewalks too in nuScenes: less is off it. None: nowhere.
     by_mask: np.ndarray | None = None
+    # As drivable: are they in an intersection? False where that is not known. None: nowhere is it.
+    junction: Callable[[int, np.ndarray], np.ndarray] | None = None
 
 
 def off_road(plan: np.ndarray, ground: Ground) -> np.ndarray:
@@ -70,6 +73,22 @@ def between_lanes(plan: np.ndarray, ground: Ground) -> np.ndarray:
     return between
 
 
+def in_junction(plan: np.ndarray, ground: Ground) -> np.ndarray:
+    """[N, I] bool: is the rear axle in an intersection? False where none are known.
+
+    Args:
+        plan: [N, T, 3] in ego.
+        ground: the map.
+    """
+    places = sweep(plan)[..., :2]
+    inside = np.zeros(places.shape[:2], dtype=bool)
+    if ground.junction is None:
+        return inside
+    for row in np.flatnonzero(ground.known):
+        inside[row] = ground.junction(int(row), places[row])
+    return inside
+
+
 def score_pdm(
     plans: Mapping[str, np.ndarray],
     contacts: Mapping[str, Contacts],
@@ -91,12 +110,13 @@ def score_pdm(
         1 is best; ``N``, and of them ``num_with_map`` and ``num_by_mask``, where that is a mask.
     """
     steps = plans["human"].shape[1]
-    chosen = usable(drives) & drives.known[:, :steps].all(axis=1)
+    chosen = usable(drives, steps)
     mapped = chosen & (ground.known if ground is not None else False)
     masked = mapped & (ground.by_mask if ground is not None and ground.by_mask is not None else False)
+    human = gate(contacts["human"], None if off is None else off["human"])
     table = {}
     for name, plan in plans.items():
-        parts = sample_parts(plan, contacts[name], None if off is None else off[name], drives, name == "human")
+        parts = sample_parts(plan, contacts[name], None if off is None else off[name], drives, human)
         score = combine(parts)
         table[name] = {"PDMS": _mean(score[chosen])}
         table[name] |= {part: _mean(parts[part][mapped if part == "DAC" else chosen]) for part in PARTS}
@@ -115,33 +135,39 @@ def about_ground(row: Mapping[str, float]) -> str:
 
 
 def sample_parts(
-    plan: np.ndarray, contacts: Contacts, off: np.ndarray | None, drives: Drives, real_time: bool = False
+    plan: np.ndarray, contacts: Contacts, off: np.ndarray | None, drives: Drives, human: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """[N] of each of ``PARTS``. ``real_time``: the steps were at the keyframes' real times, as the human's are."""
-    steps = plan.shape[1]
-    ones = np.ones(len(plan))
-    time = drives.future_time[:, :steps] if real_time else np.broadcast_to(nominal_time(steps), plan.shape[:2])
+    """[N] of each of ``PARTS``. ``human``: [N] the human's ``gate``."""
     return {
         "NC": contacts.no_collision,
-        "DAC": ones if off is None else 1.0 - np.asarray(off.any(axis=1)),
+        "DAC": np.ones(len(plan)) if off is None else 1.0 - np.asarray(off.any(axis=1)),
         "TTC": contacts.time_to_collision.astype(np.float64),
-        "EP": progress(plan, drives.future[:, :steps]),
-        "C": comfortable(plan, time, drives).astype(np.float64),
+        "EP": progress(plan, drives.path[:, : plan.shape[1]], gate(contacts, off), human),
+        "C": comfortable(plan, drives).astype(np.float64),
     }
 
 
+def gate(contacts: Contacts, off: np.ndarray | None) -> np.ndarray:
+    """[N] ``NC DAC``: what the score, and before that the progress, is multiplied by."""
+    return contacts.no_collision * (1.0 if off is None else ~off.any(axis=1))
+
+
 def combine(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[N] the score of each sample; progress counts only without fault and on the road."""
-    gate = parts["NC"] * parts["DAC"]
-    return gate * (5 * parts["TTC"] + 5 * parts["EP"] + 2 * parts["C"]) / 12
+    """[N] the score of each sample."""
+    return parts["NC"] * parts["DAC"] * (5 * parts["TTC"] + 5 * parts["EP"] + 2 * parts["C"]) / 12
 
 
-def progress(plan: np.ndarray, driven: np.ndarray) -> np.ndarray:
-    """[N] how far the plan gets along the driven path, relative to the larger of that and the human's own way; 1 where
-    both are ``LEAST_PROGRESS`` or less.
+def progress(
+    plan: np.ndarray, driven: np.ndarray, own: np.ndarray | float = 1.0, human: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """[N] how far the plan gets along the driven path, relative to the larger of that and the human's own way.
+
+    Both ways are first multiplied by their ``gate``. Where they are then ``LEAST_PROGRESS`` or less, it is 1, or 0
+    where the plan's gate is.
 
     Args:
         plan, driven: [N, T, 3].
+        own, human: [N] the gates of the plan and of the human.
     """
     path = np.concatenate([np.zeros_like(driven[:, :1, :2]), driven[..., :2]], axis=1)
     move = np.diff(path, axis=1)
@@ -159,25 +185,25 @@ def progress(plan: np.ndarray, driven: np.ndarray) -> np.ndarray:
     rows = np.arange(len(plan))
     forward = np.cos(driven[:, -1, 2]), np.sin(driven[:, -1, 2])  # where the human stood, its heading is the way
     still = np.maximum(plan[:, -1, 0] * forward[0] + plan[:, -1, 1] * forward[1], 0)
-    got = np.where(last < 0, still, (begin + on)[rows, nearest])
-    most = np.maximum(got, length.sum(axis=1))
-    return np.where(most > LEAST_PROGRESS, got / np.maximum(most, 1e-9), 1.0)
+    got = own * np.where(last < 0, still, (begin + on)[rows, nearest])
+    most = np.maximum(got, human * length.sum(axis=1))
+    return np.where(most > LEAST_PROGRESS, got / np.maximum(most, 1e-9), np.where(np.asarray(own) > 0, 1.0, 0.0))
 
 
-def comfortable(plan: np.ndarray, time: np.ndarray, drives: Drives) -> np.ndarray:
+def comfortable(plan: np.ndarray, drives: Drives) -> np.ndarray:
     """[N] bool: do accelerations, jerks and turning stay within the bounds?
 
     Velocities are differences of positions, from the keyframe before now on; accelerations lie between two of them.
 
     Args:
         plan: [N, T, 3] in ego.
-        time: [N, T] of its steps [s].
-        drives: N samples, of which the last keyframe is taken.
+        drives: N samples, of which the last keyframe is taken, by its real time.
     """
     there = drives.past_known[:, :1]
     before = np.where(there[..., None], drives.past[:, :1], 0.0)
     ago = np.where(there, drives.past_time[:, :1], 0.5)
     poses = np.concatenate([before, np.zeros_like(before), plan], axis=1)
+    time = np.broadcast_to(nominal_time(plan.shape[1]), plan.shape[:2])
     stamp = np.concatenate([-ago, np.zeros_like(ago), time], axis=1)
     step = np.diff(stamp, axis=1)
     velocity, middle = np.diff(poses[..., :2], axis=1) / step[..., None], (stamp[:, 1:] + stamp[:, :-1]) / 2

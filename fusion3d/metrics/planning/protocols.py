@@ -44,7 +44,6 @@ class Protocol:
     whose: str  # the same in words
     zero_fill: bool = False  # an unknown step counts as driven without error and without collision
     boundary: bool = False  # the road's boundary is an obstacle of its own
-    point: bool = False  # VAD's second test, of one point
     bugs: tuple[str, ...] = ()
 
     def counts(self, known: np.ndarray, past_known: np.ndarray) -> np.ndarray:
@@ -151,8 +150,10 @@ STP3 = Protocol(
         *_CELLS,
     ),
 )  # fmt: skip
+# Half of the way to the grid's edge was added for all of it.
+_VAD_CELLS = Raster(rows_back=True, point=(24.875, -24.875))
 VAD = Protocol(
-    "vad", "mean", "mean", "complete", "lidar", LIDAR_BOX, "none", Raster(rows_back=True), movers_around_now,
+    "vad", "mean", "mean", "complete", "lidar", LIDAR_BOX, "none", _VAD_CELLS, movers_around_now,
     "vehicles and people annotated now within 15 x 30 m", bugs=(
         "rows are flipped with 200 instead of 199: the ego is half a metre too far back",
         "who is farther than 30 m away now, or appears later, does not exist",
@@ -160,7 +161,7 @@ VAD = Protocol(
         "(left out: the released code names categories by row, which is right for one order of category.json)",
         "point, its obj_col: whether one cell is hit, 25 m ahead of the LiDAR and 25 m to its left",
         *_CELLS,
-    ), point=True,
+    ),
 )  # fmt: skip
 SPARSEDRIVE = Protocol(
     "sparsedrive", "mean", "mean", "complete", "lidar", LIDAR_BOX, "ends", None, everything_seen,
@@ -173,7 +174,7 @@ BEV_PLANNER = Protocol(
     Raster(0.1, rounded=False, columns_forward=True, turned=True), vehicles,
     "vehicles and cycles, no pedestrians", boundary=True, bugs=(
         "the box points straight ahead at any step shorter than 1 m",
-        "(left out: its boundary is that of road segments and lanes, 20 points a line; here that of the drivable area)",
+        "the boundary is 20 points a line, however long, and not looked for farther than 25 m to the sides",
     ),
 )  # fmt: skip
 PUBLISHED = {of.name: of for of in (UNIAD, UNIAD_VALID, STP3, VAD, SPARSEDRIVE, BEV_PLANNER)}

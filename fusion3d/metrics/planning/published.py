@@ -10,7 +10,7 @@ import numpy as np
 from fusion3d.metrics.planning.drives import Agents, Drives
 from fusion3d.metrics.planning.paths import to_lidar
 from fusion3d.metrics.planning.protocols import Protocol
-from fusion3d.metrics.planning.raster import HALF, POINT, meet
+from fusion3d.metrics.planning.raster import HALF, meet
 from fusion3d.metrics.planning.rectangles import depth, overlap, reach
 from fusion3d.types import TIME_STEP
 
@@ -49,8 +49,8 @@ def score_published(
         For each planner and ``human``: ``N`` samples at the last time, ``L2@1s`` ..., ``L2@avg`` [m]; ``collision@1s``
         ... and ``@avg``, those at steps where the driven path hits not counted; ``raw@...`` with them: the human's are
         the floor of the instrument; ``events``, hits at the last time, and ``masked``, those not counted;
-        ``boundary@...`` (NaN without a map) and ``point@...`` where the protocol has them. NaN where no sample counts
-        or the plan is too short.
+        ``point@...``, of one cell in place of the box, where there are cells; ``boundary@...`` (NaN without a map)
+        where the protocol has it. NaN where no sample counts or the plan is too short.
     """
     steps = next(iter(plans.values())).shape[1] if plans else drives.future.shape[1]
     driven, known = drives.future[:, :steps], drives.known[:, :steps]
@@ -76,8 +76,9 @@ def score_published(
         row |= _columns("raw", hit, counts, protocol.hits)
         row["events"] = float(_events(hit & ~human_hits, protocol.hits)[_last(counts)].sum())
         row["masked"] = float(_events(hit & human_hits, protocol.hits)[_last(counts)].sum())
-        if protocol.point:
-            row |= _columns("point", point_hits(protocol, path, agents) & ~human_hits, counts, protocol.hits)
+        if protocol.raster is not None:
+            point = point_hits(protocol, path, agents) & ~human_hits
+            row |= _columns("point", point & known if protocol.zero_fill else point, counts, protocol.hits)
         if protocol.boundary:
             row |= _boundary_columns(off.get(name), off.get("human"), counts, boundaries)
         table[name] = row
@@ -118,13 +119,13 @@ def hits(protocol: Protocol, path: np.ndarray, agents: Agents) -> np.ndarray:
 
 
 def point_hits(protocol: Protocol, path: np.ndarray, agents: Agents) -> np.ndarray:
-    """[N, T] bool: at which steps does VAD's test of one point hit? Arguments as those of ``hits``."""
+    """[N, T] bool: at which steps is the cell of one point an agent's? Arguments as those of ``hits``."""
     assert protocol.raster is not None
     flat, steps, size = path.reshape(-1, 3), path.shape[1], protocol.raster.size
     own = agents.sample * steps + agents.step - 1
     cells = protocol.raster.of_point(flat)
     inside = np.asarray(((cells >= 0) & (cells < size)).all(axis=1))  # others are not counted
-    away = np.linalg.norm(flat[own, :2] + POINT - agents.box[:, :2], axis=1)
+    away = np.linalg.norm(flat[own, :2] + protocol.raster.point - agents.box[:, :2], axis=1)
     near = np.flatnonzero(inside[own] & (away <= reach(agents.box) + 4 * protocol.raster.resolution))
     quads = protocol.raster.of_agents(agents.box[near])
     hit = np.zeros(len(flat), dtype=bool)
@@ -140,7 +141,8 @@ def cross(protocol: Protocol, path: np.ndarray, boundaries: Boundaries) -> np.nd
     line = np.column_stack([(begin + end) / 2, length, np.full(len(length), 1e-6), yaw])
     lines = []
     for step in range(path.shape[1]):
-        away = np.abs(line[:, :2] - path[boundaries.sample, step, :2]).max(axis=1)
+        place = np.clip(path[boundaries.sample, step, :2], -HALF, HALF)  # cells beyond the grid are pushed back to it
+        away = np.abs(line[:, :2] - place).max(axis=1)
         lines.append(np.flatnonzero(away <= length / 2 + 7))
     row = np.concatenate(lines)
     step = np.repeat(np.arange(1, path.shape[1] + 1), [len(of_step) for of_step in lines])

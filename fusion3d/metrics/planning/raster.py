@@ -16,7 +16,6 @@ from fusion3d.metrics.planning.drives import EgoBox
 from fusion3d.metrics.planning.rectangles import corners
 
 HALF = 50.0  # [m] the grid reaches as far to each side
-POINT = np.array([HALF, -HALF]) / 2  # [m] forward and to the right: half of the grid's reach was added for all of it
 _AT_ONCE = 4096  # pairs whose cells are compared at a time
 
 
@@ -29,6 +28,7 @@ class Raster:
     rows_back: bool = False  # rows count from the front; the ego's one row beside those of the agents
     columns_forward: bool = False  # columns, not rows, go forward
     turned: bool = False  # the ego's cells turn with its heading
+    point: tuple[float, float] = (0.0, 0.0)  # [m] from the path to where the test of one point looks: forward, side
 
     @property
     def size(self) -> int:
@@ -63,9 +63,11 @@ class Raster:
         return index[..., ::-1] if self.columns_forward else index
 
     def of_point(self, path: np.ndarray) -> np.ndarray:
-        """[M, 3] poses to [M, 2] cells (row, column) of VAD's test of one point: of a place ``POINT`` away from it."""
-        place = (HALF - self.resolution / 2) / 2 + path[:, :2] * (-1, 1)
-        return np.trunc(place / self.resolution).astype(np.int64)
+        """[M, 3] poses to [M, 2] cells (row, column) of the test of one point; those beyond the grid are not on it."""
+        place = path[:, :2] + self.point
+        place = place * (-1, 1) if self.rows_back else place
+        index = np.trunc((place + HALF - self.resolution / 2) / self.resolution).astype(np.int64)
+        return index[:, ::-1] if self.columns_forward else index
 
 
 def meet(cells: np.ndarray, quads: np.ndarray, pair: tuple[np.ndarray, np.ndarray], size: int) -> np.ndarray:

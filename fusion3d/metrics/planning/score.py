@@ -12,10 +12,11 @@ from fusion3d.errors import DataError
 from fusion3d.metrics.planning import baselines, exact
 from fusion3d.metrics.planning.contacts import meet
 from fusion3d.metrics.planning.drives import Drives, sample_hash
-from fusion3d.metrics.planning.pdm import Ground, between_lanes, off_road, score_pdm
+from fusion3d.metrics.planning.pdm import Ground, between_lanes, in_junction, off_road, score_pdm
 from fusion3d.metrics.planning.protocols import PUBLISHED
-from fusion3d.metrics.planning.published import Boundaries, score_published
+from fusion3d.metrics.planning.published import HORIZONS, Boundaries, score_published
 from fusion3d.metrics.planning.slices import BASELINE, HUMAN, skill_table
+from fusion3d.types import TIME_STEP
 
 PROTOCOLS = (exact.NAME, *PUBLISHED)
 
@@ -32,13 +33,14 @@ class Map:
         rows = np.arange(len(self.ground.known))[chosen]
         number = np.full(len(self.ground.known), -1)
         number[rows] = np.arange(len(rows))
-        ground, edges, lanes = self.ground, self.boundaries, self.ground.lanes
+        ground, edges, lanes, junction = self.ground, self.boundaries, self.ground.lanes, self.ground.junction
         return Map(
             Ground(
                 ground.known[rows],
                 lambda row, xy: ground.drivable(int(rows[row]), xy),
                 None if lanes is None else lambda row, xy: lanes(int(rows[row]), xy),
                 None if ground.by_mask is None else ground.by_mask[rows],
+                None if junction is None else lambda row, xy: junction(int(rows[row]), xy),
             ),
             None if edges is None else edges[number],
         )
@@ -67,7 +69,7 @@ def with_baselines(plans: Mapping[str, np.ndarray], drives: Drives) -> dict[str,
             ("stationary", baselines.stationary),
         )
     }
-    own[HUMAN] = np.where(drives.known[:, :steps, None], drives.future[:, :steps], 0.0)
+    own[HUMAN] = drives.path[:, :steps]
     if taken := sorted(plans.keys() & own.keys()):
         raise DataError(f"a plan is called {taken[0]!r} as a baseline is; give it another name")
     return {**plans, **own}
@@ -89,8 +91,9 @@ def score_plans(
 
     Returns:
         ``protocols.<name>``: ``about`` (in words), ``samples`` (hash of those that count at the last step) and
-        ``planners`` (as ``score_exact`` and ``score_published`` give them). With ``exact``: ``pdm`` (``score_pdm``)
-        and ``skill`` (``skill_table``).
+        ``planners`` (as ``score_exact`` and ``score_published`` give them, and ``N@1s``, ``N@2s``, ``N@3s``: how many
+        samples the numbers at that time are of). With ``exact``: ``pdm`` (``score_pdm``) and ``skill``
+        (``skill_table``).
     """
     every = with_baselines(plans, drives)
     steps = every[HUMAN].shape[1]
@@ -98,26 +101,37 @@ def score_plans(
     for name in protocols:
         if name != exact.NAME:
             protocol = PUBLISHED[name]
-            counts = protocol.counts(drives.known, drives.past_known)[:, steps - 1]
+            counts = protocol.counts(drives.known, drives.past_known)[:, :steps]
             table = score_published(protocol, every, drives, None if maps is None else maps.boundaries)
-            found["protocols"][name] = {"about": protocol.about, "samples": _hash(drives, counts), "planners": table}
+            found["protocols"][name] = _of_protocol(protocol.about, counts, table, drives)
             continue
         ground = None if maps is None else maps.ground
         off = None if ground is None else {of: off_road(plan, ground) for of, plan in every.items()}
-        astray = None
+        astray = junction = None
         if ground is not None and off is not None:
             astray = {of: off[of] | between_lanes(plan, ground) for of, plan in every.items()}
-        contacts = meet(every, drives, astray)
-        counts = exact.usable(drives) & drives.known[:, :steps].all(axis=1)
-        found["protocols"][name] = {
-            "about": exact.ABOUT,
-            "samples": _hash(drives, counts),
-            "planners": exact.score_exact(every, contacts, drives),
-        }
+            junction = {of: in_junction(plan, ground) for of, plan in every.items()}
+        contacts = meet(every, drives, astray, junction)
+        counts = np.repeat(exact.usable(drives, steps)[:, None], steps, axis=1)
+        table = exact.score_exact(every, contacts, drives)
+        found["protocols"][name] = _of_protocol(exact.ABOUT, counts, table, drives)
         found["pdm"] = score_pdm(every, contacts, off, drives, ground)
         found["skill"] = skill_table(every, drives)
     return found
 
 
-def _hash(drives: Drives, counts: np.ndarray) -> str:
-    return sample_hash([token for token, counted in zip(drives.tokens, counts, strict=True) if counted])
+def _of_protocol(
+    about: dict[str, str], counts: np.ndarray, table: dict[str, dict[str, float]], drives: Drives
+) -> dict[str, Any]:
+    """One protocol's numbers, from which samples count at which step, [N, T] bool."""
+    steps = {horizon: round(horizon / TIME_STEP) for horizon in HORIZONS}
+    numbers = {
+        f"N@{horizon}s": float(counts[:, step - 1].sum()) if step <= counts.shape[1] else np.nan
+        for horizon, step in steps.items()
+    }
+    tokens = [token for token, counted in zip(drives.tokens, counts[:, -1], strict=True) if counted]
+    return {
+        "about": about,
+        "samples": sample_hash(tokens),
+        "planners": {name: {**row, **numbers} for name, row in table.items()},
+    }
