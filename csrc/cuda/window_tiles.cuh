@@ -219,14 +219,11 @@ inline bool grid_fits(const WindowInput& in, int64_t size) {
   return window_tile_count(in.listed, in.windows, size) < int64_t(1) << 31 && in.heads < 65536;
 }
 
-// Starts a kernel with a block for each tile and head; more shared memory than 48 KiB has to be asked for.
+// Starts a kernel with a block for each tile and head.
 template <typename Args>
 cudaError_t launch(void (*kernel)(Args), const Args& args, int64_t size, size_t bytes, cudaStream_t stream) {
   if (!grid_fits(args.in, size)) return cudaErrorInvalidValue;
-  if (bytes > 46 * 1024) {  // the rest is for what a kernel declares itself
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-    if (error != cudaSuccess) return error;
-  }
+  if (const cudaError_t error = ask_shared(kernel, bytes); error != cudaSuccess) return error;
   kernel<<<grid_of(args.in, size), kThreads, bytes, stream>>>(args);
   return cudaGetLastError();
 }
