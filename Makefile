@@ -1,10 +1,10 @@
 # fusion3d. `make demo` shows what it does, `make test` that it works. Both set up .venv first, the first time.
 #   PYTHON=python3.12         which Python the environment is made with (3.11 or newer)
 #   STEPS="build tests"       which steps of gpu-check (see tools/gpu_check.sh; default: all)
-#   FUSION3D_CUDA_ARCHS="90"  GPU architectures to compile for, where nvcc is (see setup.py)
+#   FUSION3D_CUDA_ARCHS="90"  GPU architectures to compile for, where nvcc is (default: of the GPUs here, else 80 and 90)
 
 PY := .venv/bin/python
-FUSION3D_CUDA_ARCHS ?= 90
+FUSION3D_CUDA_ARCHS ?= native
 export FUSION3D_CUDA_ARCHS
 
 .PHONY: help demo test test-all lint setup sanitize emulate gpu-check clean

@@ -2,15 +2,16 @@
 
 The library speaks torch's stable ABI: one file serves every Python and every torch from 2.10 on. Building it
 needs torch's headers, never a running torch: they are looked for on disk, so `pip install .` finds them in
-isolation too. Without compiler or torch the package installs as pure Python, with one warning, and runs on
-its pure-torch operations.
+isolation too. Without GCC or torch the package installs as pure Python, with one warning, and runs on its
+pure-torch operations.
 
     FUSION3D_NO_EXT=1         no library at all
     FUSION3D_CUDA=0 | 1       leave the CUDA kernels out | fail without them; default: built where nvcc is
-    FUSION3D_CUDA_ARCHS="90"  GPU architectures, by spaces; default "80 90 100 120"; PTX for the last
+    FUSION3D_CUDA_ARCHS="90"  GPU architectures, by spaces; default those of "80 90 100 120" that nvcc knows; "native":
+                              of the GPUs that are here, or 80 and 90; PTX of the lowest and of the highest
     FUSION3D_SANITIZE=address the CPU kernels with sanitizers (address and UBSan, or thread): build/sanitize-address/
     FUSION3D_EMULATE=1        the CUDA kernels for the CPU, by csrc/emulator, sanitized or not: build/emulated*/
-    CXX, NVCC, MAX_JOBS       compilers, and how many run at once
+    CXX, NVCC, MAX_JOBS       compilers (CXX: GCC 9 or newer, nvcc's host compiler too), and how many run at once
     FUSION3D_OBJECTS=folder   where objects are kept; default build/objects
 
 Objects lie there under a name that says what went into them (compiler, flags, the source and what it
@@ -39,7 +40,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 LIBRARY = "_kernels.abi3.so"
 TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch that the library runs with
+OLDEST_GCC = 9  # for its conversions of vectors
 ARCHS = "80 90 100 120"
+ARCHS_WITHOUT_GPU = "80 90"  # of "native": with PTX of both they serve every later GPU, in half the time of all four
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 SANITIZERS = {  # float-cast-overflow: a NaN or far coordinate that becomes an index
@@ -73,12 +76,23 @@ def torch_folder() -> Path | None:
     return None
 
 
+def gcc_version(compiler: str) -> int:
+    """Major version of GCC, 0 of other compilers (Clang says that it is a GCC, and that it is Clang)."""
+    command = [*compiler.split(), "-dM", "-E", "-x", "c++", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True).stdout
+    found = re.search(r"#define __GNUC__ (\d+)", said)
+    return int(found[1]) if found and "__clang__" not in said else 0
+
+
 def why_pure() -> str:
     """Why no library can be built here, or nothing."""
     if os.environ.get("FUSION3D_NO_EXT") == "1":
         return "FUSION3D_NO_EXT=1"
-    if shutil.which(os.environ.get("CXX", "g++").split()[0]) is None:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler.split()[0]) is None:
         return "there is no C++ compiler (g++, or what CXX names)"
+    if gcc_version(compiler) < OLDEST_GCC:
+        return f"{compiler} is not GCC {OLDEST_GCC} or newer, whose vectors the kernels are written in"
     if torch_folder() is None:
         return "torch 2.10 or newer is not installed where this Python looks"
     return ""
@@ -122,6 +136,34 @@ def emulated() -> tuple[Path, str]:
     return folder.relative_to(ROOT), "".join(path.read_text() for path in headers)
 
 
+def choose_archs(known: list[str]) -> list[str]:
+    """The architectures to compile for, ascending. One that is asked for by its name must be known to nvcc."""
+    asked = re.split(r"[\s,;]+", os.environ.get("FUSION3D_CUDA_ARCHS", "").strip(" ,;"))
+    if asked == ["native"]:
+        asked = [arch for arch in archs_here() if arch in known] or ARCHS_WITHOUT_GPU.split()
+    elif asked != [""]:
+        if known and (unknown := [arch for arch in asked if arch not in known]):
+            raise SystemExit(
+                f"fusion3d: FUSION3D_CUDA_ARCHS names {', '.join(unknown)}, which this nvcc does not know, only "
+                f"{', '.join(known)}: name others, take a newer nvcc, or leave the CUDA kernels out (FUSION3D_CUDA=0)"
+            )
+    else:
+        asked = ARCHS.split()
+    archs = sorted((arch for arch in dict.fromkeys(asked) if arch in known), key=lambda arch: int(arch.rstrip("af")))
+    if not archs:
+        raise RuntimeError(f"nvcc knows none of the architectures {', '.join(asked)}, only: {', '.join(known)}")
+    return archs
+
+
+def archs_here() -> list[str]:
+    """Of the GPUs of this machine, by the driver's own tool: 8.0 is called 80."""
+    if not (tool := shutil.which("nvidia-smi")):
+        return []
+    query = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    said = subprocess.run(query, capture_output=True, text=True).stdout
+    return [f"{major}{minor}" for major, minor in re.findall(r"^(\d+)\.(\d)\s*$", said, re.MULTILINE)]
+
+
 class Cuda:
     """The CUDA compiler, if there is one: its folder, and what it knows of the architectures asked for."""
 
@@ -140,15 +182,18 @@ class Cuda:
         top = re.search(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
         self.top = Path(top[1].strip()).resolve() if top else Path(self.nvcc).resolve().parents[1]
         listed = subprocess.run([self.nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
-        asked = os.environ.get("FUSION3D_CUDA_ARCHS", ARCHS).replace(",", " ").replace(";", " ").split()
-        self.archs = [arch for arch in asked if f"compute_{arch}" in listed.split()]
-        if not self.archs:
-            raise RuntimeError(f"FUSION3D_CUDA_ARCHS={' '.join(asked)}: nvcc knows none of them, only {listed.split()}")
+        self.archs = choose_archs(re.findall(r"compute_(\w+)", listed))
 
     def flags(self) -> list[str]:
-        """Code for every architecture, and PTX of the last for those to come."""
+        """Code for every architecture; PTX of the highest for those to come, of the lowest for those between."""
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
-        return [*codes, f"-gencode=arch=compute_{self.archs[-1]},code=compute_{self.archs[-1]}"]
+        ends = dict.fromkeys((self.archs[0], self.archs[-1]))
+        return [*codes, *(f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ends)]
+
+    def host(self) -> list[str]:
+        """The C++ compiler that nvcc is to use: what CXX names, behind a launcher or not; else nvcc's own choice."""
+        programs = [word for word in os.environ.get("CXX", "").split() if not word.startswith("-")]
+        return ["-ccbin", programs[-1]] if programs else []
 
     def libraries(self) -> list[str]:
         """Link flags for the static runtime."""
@@ -238,7 +283,7 @@ class BuildKernels(build_ext):
                 translated = str(folder / Path(source).name)
                 jobs.append(self.job([*cxx, "-Icsrc/include", *EMULATOR_FLAGS], translated, emulator))
             elif cuda:
-                jobs.append(self.job([cuda.nvcc, *NVCC_FLAGS, "-Icsrc/include", *cuda.flags()], source))
+                jobs.append(self.job([cuda.nvcc, *cuda.host(), *NVCC_FLAGS, "-Icsrc/include", *cuda.flags()], source))
         if not jobs:
             raise RuntimeError(f"--only={self.only}: no source that is compiled here: {', '.join(ext.sources)}")
         return jobs

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes .venv with everything pinned, and builds csrc/ into the package. Called by `make`; does only what is still to do.
 #
-#   PYTHON=python3.12     which Python (default: the first of python3, python3.13 ... that is 3.11 or newer)
+#   PYTHON=python3.12     which Python (default: the first of python3, python3.14 ... that is 3.11 or newer)
 #   FUSION3D_NO_APT=1     never install system packages, only say which are missing
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,10 +12,10 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 suits() { command -v "$1" >/dev/null 2>&1 && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 find_python() {
-  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+  for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
     if suits "$candidate"; then echo "$candidate"; return; fi
   done
-  die "Python 3.11 or newer is needed; tried: ${PYTHON:-python3 python3.13 python3.12 python3.11}. Name one: make PYTHON=/path/to/python"
+  die "Python 3.11 or newer is needed; tried: ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}. Name one: make PYTHON=/path/to/python"
 }
 
 # Install Debian packages where that is allowed, else print the command that would. Fails where they stay missing.

@@ -27,12 +27,12 @@ struct Pixels {
 
 // The sums of four vectors.
 FUSION3D_INLINE void sums_of(const Floats* v, float* out0, float* out1, float* out2, float* out3) {
-  const Floats ab = __builtin_shufflevector(v[0], v[1], 0, 8, 2, 10, 4, 12, 6, 14) +
-                    __builtin_shufflevector(v[0], v[1], 1, 9, 3, 11, 5, 13, 7, 15);
-  const Floats cd = __builtin_shufflevector(v[2], v[3], 0, 8, 2, 10, 4, 12, 6, 14) +
-                    __builtin_shufflevector(v[2], v[3], 1, 9, 3, 11, 5, 13, 7, 15);
-  const Floats halves = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
-                        __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+  const Floats ab = __builtin_shuffle(v[0], v[1], Words{0, 8, 2, 10, 4, 12, 6, 14}) +
+                    __builtin_shuffle(v[0], v[1], Words{1, 9, 3, 11, 5, 13, 7, 15});
+  const Floats cd = __builtin_shuffle(v[2], v[3], Words{0, 8, 2, 10, 4, 12, 6, 14}) +
+                    __builtin_shuffle(v[2], v[3], Words{1, 9, 3, 11, 5, 13, 7, 15});
+  const Floats halves = __builtin_shuffle(ab, cd, Words{0, 1, 8, 9, 4, 5, 12, 13}) +
+                        __builtin_shuffle(ab, cd, Words{2, 3, 10, 11, 6, 7, 14, 15});
   *out0 += halves[0] + halves[4];
   *out1 += halves[1] + halves[5];
   *out2 += halves[2] + halves[6];

@@ -162,10 +162,10 @@ FUSION3D_INLINE void spread_rows(const SegmentReduceBackward& args, int64_t firs
     if (args.reduce == Reduce::kSum) {
       std::memcpy(static_cast<void*>(out), grad, sizeof(T) * channels);
     } else if (args.reduce == Reduce::kMean) {
-      const Real share = 1 / Real(args.ptr[i + 1] - args.ptr[i]);
+      const Real rows = Real(args.ptr[i + 1] - args.ptr[i]);  // a product with 1 / rows would round twice
       int64_t c = 0;
-      for (; c + kWide <= channels; c += kWide) store(out + c, Vector(load(grad + c) * share));
-      for (; c < channels; ++c) store_one(out + c, load_one(grad + c) * share);
+      for (; c + kWide <= channels; c += kWide) store(out + c, Vector(load(grad + c) / rows));
+      for (; c < channels; ++c) store_one(out + c, load_one(grad + c) / rows);
     } else {
       const int32_t* arg = args.arg + i * channels;
       for (int64_t c = 0; c < channels; ++c) out[c] = arg[c] == r ? grad[c] : T();

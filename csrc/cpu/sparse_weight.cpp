@@ -12,11 +12,12 @@
 namespace fusion3d {
 namespace {
 
-constexpr int64_t kWindow = 512;     // rows whose pairs are listed at once
-constexpr int64_t kChunk = 64;       // pairs multiplied at once: their rows stay in the nearest cache
-constexpr int64_t kPartRows = 4096;  // output rows of a part, at least
-constexpr int64_t kParts = 16;       // at most
-constexpr int kRows = 6;             // of a block in registers, by two vectors
+constexpr int64_t kWindow = 512;       // rows whose pairs are listed at once
+constexpr int64_t kChunk = 64;         // pairs multiplied at once: their rows stay in the nearest cache
+constexpr int64_t kPartRows = 4096;    // output rows of a part, at least
+constexpr int64_t kParts = 16;         // at most
+constexpr int64_t kScratch = 1 << 24;  // numbers that parts may take together, if there is more than one
+constexpr int kRows = 6;               // of a block in registers, by two vectors
 
 // Of the product's two sides one is spread over vectors, the other taken value by value.
 struct Side {
@@ -170,10 +171,11 @@ void sparse_weight_grad_cpu(const SparseWeightGrad& args, const ParallelFor& par
     // The side that fills its vectors better is the one spread over them.
     const bool vector_is_in = whole(in.channels) * grad.channels <= whole(grad.channels) * in.channels;
     const Side &one = vector_is_in ? grad : in, &vector = vector_is_in ? in : grad;
-    const int64_t parts = std::clamp<int64_t>(args.num_out / kPartRows, 1, kParts);
-    const int64_t width = whole(vector.channels);
+    const int64_t width = whole(vector.channels), size = args.taps * one.channels * width;
+    const int64_t room = size > 0 ? kScratch / size : 1;
+    const int64_t parts = std::clamp<int64_t>(std::min(args.num_out / kPartRows, room), 1, kParts);
     typedef typename Compute<T>::Real Real;
-    const std::unique_ptr<Real[]> partial(new Real[parts * args.taps * one.channels * width]);
+    const std::unique_ptr<Real[]> partial(new Real[parts * size]);
     const int64_t part_rows = (args.num_out + parts - 1) / parts;
     const Products products{args, one, vector, vector_is_in, parts, part_rows, width, partial.get()};
     parallel_for(0, parts * args.taps, 1, [&](int64_t begin, int64_t end) { run_products<T>(products, begin, end); });

@@ -84,20 +84,20 @@ FUSION3D_INLINE void transpose(Floats (&x)[8]) {
   Floats y[8], z[8];
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
-    y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    y[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    y[i] = __builtin_shuffle(x[i], x[i + 1], Words{0, 8, 1, 9, 4, 12, 5, 13});
+    y[i + 1] = __builtin_shuffle(x[i], x[i + 1], Words{2, 10, 3, 11, 6, 14, 7, 15});
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 4)
 #pragma GCC unroll 4
     for (int j = 0; j < 2; ++j) {
-      z[i + 2 * j] = __builtin_shufflevector(y[i + j], y[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-      z[i + 2 * j + 1] = __builtin_shufflevector(y[i + j], y[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+      z[i + 2 * j] = __builtin_shuffle(y[i + j], y[i + j + 2], Words{0, 1, 8, 9, 4, 5, 12, 13});
+      z[i + 2 * j + 1] = __builtin_shuffle(y[i + j], y[i + j + 2], Words{2, 3, 10, 11, 6, 7, 14, 15});
     }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    x[i] = __builtin_shufflevector(z[i], z[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    x[i + 4] = __builtin_shufflevector(z[i], z[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    x[i] = __builtin_shuffle(z[i], z[i + 4], Words{0, 1, 2, 3, 8, 9, 10, 11});
+    x[i + 4] = __builtin_shuffle(z[i], z[i + 4], Words{4, 5, 6, 7, 12, 13, 14, 15});
   }
 }
 FUSION3D_INLINE void transpose(Doubles (&x)[4]) {

@@ -1,4 +1,4 @@
-// Vectors of one register's width in the compiler's own notation (GCC and Clang), loaded from and stored to every dtype.
+// Vectors of one register's width in GCC's own notation, loaded from and stored to every dtype.
 // Everything here is inlined into its caller and so takes the caller's instruction set.
 #pragma once
 

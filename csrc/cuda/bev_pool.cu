@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 3) pool_parts(BevPoolForward args) {
   const RowLanes lanes = lanes_for(packs);
   for (int64_t part = blockIdx.x; part < args.parts; part += gridDim.x) {
     const int32_t first = args.part[part], last = args.part[part + 1];
-    for (int32_t batch = first; batch < last; batch += kWarp) {  // 32 cells, kWarpCells for each warp; all know of all
+    for (int64_t batch = first; batch < last; batch += kWarp) {  // 32 cells, kWarpCells for each warp; all know of all
       int32_t cell = -1, start = 0, count = 0;
       if (batch + lane < last) {
         cell = args.order[batch + lane];

@@ -199,6 +199,7 @@ cudaError_t backward(const BevPoolBackward& args, cudaStream_t stream) {
   }
   const size_t bytes = sizeof(typename Compute<T>::Real) * args.bins;  // for each warp
   const int warps = bytes * kWarps <= 48 * 1024 ? kWarps : 1;
+  if (const cudaError_t error = ask_shared(unpool_pixels<T>, bytes * warps); error != cudaSuccess) return error;
   unpool_pixels<T><<<unsigned(blocks_for(pixels, warps)), warps * kWarp, bytes * warps, stream>>>(args);
   return cudaGetLastError();
 }

@@ -143,10 +143,7 @@ cudaError_t deform_launch(
   constexpr int kThreads = kDeformWarps * kWarp;
   const size_t bytes = kThreads / lanes * deform_group_bytes<Real>();
   if (in.heads * in.channels * size_of(in.dtype) >> 32) return cudaErrorInvalidValue;
-  if (bytes > 48 << 10) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-    if (error != cudaSuccess) return error;
-  }
+  if (const cudaError_t error = ask_shared(kernel, bytes); error != cudaSuccess) return error;
   const dim3 blocks(unsigned(blocks_for(in.queries, kThreads / lanes)), unsigned(in.heads));
   kernel<<<blocks, kThreads, bytes, stream>>>(args, more..., lanes);
   return cudaGetLastError();

@@ -88,6 +88,16 @@ inline int64_t blocks_for(int64_t items, int64_t per_block) {
   return std::min((items + per_block - 1) / per_block, kBlocks);
 }
 
+// More shared memory than 48 KiB, of which a kernel may declare a part itself, has to be asked for. Where the device has
+// less, the error is returned and not left for the next launch to find.
+template <typename Kernel>
+cudaError_t ask_shared(Kernel kernel, size_t bytes) {
+  if (bytes <= 40 << 10) return cudaSuccess;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
 // run(zero) with a value of the storage type.
 template <typename Run>
 cudaError_t for_dtype(Dtype dtype, const Run& run) {

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads) attend_mma(WindowForward args) {
   constexpr int kLine = kDim + kPad;
   __shared__ __align__(16) T q[kRowsOfBlock * kLine], k[kSide * kLine], vt[kDim * (kSide + kPad)];
   const WindowInput& in = args.in;
-  const WindowTile tile = window_tile(in.cu_seqlens, in.windows, kRowsOfBlock, blockIdx.x);
+  const WindowTile tile = window_tile(in.cu_seqlens, in.windows, in.listed, kRowsOfBlock, blockIdx.x);
   if (tile.first >= tile.end) return;
   const int head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int owned = int(tile.end - tile.first < kRowsOfBlock ? tile.end - tile.first : kRowsOfBlock);
@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kThreads) attend_mma(WindowForward args) {
     sum += __shfl_xor_sync(kAll, sum, 1);
     sum += __shfl_xor_sync(kAll, sum, 2);
     const int i = warp * 16 + half * 8 + g;
-    if (i >= owned) continue;
-    const int64_t row = row_of(in, tile.first + i);
+    const int64_t row = i < owned ? row_of(in, tile.first + i) : -1;
+    if (row < 0) continue;
     store_row<T, kDim>(in, args.out, row, head, t, half, 1 / sum, out);
     if (t == 0) static_cast<float*>(args.lse)[row * in.heads + head] = peak[half] * float(kLn2) + logf(sum);
   }
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) attend_plain(WindowForward args) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ Real peak[kRows], total[kRows], shrink[kRows];
   const WindowInput& in = args.in;
-  const WindowTile tile = window_tile(in.cu_seqlens, in.windows, kRows, blockIdx.x);
+  const WindowTile tile = window_tile(in.cu_seqlens, in.windows, in.listed, kRows, blockIdx.x);
   if (tile.first >= tile.end) return;
   const int width = plain_width(int(in.dim)), line = width + 1, lane = threadIdx.x % kWarp, head = blockIdx.y;
   Real* q = reinterpret_cast<Real*>(memory);
@@ -127,8 +127,9 @@ __global__ void __launch_bounds__(kThreads) attend_plain(WindowForward args) {
   __syncthreads();
   if (threadIdx.x < kRows) {
     shrink[threadIdx.x] = 1 / total[threadIdx.x];
-    if (int(threadIdx.x) < owned)
-      static_cast<Real*>(args.lse)[row_of(in, tile.first + threadIdx.x) * in.heads + head] =
+    const int64_t row = int(threadIdx.x) < owned ? row_of(in, tile.first + threadIdx.x) : -1;
+    if (row >= 0)
+      static_cast<Real*>(args.lse)[row * in.heads + head] =
           peak[threadIdx.x] * Real(kLn2) + log(total[threadIdx.x]);
   }
   __syncthreads();

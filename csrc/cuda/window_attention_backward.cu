@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) unattend_mma(WindowBackward args) {
   T* b2t = b1t + kDim * kTurned;         // of grad_out only
   __shared__ float lse[kSide], delta[kSide];
   const WindowInput& in = args.in;
-  const WindowTile tile = window_tile(in.cu_seqlens, in.windows, kRowsOfBlock, blockIdx.x);
+  const WindowTile tile = window_tile(in.cu_seqlens, in.windows, in.listed, kRowsOfBlock, blockIdx.x);
   if (tile.first >= tile.end) return;
   const int head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int owned = int(tile.end - tile.first < kRowsOfBlock ? tile.end - tile.first : kRowsOfBlock);
@@ -39,8 +39,9 @@ __global__ void __launch_bounds__(kThreads) unattend_mma(WindowBackward args) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = warp * 16 + half * 8 + g;
-    if (kKeys || i >= owned) continue;
-    const int64_t at = row_of(in, tile.first + i) * in.heads + head;
+    const int64_t row = !kKeys && i < owned ? row_of(in, tile.first + i) : -1;
+    if (row < 0) continue;
+    const int64_t at = row * in.heads + head;
     own_lse[half] = all_lse[at] * float(kLog2e);
     own_delta[half] = all_delta[at];
   }
@@ -54,10 +55,9 @@ __global__ void __launch_bounds__(kThreads) unattend_mma(WindowBackward args) {
         in, kKeys ? args.grad_out : in.v, kKeys ? grad_stride : in.v_stride, head, j, others, kSide, b2,
         kKeys ? b2t : nullptr);
     if (kKeys && threadIdx.x < kSide) {
-      const bool real = int(threadIdx.x) < others;
-      const int64_t at = real ? row_of(in, j + threadIdx.x) * in.heads + head : 0;
-      lse[threadIdx.x] = real ? all_lse[at] * float(kLog2e) : 0.0f;
-      delta[threadIdx.x] = real ? all_delta[at] : 0.0f;
+      const int64_t row = int(threadIdx.x) < others ? row_of(in, j + threadIdx.x) : -1, at = row * in.heads + head;
+      lse[threadIdx.x] = row >= 0 ? all_lse[at] * float(kLog2e) : 0.0f;
+      delta[threadIdx.x] = row >= 0 ? all_delta[at] : 0.0f;
     }
     __syncthreads();
     if (idle) continue;
@@ -80,8 +80,8 @@ __global__ void __launch_bounds__(kThreads) unattend_mma(WindowBackward args) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = warp * 16 + half * 8 + g;
-    if (i >= owned) continue;
-    const int64_t row = row_of(in, tile.first + i);
+    const int64_t row = i < owned ? row_of(in, tile.first + i) : -1;
+    if (row < 0) continue;
     store_row<T, kDim>(in, kKeys ? args.grad_k : args.grad_q, row, head, t, half, float(in.scale), grad1);
     if constexpr (kKeys) store_row<T, kDim>(in, args.grad_v, row, head, t, half, 1.0f, grad2);
   }
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) unattend_plain(WindowBackward args) 
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ Real lse[kRows], delta[kRows];
   const WindowInput& in = args.in;
-  const WindowTile tile = window_tile(in.cu_seqlens, in.windows, kRows, blockIdx.x);
+  const WindowTile tile = window_tile(in.cu_seqlens, in.windows, in.listed, kRows, blockIdx.x);
   if (tile.first >= tile.end) return;
   const int width = plain_width(int(in.dim)), line = width + 1, head = blockIdx.y;
   Real* q = reinterpret_cast<Real*>(memory);
@@ -112,10 +112,10 @@ __global__ void __launch_bounds__(kThreads) unattend_plain(WindowBackward args) 
       load_plain<T>(in, in.q, in.q_stride, head, query, queries, kRows, width, Real(in.scale), q);
       load_plain<T>(in, args.grad_out, in.heads * in.dim, head, query, queries, kRows, width, Real(1), grad);
       if (int(threadIdx.x) < kRows) {
-        const bool real = int(threadIdx.x) < queries;
-        const int64_t at = real ? row_of(in, query + threadIdx.x) * in.heads + head : 0;
-        lse[threadIdx.x] = real ? static_cast<const Real*>(args.lse)[at] * Real(kLog2e) : Real(0);
-        delta[threadIdx.x] = real ? static_cast<const Real*>(args.delta)[at] : Real(0);
+        const int64_t row = int(threadIdx.x) < queries ? row_of(in, query + threadIdx.x) : -1;
+        const int64_t at = row * in.heads + head;
+        lse[threadIdx.x] = row >= 0 ? static_cast<const Real*>(args.lse)[at] * Real(kLog2e) : Real(0);
+        delta[threadIdx.x] = row >= 0 ? static_cast<const Real*>(args.delta)[at] : Real(0);
       }
     }
     if (!kKeys || j == tile.begin) {

@@ -20,8 +20,10 @@ constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 // Elements between the lines of a tile of 16-bit numbers: what a warp reads at once then lies in 32 banks.
 constexpr int kPad = 8;
 
+// The row of a place, -1 where the list names one that is not there: it is read as zeros, and not written.
 __device__ inline int64_t row_of(const WindowInput& in, int64_t place) {
-  return in.order == nullptr ? place : in.order[place];
+  const int64_t row = in.order == nullptr ? place : in.order[place];
+  return row < in.rows ? row : -1;
 }
 
 __device__ inline float power(float x) { return exp2f(x); }
@@ -55,8 +57,9 @@ __device__ inline void load_rows(
     Pack<T, 8> pack;
 #pragma unroll
     for (int n = 0; n < 8; ++n) pack.value[n] = narrow<T>(0.0f);
-    if (r < count) {
-      const T* line = from + row_of(in, first + r) * stride + c;
+    const int64_t row = r < count ? row_of(in, first + r) : -1;
+    if (row >= 0) {
+      const T* line = from + row * stride + c;
       if (packs) {
         if (c < dim) pack = *reinterpret_cast<const Pack<T, 8>*>(line);
       } else {
@@ -151,8 +154,8 @@ __device__ inline void load_plain(
   const T* from = static_cast<const T*>(base) + head * in.dim;
   for (int i = threadIdx.x; i < room * width; i += blockDim.x) {
     const int r = i / width, c = i % width;
-    const bool real = r < count && c < in.dim;
-    to[r * (width + 1) + c] = real ? widen(from[row_of(in, first + r) * stride + c]) * factor : Real(0);
+    const int64_t row = r < count && c < in.dim ? row_of(in, first + r) : -1;
+    to[r * (width + 1) + c] = row >= 0 ? widen(from[row * stride + c]) * factor : Real(0);
   }
 }
 
@@ -165,8 +168,10 @@ __device__ inline void store_plain(
   const int dim = int(in.dim);
   for (int i = threadIdx.x; i < count * dim; i += blockDim.x) {
     const int r = i / dim, c = i % dim;
+    const int64_t row = row_of(in, first + r);
+    if (row < 0) continue;
     const Real value = from[r * line + c] * (of_row == nullptr ? factor : factor * of_row[r]);
-    to[(row_of(in, first + r) * in.heads + head) * in.dim + c] = narrow<T>(value);
+    to[(row * in.heads + head) * in.dim + c] = narrow<T>(value);
   }
 }
 
@@ -214,14 +219,11 @@ inline bool grid_fits(const WindowInput& in, int64_t size) {
   return window_tile_count(in.listed, in.windows, size) < int64_t(1) << 31 && in.heads < 65536;
 }
 
-// Starts a kernel with a block for each tile and head; more shared memory than 48 KiB has to be asked for.
+// Starts a kernel with a block for each tile and head.
 template <typename Args>
 cudaError_t launch(void (*kernel)(Args), const Args& args, int64_t size, size_t bytes, cudaStream_t stream) {
   if (!grid_fits(args.in, size)) return cudaErrorInvalidValue;
-  if (bytes > 46 * 1024) {  // the rest is for what a kernel declares itself
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-    if (error != cudaSuccess) return error;
-  }
+  if (const cudaError_t error = ask_shared(kernel, bytes); error != cudaSuccess) return error;
   kernel<<<grid_of(args.in, size), kThreads, bytes, stream>>>(args);
   return cudaGetLastError();
 }

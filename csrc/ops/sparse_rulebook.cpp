@@ -157,9 +157,9 @@ std::tuple<Tensor, Tensor, Tensor> sparse_strided_cuda_op(
 }  // namespace fusion3d
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusion3d, m) {
-  m.def("sparse_submanifold(Tensor coords, int batch_size, int[] shape, int[] kernel, int[] dilation) -> Tensor");
+  m.def("sparse_submanifold(Tensor coords, SymInt batch_size, int[] shape, int[] kernel, int[] dilation) -> Tensor");
   m.def(
-      "sparse_strided(Tensor coords, int batch_size, int[] shape, int[] kernel, int[] stride, int[] padding, "
+      "sparse_strided(Tensor coords, SymInt batch_size, int[] shape, int[] kernel, int[] stride, int[] padding, "
       "int[] dilation) -> (Tensor, Tensor, Tensor)");
 }
 

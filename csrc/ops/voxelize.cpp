@@ -186,11 +186,11 @@ Means voxelize_mean_cuda_op(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusion3d, m) {
   m.def(
-      "voxelize(Tensor points, Tensor? batch_ptr, float[] size, float[] low, int[] cells, int max_points, int max_voxels, "
-      "bool by_key) -> (Tensor coords, Tensor counts, Tensor voxel, Tensor rank, Tensor num_voxels)");
+      "voxelize(Tensor points, Tensor? batch_ptr, float[] size, float[] low, int[] cells, SymInt max_points, SymInt "
+      "max_voxels, bool by_key) -> (Tensor coords, Tensor counts, Tensor voxel, Tensor rank, Tensor num_voxels)");
   m.def(
       "voxelize_mean(Tensor points, Tensor features, Tensor? batch_ptr, float[] size, float[] low, int[] cells, "
-      "int max_points, int max_voxels, bool by_key) -> (Tensor means, Tensor coords, Tensor counts, Tensor voxel, "
+      "SymInt max_points, SymInt max_voxels, bool by_key) -> (Tensor means, Tensor coords, Tensor counts, Tensor voxel, "
       "Tensor rank, Tensor num_voxels)");
   m.def("voxel_gather(Tensor values, Tensor voxel, Tensor rank, SymInt voxels, SymInt max_points) -> Tensor");
 }

@@ -54,8 +54,10 @@ WindowInput input_args(
   };
 }
 
-// On the CPU the lists are cheap to read: a wrong one is an error rather than a read of foreign memory.
-void check_lists(const WindowInput& in) {
+// On the CPU the lists are cheap to read: a wrong one is an error. On CUDA, where nobody has read how far the windows
+// reach, what lies beyond the rows is left out by the kernels, and every output is cleared before. Returns whether all rows
+// are listed.
+bool check_lists(const WindowInput& in) {
   bool ascending = in.cu_seqlens[0] == 0 && in.cu_seqlens[in.windows] == in.listed;
   for (int64_t w = 0; w < in.windows; ++w) ascending &= in.cu_seqlens[w] <= in.cu_seqlens[w + 1];
   STD_TORCH_CHECK(
@@ -63,34 +65,35 @@ void check_lists(const WindowInput& in) {
   bool inside = true;
   for (int64_t i = 0; in.order && i < in.listed; ++i) inside &= in.order[i] >= 0 && in.order[i] < in.rows;
   STD_TORCH_CHECK(inside, "fusion3d: order must name rows of q, from 0 to ", in.rows - 1);
+  return in.listed == in.rows;
 }
 
-// Rows that no window lists stay 0; where every row is listed, nothing needs to be cleared.
-Tensor output(const Tensor& like, const WindowInput& in) {
+// Rows that no window lists stay 0; where it is known that every row is listed, nothing needs to be cleared.
+Tensor output(const Tensor& like, bool all_listed) {
   const auto shape = like.sizes();
-  return in.listed < in.rows ? torch::stable::new_zeros(like, shape) : torch::stable::new_empty(like, shape);
+  return all_listed ? torch::stable::new_empty(like, shape) : torch::stable::new_zeros(like, shape);
 }
 
 std::tuple<Tensor, Tensor> forward(
-    const Tensor& q, const WindowInput& in, const std::function<void(const WindowForward&)>& run) {
-  Tensor out = output(q, in);
+    const Tensor& q, const WindowInput& in, bool all_listed, const std::function<void(const WindowForward&)>& run) {
+  Tensor out = output(q, all_listed);
   const int64_t shape[] = {in.rows, in.heads};
-  Tensor lse = in.listed < in.rows ? torch::stable::new_zeros(q, shape, exact(q))
-                                   : torch::stable::new_empty(q, shape, exact(q));
+  Tensor lse = all_listed ? torch::stable::new_empty(q, shape, exact(q))
+                          : torch::stable::new_zeros(q, shape, exact(q));
   run({in, out.mutable_data_ptr(), lse.mutable_data_ptr()});
   return {out, lse};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(
-    const Tensor& grad, const Tensor& q, const Tensor& out, const Tensor& lse, const WindowInput& in, void* delta,
-    const std::function<void(const WindowBackward&)>& run) {
+    const Tensor& grad, const Tensor& q, const Tensor& out, const Tensor& lse, const WindowInput& in, bool all_listed,
+    void* delta, const std::function<void(const WindowBackward&)>& run) {
   check(grad, "grad", 3, q.scalar_type(), q);
   check(out, "out", 3, q.scalar_type(), q);
   check(lse, "lse", 2, exact(q), q);
   row_stride(grad, "grad", q);
   row_stride(out, "out", q);
   STD_TORCH_CHECK(lse.size(0) == in.rows && lse.size(1) == in.heads, "fusion3d: lse must be [N, heads]");
-  Tensor grad_q = output(q, in), grad_k = output(q, in), grad_v = output(q, in);
+  Tensor grad_q = output(q, all_listed), grad_k = output(q, all_listed), grad_v = output(q, all_listed);
   run({in, out.const_data_ptr(), lse.const_data_ptr(), grad.const_data_ptr(), delta, grad_q.mutable_data_ptr(),
        grad_k.mutable_data_ptr(), grad_v.mutable_data_ptr()});
   return {grad_q, grad_k, grad_v};
@@ -100,16 +103,16 @@ std::tuple<Tensor, Tensor> window_attention_cpu(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, std::optional<Tensor> order,
     double scale) {
   const WindowInput in = input_args(q, k, v, cu_seqlens, order, scale);
-  check_lists(in);
-  return forward(q, in, [](const WindowForward& args) { window_attention_forward_cpu(args, parallel_for); });
+  return forward(q, in, check_lists(in), [](const WindowForward& args) {
+    window_attention_forward_cpu(args, parallel_for);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> window_attention_backward_cpu_op(
     const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
     const Tensor& cu_seqlens, std::optional<Tensor> order, double scale) {
   const WindowInput in = input_args(q, k, v, cu_seqlens, order, scale);
-  check_lists(in);
-  return backward(grad, q, out, lse, in, nullptr, [](const WindowBackward& args) {
+  return backward(grad, q, out, lse, in, check_lists(in), nullptr, [](const WindowBackward& args) {
     window_attention_backward_cpu(args, parallel_for);
   });
 }
@@ -121,7 +124,7 @@ std::tuple<Tensor, Tensor> window_attention_cuda(
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   const WindowInput in = input_args(q, k, v, cu_seqlens, order, scale);
   const cudaStream_t stream = current_stream(q);
-  return forward(q, in, [&](const WindowForward& args) {
+  return forward(q, in, false, [&](const WindowForward& args) {
     check_launch(window_attention_forward_cuda(args, stream), "window_attention");
   });
 }
@@ -133,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward_cuda_op(
   const WindowInput in = input_args(q, k, v, cu_seqlens, order, scale);
   const cudaStream_t stream = current_stream(q);
   Tensor delta = torch::stable::empty_like(lse);
-  return backward(grad, q, out, lse, in, delta.mutable_data_ptr(), [&](const WindowBackward& args) {
+  return backward(grad, q, out, lse, in, false, delta.mutable_data_ptr(), [&](const WindowBackward& args) {
     check_launch(window_attention_backward_cuda(args, stream), "window_attention_backward");
   });
 }

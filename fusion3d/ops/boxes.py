@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,7 +110,7 @@ def nms_bev(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor,
-    threshold: float | Sequence[float] | Tensor,
+    threshold: float | Sequence[float] | np.ndarray | Tensor,
     max_out: int,
     metric: Metric = "rotated",
 ) -> KeptBoxes:
@@ -158,9 +159,9 @@ def nms_bev(
     return KeptBoxes(*reference.nms_bev(boxes, scores, labels, limits, max_out, metric))
 
 
-def _thresholds(threshold: float | Sequence[float] | Tensor, labels: Tensor) -> list[float]:
+def _thresholds(threshold: float | Sequence[float] | np.ndarray | Tensor, labels: Tensor) -> list[float]:
     """One for all labels, or one for each of them."""
-    if isinstance(threshold, Tensor):
+    if isinstance(threshold, Tensor | np.ndarray):
         threshold = threshold.tolist()
     if isinstance(threshold, Sequence):
         limits = [float(value) for value in threshold]
@@ -261,6 +262,7 @@ def _register() -> None:
         return torch.ops.fusion3d.box_iou_bev_aligned_backward(grad.contiguous(), *ctx.saved_tensors)
 
     torch.library.register_autograd("fusion3d::box_iou_bev_aligned", backward, setup_context=keep)
+    library.not_twice_differentiable("box_iou_bev_aligned_backward")
 
 
 if not library.PROBLEM:

@@ -29,11 +29,12 @@ def check_boxes(boxes: Tensor, name: str) -> None:
 
 
 def in_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's type, where it is on for their device; else as they are."""
+    """The tensors in autocast's type, where it is on for their device; else as they are, as float64 always is."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 
 def check_one_dtype(**pair: Tensor) -> None:

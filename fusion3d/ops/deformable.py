@@ -121,14 +121,14 @@ def _check_queries(value: Tensor, lead: torch.Size, map_of_query: Tensor | None)
             )
         return
     check(map_of_query, "map_of_query", "Q", (torch.int32, torch.int64))
-    if len(lead) != 1 or len(map_of_query) != lead[0]:
+    if len(lead) != 1 or map_of_query.shape[0] != lead[0]:
         raise ValueError(
             f"map_of_query has shape {shape_of(map_of_query)} and logits leading dimensions {list(lead)}; "
             "expected [Q] both"
         )
     if map_of_query.device != value.device:
         raise ValueError(f"map_of_query is on {map_of_query.device} and value on {value.device}; expected one device")
-    if map_of_query.device.type == "cpu" and len(map_of_query) and not torch.compiler.is_compiling():
+    if map_of_query.device.type == "cpu" and not torch.compiler.is_compiling() and len(map_of_query):
         low, high = int(map_of_query.min()), int(map_of_query.max())
         if low < -1 or high >= num_maps:
             raise ValueError(f"map_of_query: found values in [{low}, {high}]; expected -1 or less than {num_maps}")
@@ -184,6 +184,7 @@ def _register() -> None:
         return grads[0], None, *grads[1:], None
 
     torch.library.register_autograd("fusion3d::ms_deform_attn", backward, setup_context=keep)
+    library.not_twice_differentiable("ms_deform_attn_backward")
 
 
 if not library.PROBLEM:

@@ -27,6 +27,9 @@ def _load() -> str:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         return f"the kernels of fusion3d do not load with torch {torch.__version__} ({error})"
+    if (simd := os.environ.get("FUSION3D_SIMD", "")) not in ("", "avx2", "baseline"):
+        known = "expected avx2 or baseline, or nothing for all that the processor has"
+        warnings.warn(f"FUSION3D_SIMD={simd} has no effect: {known}", RuntimeWarning, stacklevel=2)
     return ""
 
 
@@ -50,6 +53,18 @@ def has_kernel(device: torch.device) -> bool:
     if device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
         warn_once(PROBLEM or f"the kernels of fusion3d were compiled without {device.type}")
     return False
+
+
+def not_twice_differentiable(gradient: str) -> None:
+    """Let the gradient of an operation that is itself a gradient raise; torch would take it for zero."""
+
+    def backward(ctx, *grads: torch.Tensor | None) -> None:
+        raise RuntimeError(
+            f"fusion3d::{gradient} has no gradient: the operation that it belongs to is not twice differentiable. "
+            "Where second derivatives are needed, use its twin in fusion3d.ops.reference"
+        )
+
+    torch.library.register_autograd(f"fusion3d::{gradient}", backward)
 
 
 def warn_once(problem: str) -> None:

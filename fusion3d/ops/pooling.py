@@ -88,7 +88,7 @@ def _walk(num_cells: int, cols: int, device: torch.device) -> Tensor:
 def _parts(cell_ptr: Tensor, order: Tensor) -> Tensor:
     """[parts + 1] int32: bounds in ``order`` of parts of about equal work: samples to read, and a row to write."""
     work = (cell_ptr.diff() + _ROW_WORK).index_select(0, order).cumsum(0)
-    total = work[-1:] if len(work) else work.new_zeros(1)
+    total = work[-1:] if work.shape[0] else work.new_zeros(1)
     share = torch.arange(_PARTS + 1, device=order.device) * total // _PARTS
     return torch.searchsorted(work, share, right=True).to(torch.int32)
 
@@ -172,6 +172,7 @@ def _register() -> None:
         return (*grads, *[None] * 6)
 
     torch.library.register_autograd("fusion3d::bev_pool", backward, setup_context=keep)
+    library.not_twice_differentiable("bev_pool_backward")
 
 
 if not library.PROBLEM:

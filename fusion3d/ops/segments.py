@@ -138,6 +138,7 @@ def _register() -> None:
         return grads, None, None, None, None
 
     torch.library.register_autograd("fusion3d::segment_reduce", backward, setup_context=keep)
+    library.not_twice_differentiable("segment_reduce_backward")
 
 
 if not library.PROBLEM:

@@ -5,6 +5,7 @@ Letters: N input rows, M output rows, K taps of the kernel, I O input and output
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from fusion3d.ops.checks import FLOATS, check, check_one_device, check_one_dtype
 __all__ = ["SparseRulebook", "sparse_conv", "sparse_rulebook"]
 
 Triple = tuple[int, int, int]
+_INT32 = torch.iinfo(torch.int32)
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,12 @@ class SparseRulebook:
 
 def triple(value: int | Sequence[int], name: str, smallest: int) -> Triple:
     """One number for every axis, or three; a ``ValueError`` names what is wrong."""
-    values = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value)
+    try:
+        values = tuple(operator.index(v) for v in (value if isinstance(value, Sequence) else (value,) * 3))
+    except TypeError:  # a size of 2.5 is a mistake, not 2
+        values = ()
     if len(values) != 3 or min(values) < smallest:
-        raise ValueError(f"{name}: found {value}; expected a number of at least {smallest}, or three: z, y, x")
+        raise ValueError(f"{name}: found {value}; expected a whole number of at least {smallest}, or three: z, y, x")
     return values
 
 
@@ -87,6 +92,8 @@ def sparse_rulebook(
     steps, around, spread = triple(stride, "stride", 1), triple(padding, "padding", 0), triple(dilation, "dilation", 1)
     if batch_size < 0:
         raise ValueError(f"batch_size: found {batch_size}; expected 0 or more")
+    if coords.dtype == torch.int64:  # what lies outside must not come back inside with its upper half cut off
+        coords = coords.clamp(_INT32.min, _INT32.max)
     coords = coords.to(torch.int32).contiguous()
     if submanifold:
         if not all(k % 2 for k in taps):
@@ -110,7 +117,7 @@ def _call(name: str, coords: Tensor, *geometry: int | Triple):
         return kernel(coords, *geometry)
     except RuntimeError as error:
         said = str(error).splitlines()[0]
-        if "coords" in said or "fusion3d: " in said:
+        if ("coords" in said or "fusion3d: " in said) and "did not start" not in said:  # a launch that failed
             raise ValueError(said.removeprefix("fusion3d: ")) from None
         raise
 
@@ -194,6 +201,7 @@ def _register_conv() -> None:
         return grad_features, grad_weight, None, None, None
 
     torch.library.register_autograd("fusion3d::sparse_conv", backward, setup_context=keep)
+    library.not_twice_differentiable("sparse_weight_grad")
 
 
 if not library.PROBLEM:

@@ -19,6 +19,7 @@ __all__ = ["Voxels", "voxelize", "voxelize_mean"]
 
 _MOST_CELLS = 2**32 - 1  # in all; the kernels number them in 32 bits
 _MOST_CELLS_ALONG = 2**24  # exact in float32
+_FLOAT = torch.finfo(torch.float32)  # what the kernels compute cells in
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def voxelize(
     """
     grid = _grid(voxel_size, point_range)
     _check(points, max_points, max_voxels, batch_ptr, order)
+    batch_ptr = None if batch_ptr is None else batch_ptr.contiguous()
     limits = (max_points, max_voxels, order == "key")
     if library.has_kernel(points.device):
         args = (points.contiguous(), batch_ptr, grid.size, grid.low, grid.cells, *limits)
@@ -144,6 +146,7 @@ def voxelize_mean(
             f"features has shape {shape_of(features)} on {features.device}; "
             f"expected one row for each of {points.shape[0]} points on {points.device}"
         )
+    batch_ptr = None if batch_ptr is None else batch_ptr.contiguous()
     limits = (max_points, max_voxels, order == "key")
     if library.has_kernel(points.device):
         args = (
@@ -170,8 +173,10 @@ def _grid(voxel_size: Sequence[float], point_range: Sequence[float]) -> _Grid:
             "and the lowest x, y, z, then the highest"
         )
     size, low, high = ([float(v) for v in t] for t in (voxel_size, point_range[:3], point_range[3:]))
-    if not all(s > 0 and a < b < float("inf") for s, a, b in zip(size, low, high, strict=True)):
-        raise ValueError(f"voxel_size {size}, point_range {low} to {high}: expected sizes above 0 and low < high")
+    if not all(s >= _FLOAT.tiny and _FLOAT.min <= a < b <= _FLOAT.max for s, a, b in zip(size, low, high, strict=True)):
+        raise ValueError(
+            f"voxel_size {size}, point_range {low} to {high}: expected sizes above 0 and low < high, within float32"
+        )
     cells = [round((b - a) / s) for s, a, b in zip(size, low, high, strict=True)]
     if not all(1 <= n < _MOST_CELLS_ALONG for n in cells) or cells[0] * cells[1] * cells[2] >= _MOST_CELLS:
         raise ValueError(

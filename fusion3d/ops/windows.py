@@ -40,8 +40,11 @@ class Windows:
 
 def _cells_of(
     coords: Tensor, batch_size: int, grid: Sequence[int], window: Sequence[int], shift: Sequence[int]
-) -> tuple[Tensor, Tensor, list[int], Tensor]:
-    """Sample, window along each axis, number of windows along each axis, and place inside of the window."""
+) -> tuple[Tensor, list[Tensor], list[int], list[Tensor]]:
+    """Sample, window along each axis, number of windows along each axis, and place in the window along each axis.
+
+    Sizes stay plain numbers: as tensors they would be copied to the device, and the host would wait for that.
+    """
     check(coords, "coords", "NC", (torch.int32, torch.int64))
     axes = coords.shape[1] - 1
     if axes not in (2, 3):
@@ -52,16 +55,18 @@ def _cells_of(
             raise ValueError(f"{name} is {list(values)}; expected {what}")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+    grid, window, shift = ([int(v) for v in values] for values in (grid, window, shift))
     # A shift moves the windows' borders back, so the first window begins before the grid.
     shifts = [s % w for s, w in zip(shift, window, strict=True)]
     counts = [(g - 1 + s) // w + 1 for g, w, s in zip(grid, window, shifts, strict=True)]
-    sample, cell = coords[:, 0].long(), coords[:, 1:].long()
-    size = cell.new_tensor(grid)
-    inside = ((cell >= 0) & (cell < size)).all(1) & (sample >= 0) & (sample < batch_size)
-    moved = cell + cell.new_tensor(shifts)
-    extent = cell.new_tensor(window)
-    at = torch.div(moved, extent, rounding_mode="floor")
-    return torch.where(inside, sample, -1), at, counts, moved - at * extent
+    sample, *cells = coords.long().unbind(1)
+    inside = (sample >= 0) & (sample < batch_size)
+    at, place = [], []
+    for cell, size, extent, moved in zip(cells, grid, window, shifts, strict=True):
+        inside = inside & (cell >= 0) & (cell < size)
+        at.append(torch.div(cell + moved, extent, rounding_mode="floor"))
+        place.append(cell + moved - at[-1] * extent)
+    return torch.where(inside, sample, -1), at, counts, place
 
 
 def _flatten(first: Tensor, columns: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, int]:
@@ -102,7 +107,7 @@ def window_partition(
     Source: windows without padding as in Wang et al., "DSVT" (2023); shifted windows from Liu et al., "Swin" (2021).
     """
     sample, at, counts, _ = _cells_of(coords, batch_size, grid, window, shift or [0] * len(grid))
-    key, num_windows = _flatten(sample, at.unbind(1), counts)
+    key, num_windows = _flatten(sample, at, counts)
     plan = segment_plan(_narrow(key, batch_size * num_windows), batch_size * num_windows)
     return Windows(plan.order, plan.ptr, coords.shape[0])
 
@@ -140,7 +145,7 @@ def flat_windows(
     if size < 1:
         raise ValueError(f"size is {size}; expected at least 1 row")
     sample, at, counts, place = _cells_of(coords, batch_size, grid, window, shift or [0] * len(grid))
-    columns, sizes = [*at.unbind(1), *place.unbind(1)], [*counts, *map(int, window)]
+    columns, sizes = [*at, *place], [*counts, *map(int, window)]
     if not x_first:
         axes = len(grid)
         turned = [*reversed(range(axes)), *reversed(range(axes, 2 * axes))]
@@ -188,7 +193,8 @@ def window_attention(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit one another, or on CUDA heads of more than 256 channels.
-        RuntimeError: lists that do not ascend or name rows that are not there (on the CPU, where it is cheap to see).
+        RuntimeError: lists that do not ascend or name rows that are not there, on the CPU, where it is cheap to see. On
+            CUDA what lies beyond the rows is left out: read as zeros where a window lists it, and never written.
 
     Source: Vaswani et al., "Attention is all you need" (2017); computed as in Dao et al., "FlashAttention" (2022).
     """
@@ -266,6 +272,7 @@ def _register() -> None:
         return (*grads, None, None, None)
 
     torch.library.register_autograd("fusion3d::window_attention", backward, setup_context=keep)
+    library.not_twice_differentiable("window_attention_backward")
 
 
 if not library.PROBLEM:

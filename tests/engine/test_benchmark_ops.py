@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import importlib
 import itertools
 import json
 import pkgutil
+import runpy
+import shutil
+import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fusion3d.engine import benchmark_ops
-from fusion3d.engine.benchmark_ops import inputs, run, table, timing
+from fusion3d.engine.benchmark_ops import atomics, inputs, pooling, run, table, timing
 from fusion3d.engine.benchmark_ops.case import Case
 from fusion3d.errors import DataError, Fusion3DError
 
@@ -151,7 +157,9 @@ def test_ops_are_chosen_by_name_and_a_case_may_have_no_peer(bench):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_not_run(bench):
-    status, _, content = bench(make(lambda x: {"right": missing}), arguments=["--device", "cuda"])
+    case = make(lambda x: {"right": missing}, target={"right": 60.0})
+    status, _, content = bench(case, arguments=["--device", "cuda"])
+    assert content["rows"][0]["target"] is None  # a case made on the CPU knows what is wanted there
     assert status == 0 and content["rows"][0]["note"] == "not run: torch sees no CUDA device"
     assert content["rows"][0]["device"] == "cuda" and content["copy_rate"] == 0
 
@@ -162,6 +170,65 @@ def test_every_family_has_cases_and_is_listed():
     assert there == set(run.FAMILIES)
     for case in run.cases("cpu", quick=True):
         assert case.op and case.shape and case.num_bytes > 0 and set(case.target) <= set(case.peers), case.op
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_the_peer_of_atomic_additions_adds_right(tmp_path, monkeypatch):
+    """Its CUDA source, on the emulator: the grid is that of its launch, and the results are those of index_add."""
+    launches = "".join(
+        f'extern "C" void launch_{name}(int blocks, {types}) {{ {name}<<<blocks, {atomics.THREADS}>>>({names}); }}\n'
+        for name, types, names in (
+            ("pool", "P a, P b, I c, I d, I e, int f, int g, F h", "a, b, c, d, e, f, g, h"),
+            ("pool_backward", "P a, P b, P c, I d, I e, I f, int g, int h, F i, F j", "a, b, c, d, e, f, g, h, i, j"),
+        )
+    )
+    add = "inline float atomicAdd(float* at, float value) { const float old = *at; *at += value; return old; }\n"
+    types = "typedef const float* P;\ntypedef const int* I;\ntypedef float* F;\n"
+    emulator = Path(__file__).parents[2] / "csrc/emulator"
+    translate = runpy.run_path(str(emulator / "translate.py"))["translate"]
+    source = types + add + atomics.SOURCE + launches
+    (tmp_path / "peer.cpp").write_text('#include "cuda_runtime.h"\n' + translate(source, "peer.cu"))
+    files = [str(path) for path in (tmp_path / "peer.cpp", emulator / "emulator.cpp", emulator / "fiber.cpp")]
+    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{emulator}", *files]
+    subprocess.run([*command, "-o", str(tmp_path / "peer.so")], check=True)
+    library = ctypes.CDLL(str(tmp_path / "peer.so"))
+
+    def compiled(name):
+        def launch(grid, block, args):
+            assert block == (atomics.THREADS, 1, 1) and grid[1:] == (1, 1)
+            pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in args]
+            getattr(library, f"launch_{name}")(grid[0], *pointers)
+
+        return launch
+
+    monkeypatch.setattr(atomics, "_kernel", compiled)
+    cell = torch.randint(-1, 20, (2, 5, 3, 4), generator=torch.Generator().manual_seed(0))
+    depth, feat = torch.rand(cell.shape).requires_grad_(), torch.randn(2, 3, 4, 7).requires_grad_()
+    lists, grad = pooling.Lists(cell, 20), torch.randn(20, 7)
+    want = lists.index_add(depth, feat)
+    plain = depth.detach(), feat.detach()
+    torch.testing.assert_close(atomics.pool(*plain, lists.short, 20), want)
+    found = atomics.pool_backward(grad, *plain, lists.short)
+    for a, b in zip(found, torch.autograd.grad(want, (depth, feat), grad), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_limits_are_times_at_most_and_floors_are_for_their_device(bench):
+    fast = make(lambda x: {"right": slow(x)}, target={"right": 1.0})
+    rows = bench(
+        dataclasses.replace(fast, limit=10.0),
+        dataclasses.replace(fast, limit=1e-12),
+        dataclasses.replace(fast, limit_of_bound=1e9),
+    )[2]["rows"]
+    assert [row["met"] for row in rows] == [True, False, True]
+    assert [row["limit"] for row in rows] == [10.0, 1e-12, pytest.approx(8e3)]
+    about = {"op": "nms_bev", "shape": "4096 boxes", "device": "cuda", "peer": "torch"}
+    device, host = timing.Timing(2e-5, 2e-5, 0, 5, 1), timing.Timing(5e-5, 5e-5, 0, 5, 1)
+    row = table.Row(**about, ours=host, theirs=host, graph=device, limit=25e-6)
+    assert "<= 25 us yes" in row.cells() and row.met
+    assert "<= 25 us NO" in dataclasses.replace(row, graph=None).cells()
+    both = dataclasses.replace(row, target=10.0)
+    assert ">= 10, <= 25 us NO" in both.cells() and both.met is False
 
 
 def test_copy_rate_is_plausible():

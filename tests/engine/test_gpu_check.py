@@ -60,3 +60,28 @@ def test_its_tests_are_found(bare):
     files = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
     said = bare("-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *files, "-m", "gpu")
     assert re.search(r"^\d+(/\d+)? tests collected", said, re.MULTILINE), said[-500:]
+
+
+@pytest.mark.parametrize(
+    ("does", "status", "said"),
+    [
+        ("exit 0", 0, "gpu-check: passed"),
+        ("exit 86", 1, "gpu-check: memcheck failed (86; 86 is its own finding)"),
+        ("exec sleep 9", 0, "gpu-check: incomplete: memcheck racecheck synccheck did not finish; all else passed"),
+    ],
+)
+def test_a_sanitizer_that_does_not_finish_is_said(tmp_path, does, status, said):
+    """With stand-ins for a Python that sees a GPU, and for compute-sanitizer."""
+    for name, text in {"python": "exit 0", "compute-sanitizer": f'[ "$1" = --help ] || {does}'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    settings = {"PYTHON": str(tmp_path / "python"), "PATH": f"{tmp_path}:{os.environ['PATH']}", "SANITIZE_SECONDS": "1"}
+    done = subprocess.run(
+        ["sh", "tools/gpu_check.sh", "sanitize"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **settings},
+    )
+    assert done.returncode == status and (done.stdout + done.stderr).splitlines()[-1] == said
+    assert done.stdout.count("INCOMPLETE") == (3 if "sleep" in does else 0)

@@ -106,6 +106,17 @@ def test_kernel_equals_twin(device, dtype, tolerance, channels):
         torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance * 5)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_more_bins_than_shared_memory_holds_unasked(device):
+    needs_kernel(device)
+    depth, feat, plan = make((1, 13_000, 1, 1), 3, 7, device=device)
+    exact = [t.detach().double().requires_grad_() for t in (depth, feat)]
+    ops.bev_pool(depth, feat, plan).square().sum().backward()
+    twin(*exact, plan).square().sum().backward()
+    torch.testing.assert_close(depth.grad.double(), exact[0].grad, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(feat.grad.double(), exact[1].grad, rtol=1e-4, atol=1e-2)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.tuples(*[st.integers(0, 5)] * 4), st.integers(0, 40), st.integers(0, 30), st.sampled_from([0, 0.5, 1]))
 def test_any_shape(shape, channels, num_cells, outside):
@@ -186,6 +197,8 @@ def test_autocast_casts_both():
     torch.testing.assert_close(out.float(), ops.bev_pool(depth, feat, plan), rtol=3e-2, atol=3e-2)
     out.float().sum().backward()
     assert depth.grad.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.bev_pool(depth.double(), feat.double(), plan).dtype == torch.float64
 
 
 def test_special_numbers_of_half_survive():

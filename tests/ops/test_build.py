@@ -45,10 +45,9 @@ def test_loads_and_registers():
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("*.cu")), ids=lambda path: path.name)
-def test_cuda_compiles_for_hopper_without_a_warning(source):
+def test_cuda_compiles_without_a_warning(source):
     """By setup.py, which compiles nothing that it has compiled before: after `make` only what it said is read."""
-    archs = os.environ.get("FUSION3D_CUDA_ARCHS", "90")
-    settings = {"FUSION3D_CUDA": "1", "FUSION3D_CUDA_ARCHS": archs if "90" in archs.split() else f"90 {archs}"}
+    settings = {"FUSION3D_CUDA": "1", "FUSION3D_CUDA_ARCHS": os.environ.get("FUSION3D_CUDA_ARCHS", "native")}
     name = str(source.relative_to(ROOT))
     made = Path(output(sys.executable, "setup.py", "-q", "build_ext", "--only", name, **settings).splitlines()[-1])
     assert made.is_file() and made.name.startswith(source.name)
@@ -93,9 +92,34 @@ def test_kernels_know_no_torch(folder):
         assert folder == "cuda" or not [name for name in included if name.startswith("cuda")], path
 
 
+def script(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return path
+
+
+def test_an_sdist_holds_all_of_csrc(tmp_path):
+    """The file list of it, without making one: sources alone would be of no use, with and without a compiler here."""
+    found = (path for path in (ROOT / "csrc").rglob("*.*") if path.suffix != ".pyc")
+    wanted = {str(path.relative_to(ROOT)) for path in found}
+    assert {"csrc/cpu/vector.h", "csrc/emulator/translate.py"} < wanted
+    for settings in ({}, {"FUSION3D_NO_EXT": "1"}):
+        output(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), **settings)
+        listed = set((tmp_path / "fusion3d.egg-info/SOURCES.txt").read_text().splitlines())
+        assert not wanted - listed and {"setup.py", "pyproject.toml", "configs/demo.yaml"} <= listed
+        assert not [name for name in listed if "__pycache__" in name]
+
+
 def test_without_compiler_it_is_pure_python_with_one_warning(tmp_path):
     said = output(sys.executable, "setup.py", "--version", CXX="no-such-compiler")
     assert said.count("warning: no compiled kernels: there is no C++ compiler") == 1
+    for name, macros in {
+        "clang++": ["#define __GNUC__ 4", "#define __clang__ 1"],
+        "g++-8": ["#define __GNUC__ 8"],
+    }.items():
+        compiler = script(tmp_path / name, *(f"echo '{line}'" for line in macros))
+        said = output(sys.executable, "setup.py", "--version", CXX=str(compiler))
+        assert said.count(f"warning: no compiled kernels: {compiler} is not GCC 9 or newer") == 1
     built = output(sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path), FUSION3D_NO_EXT="1")
     assert built.count("warning: no compiled kernels") == 1
     assert (tmp_path / "lib/fusion3d/ops/reference/pooling.py").is_file()
@@ -105,14 +129,15 @@ def test_without_compiler_it_is_pure_python_with_one_warning(tmp_path):
 
 @compiled
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
-@pytest.mark.parametrize("script", ["echo compute_35", "exit 1", None])
-def test_an_old_or_broken_nvcc_leaves_the_cuda_kernels_out(tmp_path, script):
+@pytest.mark.parametrize("does", ["echo compute_35", "exit 1", None])
+def test_an_old_or_broken_nvcc_leaves_the_cuda_kernels_out(tmp_path, does):
     """It knows none of the architectures, fails, or cannot be run at all: one warning, and the kernels for the CPU."""
-    nvcc = tmp_path / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\n{script}\n" if script else "no program")
-    nvcc.chmod(0o755)
+    nvcc = script(tmp_path / "nvcc", does or "")
+    if not does:
+        nvcc.write_text("no program")
     # Told to stop before it compiles: CXX fails at once, but only when the CPU kernels' turn has come.
-    settings = {"NVCC": str(nvcc), "CXX": "false", "FUSION3D_CUDA_ARCHS": "90"}
+    compiler = script(tmp_path / "g++", 'case "$*" in *-dM*) echo "#define __GNUC__ 12" ;; *) exit 1 ;; esac')
+    settings = {"NVCC": str(nvcc), "CXX": str(compiler), "FUSION3D_CUDA_ARCHS": ""}
     command = (
         sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path), "--build-temp", str(tmp_path),
     )  # fmt: skip
@@ -125,6 +150,43 @@ def test_an_old_or_broken_nvcc_leaves_the_cuda_kernels_out(tmp_path, script):
     strict = {**os.environ, **settings, "FUSION3D_CUDA": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=strict)
     assert done.returncode != 0 and "kernels for CPU: " not in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize(
+    ("asked", "gpus", "codes"),
+    [
+        ("", "", "sm_80 sm_90 sm_100 compute_80 compute_100"),  # what nvcc knows of the default
+        ("90", "", "sm_90 compute_90"),
+        ("90, 80", "", "sm_80 sm_90 compute_80 compute_90"),
+        ("native", "8.6 8.6 9.0", "sm_86 sm_90 compute_86 compute_90"),
+        ("native", "", "sm_80 sm_90 compute_80 compute_90"),
+        ("native", "12.0", "sm_80 sm_90 compute_80 compute_90"),  # one that nvcc does not know runs the PTX
+        ("80 120", "", None),
+    ],
+)
+def test_architectures(tmp_path, asked, gpus, codes):
+    """Code for each, PTX of the lowest and of the highest; one that is named and not known to nvcc is an error."""
+    nvcc = script(
+        tmp_path / "nvcc",
+        'case "$*" in',
+        "  --list-gpu-arch) printf 'compute_%s\\n' 75 80 86 90 100 ;;",
+        f'  *error.cu*) echo "$@" >{tmp_path}/said; for last; do :; done; : >"$last" ;;',
+        "esac",
+    )
+    script(tmp_path / "nvidia-smi", f"printf '%s\\n' {gpus}" if gpus else "echo no devices were found; exit 6")
+    settings = {"NVCC": str(nvcc), "FUSION3D_CUDA": "", "FUSION3D_CUDA_ARCHS": asked, "CXX": "g++"}
+    settings["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--only", "csrc/cuda/error.cu", "--build-temp"]
+    done = subprocess.run(
+        [*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **settings}
+    )
+    if codes is None:
+        assert done.returncode != 0 and "FUSION3D_CUDA_ARCHS names 120, which this nvcc does not know" in done.stderr
+        return
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (tmp_path / "said").read_text()
+    assert re.findall(r",code=(\w+)", said) == codes.split() and "-ccbin g++" in said
 
 
 def test_package_works_without_library(tmp_path):
@@ -150,6 +212,18 @@ def test_another_library_can_be_named():
     code = "from fusion3d.ops import library; print(library.LIBRARY, library.PROBLEM)"
     said = output(sys.executable, "-c", code, FUSION3D_LIBRARY="no-such.so")
     assert said.startswith("no-such.so the kernels of fusion3d are not compiled: no-such.so, which FUSION3D_LIBRARY")
+
+
+@compiled
+def test_an_unknown_instruction_set_is_told():
+    code = "import warnings; warnings.simplefilter('error'); from fusion3d.ops import library; print(library.DEVICES)"
+    for known in ("", "avx2", "baseline"):
+        assert "cpu" in output(sys.executable, "-c", code, FUSION3D_SIMD=known)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "FUSION3D_SIMD": "AVX2"},
+    )  # fmt: skip
+    assert "RuntimeWarning: FUSION3D_SIMD=AVX2 has no effect: expected avx2 or baseline" in done.stderr
 
 
 def test_everything_that_setup_installs_is_pinned():

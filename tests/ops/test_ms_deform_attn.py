@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, needs_kernel, opcheck
+from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, exported, needs_kernel, opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -261,6 +261,25 @@ def test_exports():
     assert torch.equal(torch.export.export(Module(), args).module()(*args), Module()(*args))
 
 
+@compiled
+def test_exports_packed_for_any_number_of_queries():
+    """Cameras see other queries in every frame."""
+    value, shapes, refs, offsets, logits = (t.detach() if isinstance(t, torch.Tensor) else t for t in make(2, 7))
+
+    def run(*args):
+        value, refs, offsets, logits, maps = args
+        return ops.ms_deform_attn(value, shapes, refs, offsets, logits, maps)
+
+    def seen(queries):
+        rows = [t.flatten(0, 1)[:queries] for t in (refs, offsets, logits)]
+        return value, *rows, torch.arange(queries) % 2
+
+    any_number = {0: torch.export.Dim("queries")}
+    program = exported(run, *seen(11), dynamic_shapes=[None, *[any_number] * 4])
+    for queries in (14, 5):
+        assert torch.equal(program(*seen(queries)), run(*seen(queries)))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_same_bits_for_any_run_and_thread_count(device):
     def bits():
@@ -280,6 +299,8 @@ def test_autocast_casts_value_alone():
     torch.testing.assert_close(out.float(), ops.ms_deform_attn(*args), rtol=3e-2, atol=3e-2)
     out.float().sum().backward()
     assert all(t.grad.dtype == torch.float32 for t in leaves(args))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.ms_deform_attn(*exactly(args)).dtype == torch.float64
 
 
 def test_dtypes_may_differ():

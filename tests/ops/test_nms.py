@@ -140,6 +140,8 @@ def test_nms_small_cases(use_twin, request):
     scores, labels = torch.tensor([0.5, 0.9, 0.4]), torch.tensor([0, 0, 1])
     assert ops.nms_bev(boxes, scores, labels, 0.2, 10).trim().tolist() == [1, 2]
     assert ops.nms_bev(boxes, scores, labels, torch.tensor([0.2, 0.1]), 10).trim().tolist() == [1, 2]
+    for limits in (np.array([0.2, 0.1]), np.float32(0.2), np.array(0.2)):
+        assert ops.nms_bev(boxes, scores, labels, limits, 10).trim().tolist() == [1, 2]
     assert ops.nms_bev(boxes, scores, labels, 0.05, 10, "circle").trim().tolist() == [1, 0, 2]
     assert ops.nms_bev(boxes, scores, labels, math.inf, 10, "circle").trim().tolist() == [1, 2]
     assert ops.nms_bev(boxes[:0], scores[:0], labels[:0], 0.2, 10).trim().tolist() == []

@@ -143,6 +143,18 @@ def test_gradcheck(reduce, keep_empty):
     assert torch.autograd.gradcheck(lambda v: ops.segment_reduce(v, plan, reduce), (values,))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradient_of_a_mean_is_rounded_once(device, dtype):
+    """A quotient, as in the mean itself, not a product with what was rounded before."""
+    values = torch.zeros(49, 19, device=device, dtype=dtype, requires_grad=True)
+    plan = ops.segment_plan(torch.zeros(49, dtype=torch.int64, device=device), 1)
+    grad = torch.randn(1, 19, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    ops.segment_reduce(values, plan, "mean").backward(grad)
+    exact = torch.promote_types(dtype, torch.float32)
+    assert torch.equal(values.grad, (grad.to(exact) / 49).to(dtype).expand(49, 19))
+
+
 @compiled
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("keep_empty", [False, True])

@@ -211,6 +211,25 @@ def test_compiles_into_one_graph(submanifold):
     torch.testing.assert_close(exported(both, *inputs)(*inputs), want.detach(), rtol=0, atol=0)
 
 
+@compiled
+@pytest.mark.parametrize("submanifold", [True, False])
+def test_exports_for_any_number_of_voxels_and_samples(submanifold):
+    def run(coords, features, weight, batch_ptr):
+        book = ops.sparse_rulebook(coords, (4, 7, 9), batch_ptr.shape[0] - 1, 3, 1, 1, submanifold=submanifold)
+        return ops.sparse_conv(features, weight, book)
+
+    def inputs(samples):
+        coords = voxels((4, 7, 9), samples, 0.2)
+        random = torch.Generator().manual_seed(0)
+        features = torch.randn(len(coords), 5, generator=random), torch.randn(7, 3, 3, 3, 5, generator=random)
+        return coords, *features, torch.zeros(samples + 1, dtype=torch.int64)
+
+    rows, bounds = {0: torch.export.Dim("rows")}, {0: torch.export.Dim("bounds", min=3)}
+    program = exported(run, *inputs(3), dynamic_shapes=[rows, rows, None, bounds])
+    for samples in (5, 2):
+        assert torch.equal(program(*inputs(samples)), run(*inputs(samples)))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_same_bits_for_any_run_and_thread_count(device):
     shape = (20, 60, 60)
@@ -247,6 +266,8 @@ def test_autocast_casts_both():
     torch.testing.assert_close(out.float(), ops.sparse_conv(features, weight, rulebook), rtol=5e-2, atol=2e-1)
     out.float().sum().backward()
     assert features.grad.dtype == weight.grad.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.sparse_conv(features.double(), weight.double(), rulebook).dtype == torch.float64
 
 
 def test_without_library_the_twin_runs_with_one_warning(monkeypatch):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from harness import DEVICES, compiled, reads_values
+from harness import DEVICES, EMULATED, compiled, reads_values
 from sparse_cases import STRIDED, make, voxels
 
 from fusion3d import ops
@@ -80,6 +81,43 @@ def test_wrong_voxels_say_what_was_expected(kernels, monkeypatch):
                 ops.sparse_rulebook(bad, (4, 7, 9), 2, 3, **geometry)
 
 
+@pytest.mark.parametrize("far", [2**32, -(2**32), 2**40 + 1, 2**31])
+@pytest.mark.parametrize("device", DEVICES)
+def test_far_voxels_stay_outside(device, far):
+    """Cut to 32 bits they would come back inside."""
+    coords = torch.tensor([[0, 0, 0, 1], [0, 0, 0, far]], device=device)
+    if device == "cpu" and not EMULATED:
+        with pytest.raises(ValueError, match="row 1 is"):
+            ops.sparse_rulebook(coords, (1, 1, 4), 1, 3, submanifold=True)
+    else:
+        table = ops.sparse_rulebook(coords, (1, 1, 4), 1, 3, submanifold=True).table
+        assert (table >= 0).nonzero().tolist() == [[13, 0]]
+
+
+def test_sizes_may_be_of_numpy():
+    coords, three = voxels(), np.array([3, 3, 3])
+    want = ops.sparse_rulebook(coords, (4, 7, 9), 2, 3, submanifold=True)
+    assert torch.equal(
+        ops.sparse_rulebook(coords, (4, 7, 9), 2, np.int64(3), submanifold=True).table, want.table
+    ) and torch.equal(ops.sparse_rulebook(coords, (4, 7, 9), 2, tuple(three), submanifold=True).table, want.table)
+
+
+@compiled
+def test_a_launch_that_fails_is_not_the_callers_mistake(monkeypatch):
+    for said, kind in [
+        ("fusion3d: sparse_submanifold did not start: cudaErrorInvalidValue", RuntimeError),
+        ("fusion3d: shape is 99", ValueError),
+        ("CUDA out of memory", RuntimeError),
+    ]:
+
+        def fails(*_, said=said):
+            raise RuntimeError(said)
+
+        monkeypatch.setattr(torch.ops.fusion3d, "sparse_submanifold", fails)
+        with pytest.raises(kind, match=said.removeprefix("fusion3d: ")):
+            ops.sparse_rulebook(voxels(), (4, 7, 9), 2, 3, submanifold=True)
+
+
 def test_wrong_geometry_says_what_was_expected():
     coords = voxels()
     for bad, message in [
@@ -87,6 +125,8 @@ def test_wrong_geometry_says_what_was_expected():
         ({"coords": coords.float()}, "torch.int32 or torch.int64"),
         ({"kernel": 0}, "kernel: found 0"),
         ({"kernel": (3, 3)}, "kernel: found"),
+        ({"kernel": 2.5}, "kernel: found 2.5; expected a whole number"),
+        ({"stride": (1, 1.0, 2)}, "stride: found"),
         ({"stride": 0}, "stride: found 0"),
         ({"padding": -1}, "padding: found -1"),
         ({"batch_size": -1}, "batch_size"),

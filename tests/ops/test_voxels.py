@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
-from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, opcheck, reads_values
+from harness import DEVICES, assert_same_bits, assert_twin_warns_once, compiled, exported, opcheck, reads_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -245,8 +246,22 @@ def test_exports():
         def forward(self, points):
             return ops.voxelize_mean(points, SIZE, RANGE, 3, 90)[0]
 
-    exported = torch.export.export(Means(), (cloud(200),))
-    assert torch.equal(exported.module()(cloud(200)), Means()(cloud(200)))
+    program = torch.export.export(Means(), (cloud(200),))
+    assert torch.equal(program.module()(cloud(200)), Means()(cloud(200)))
+
+
+@compiled
+def test_exports_with_limits_that_follow_the_input():
+    def run(points, batch_ptr):
+        most = points.shape[0]
+        mean, voxels = ops.voxelize_mean(points, SIZE, RANGE, most, most, batch_ptr)
+        return mean, voxels.gather(points), ops.voxelize(points, SIZE, RANGE, 3, most // 2, batch_ptr).coords
+
+    dims = [{0: torch.export.Dim("points", min=4)}, {0: torch.export.Dim("bounds", min=3)}]
+    program = exported(run, cloud(200), torch.tensor([0, 20, 150, 200]), dynamic_shapes=dims)
+    for count, bounds in ((200, [0, 20, 150, 200]), (300, [0, 9, 300]), (90, [0, 0, 40, 80, 90])):
+        args = (cloud(count), torch.tensor(bounds))
+        assert all(torch.equal(a, b) for a, b in zip(program(*args), run(*args), strict=True))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -278,6 +293,12 @@ def test_strided_points():
     points = cloud(200)
     ours = ops.voxelize(torch.cat([points, points], 1)[:, :5], SIZE, RANGE, 3, 90)
     assert torch.equal(ours.voxel, ops.voxelize(points, SIZE, RANGE, 3, 90).voxel)
+    bounds = torch.tensor([[0, 9], [90, 9], [200, 9]])
+    loose, whole = (
+        ops.voxelize_mean(points, SIZE, RANGE, 3, 90, ptr) for ptr in (bounds[:, 0], bounds[:, 0].contiguous())
+    )
+    assert not bounds[:, 0].is_contiguous() and torch.equal(loose[0], whole[0])
+    assert torch.equal(ops.voxelize(points, SIZE, RANGE, 3, 90, bounds[:, 0]).voxel, whole[1].voxel)
 
 
 def test_without_library_the_twin_runs_with_one_warning(monkeypatch):
@@ -300,6 +321,13 @@ def test_wrong_input_says_what_was_expected():
         ({"voxel_size": (0.5, 0.5)}, "voxel_size has 2 numbers"),
         ({"voxel_size": (0.5, 0.0, 1.0)}, "expected sizes above 0"),
         ({"point_range": (2, 2, 2, 1, 3, 3)}, "low < high"),
+        ({"point_range": (-math.inf, 0, 0, 1, 1, 1)}, "within float32"),
+        ({"point_range": (0, 0, 0, 1, math.inf, 1)}, "within float32"),
+        ({"point_range": (0, 0, 0, 1, 1e39, 1)}, "within float32"),
+        ({"point_range": (math.nan, 0, 0, 1, 1, 1)}, "within float32"),
+        ({"voxel_size": (5e-324, 1, 1)}, "within float32"),
+        ({"voxel_size": (1e-39, 1, 1), "point_range": (0, 0, 0, 1e-38, 1, 1)}, "within float32"),
+        ({"voxel_size": (math.inf, 1, 1)}, "1 to 16777215 each"),
         ({"voxel_size": (1e-8, 1, 1)}, r"400000000, 4, 4\] voxels along x, y, z"),
         ({"voxel_size": (1e-6, 1e-3, 1)}, "less than 4294967295 in all"),
         ({"max_points": 0}, "max_points 0"),

@@ -23,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built in folders of its own, from the objects that the library in the package was linked from."""
     folder = tmp_path_factory.mktemp("wheel")
     objects = str(ROOT / "build/objects")
-    settings = {"FUSION3D_CUDA_ARCHS": "90", **os.environ, "FUSION3D_SANITIZE": "", "FUSION3D_OBJECTS": objects}
+    settings = {"FUSION3D_CUDA_ARCHS": "native", **os.environ, "FUSION3D_SANITIZE": "", "FUSION3D_OBJECTS": objects}
     done = subprocess.run(
         [
             sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion3d import ops
+from fusion3d.ops import windows
 
 
 def random_cells(count, batch, grid, seed=0):
@@ -35,16 +36,16 @@ def test_partition_is_that_of_plain_loops(device, grid, window, shift):
     coords[5, 0] = -1
     coords[6, 1] = grid[0]
     coords[7, -1] = -1
-    windows: dict[tuple[int, ...], list[int]] = {}
+    wanted: dict[tuple[int, ...], list[int]] = {}
     for row, (b, *cell) in enumerate(coords.tolist()):
         if row in (5, 6, 7):
             continue
         moved = zip(cell, window, shift or [0] * len(grid), strict=True)
-        windows.setdefault((b, *((c + s % w) // w for c, w, s in moved)), []).append(row)
+        wanted.setdefault((b, *((c + s % w) // w for c, w, s in moved)), []).append(row)
     found = ops.window_partition(coords.to(device), 3, grid, window, shift)
     order, cu = found.order.tolist(), found.cu_seqlens.tolist()
-    assert [order[a:b] for a, b in pairwise(cu)] == [windows[key] for key in sorted(windows)]
-    assert len(found) == len(windows) and found.order.dtype == found.cu_seqlens.dtype == torch.int32
+    assert [order[a:b] for a, b in pairwise(cu)] == [wanted[key] for key in sorted(wanted)]
+    assert len(found) == len(wanted) and found.order.dtype == found.cu_seqlens.dtype == torch.int32
     inverse = found.inverse.tolist()
     assert [inverse[row] for row in order] == list(range(37)) and [inverse[r] for r in (5, 6, 7)] == [-1] * 3
 
@@ -71,14 +72,25 @@ def test_flat_windows_cut_sorted_cells(count, batch, size, x_first, seed):
 
 def test_attention_in_windows_does_not_see_beyond_them():
     coords = random_cells(200, 2, (24, 24))
-    windows = ops.window_partition(coords, 2, (24, 24), (6, 6), (3, 3))
+    parts = ops.window_partition(coords, 2, (24, 24), (6, 6), (3, 3))
     q, k, v = torch.randn(3, 200, 2, 16, generator=torch.Generator().manual_seed(0))
-    out = ops.window_attention(q, k, v, windows.cu_seqlens, windows.order)
+    out = ops.window_attention(q, k, v, parts.cu_seqlens, parts.order)
     key = torch.cat([coords[:, :1], (coords[:, 1:] + 3) // 6], 1)
     same = (key[:, None] == key[None]).all(2)
     q, k, v = (t.transpose(0, 1) for t in (q, k, v))
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=same).transpose(0, 1)
     torch.testing.assert_close(out, dense, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_sizes_of_windows_are_not_copied_to_the_device():
+    """The host would wait for that; reading how many windows there are is all that it may wait for."""
+    coords = random_cells(40, 3, (7, 20, 9)).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        windows._cells_of(coords, 3, (7, 20, 9), (2, 6, 5), (1, 9, 4))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_wrong_windows_say_what_was_expected():

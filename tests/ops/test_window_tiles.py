@@ -25,7 +25,7 @@ extern "C" void power(const float* x, float* y, long count) {
 extern "C" void tiles(const int* cu, long windows, long size, long listed, long* out) {
   const long count = fusion3d::window_tile_count(listed, windows, size);
   for (long t = 0; t < count; ++t) {
-    const fusion3d::WindowTile tile = fusion3d::window_tile(cu, windows, size, t);
+    const fusion3d::WindowTile tile = fusion3d::window_tile(cu, windows, listed, size, t);
     out[3 * t] = tile.begin, out[3 * t + 1] = tile.end, out[3 * t + 2] = tile.first;
   }
 }
@@ -65,17 +65,29 @@ def test_power_of_two_is_within_a_unit_or_so_in_the_last_place(shared):
     assert y[:3].tolist() == [2.0**-126] * 3 and y[3].isnan() and y[4:].tolist() == [1, 1, 2, 2.0**-126]
 
 
+def tiles_of(shared, cu, size, listed):
+    """Those that are not empty."""
+    count = shared.tile_count(*map(ctypes.c_long, (listed, len(cu) - 1, size)))
+    tiles = torch.empty(count, 3, dtype=torch.int64)
+    pointers = ctypes.c_void_p(cu.data_ptr()), ctypes.c_void_p(tiles.data_ptr())
+    shared.tiles(pointers[0], *map(ctypes.c_long, (len(cu) - 1, size, listed)), pointers[1])
+    return sorted((b, e, f) for b, e, f in tiles.tolist() if f < e)
+
+
 @settings(max_examples=60, deadline=None)
 @given(lengths=st.lists(st.integers(0, 200), max_size=30), size=st.sampled_from([1, 32, 64, 96]))
 def test_tiles_cover_every_place_once(shared, lengths, size):
     cu = torch.tensor([0, *lengths]).cumsum(0).int()
-    listed, windows = int(cu[-1]), len(lengths)
-    count = shared.tile_count(ctypes.c_long(listed), ctypes.c_long(windows), ctypes.c_long(size))
-    tiles = torch.empty(count, 3, dtype=torch.int64)
-    shared.tiles(
-        ctypes.c_void_p(cu.data_ptr()), *map(ctypes.c_long, (windows, size, listed)), ctypes.c_void_p(tiles.data_ptr())
-    )
-    found = sorted((b, e, f) for b, e, f in tiles.tolist() if f < e)
-    bounds = cu.tolist()
-    wanted = [(b, e, f) for b, e in pairwise(bounds) for f in range(b, e, size)]
-    assert found == wanted
+    wanted = [(b, e, f) for b, e in pairwise(cu.tolist()) for f in range(b, e, size)]
+    assert tiles_of(shared, cu, size, int(cu[-1])) == wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cu=st.lists(st.integers(-(2**31), 2**31 - 1) | st.integers(-9, 300), min_size=1, max_size=9),
+    size=st.sampled_from([1, 32, 64]),
+    listed=st.integers(0, 250),
+)
+def test_tiles_of_any_numbers_stay_within_the_list(shared, cu, size, listed):
+    for begin, end, first in tiles_of(shared, torch.tensor(cu, dtype=torch.int32), size, listed):
+        assert 0 <= begin <= first < end <= listed

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from harness import DEVICES, assert_same_bits, compiled, needs_kernel, opcheck, reads_values, spread
+from harness import DEVICES, EMULATED, assert_same_bits, compiled, needs_kernel, opcheck, reads_values, spread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -223,8 +223,9 @@ def test_rows_more_than_four_gigabytes_apart():
 def test_autocast_casts_all():
     (q, k, v), cu = make([30, 7, 70])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = ops.window_attention(q, k.double(), v, cu)
-    assert out.dtype == torch.bfloat16
+        out = ops.window_attention(q, k.half(), v, cu)
+        exact = ops.window_attention(q.double(), k.double(), v.double(), cu)
+    assert out.dtype == torch.bfloat16 and exact.dtype == torch.float64  # which torch's own autocast leaves alone
     torch.testing.assert_close(out.float(), ops.window_attention(q, k, v, cu), rtol=3e-2, atol=3e-2)
     out.float().sum().backward()
     assert q.grad.dtype == torch.float32
@@ -256,6 +257,42 @@ def test_wrong_input_says_what_was_expected():
     ]:
         with pytest.raises(ValueError, match=message):
             ops.window_attention(*args)
+
+
+WRONG = [  # borders of windows, and those that remain of them
+    ([0, 3, 6], [0, 3, 6]),
+    ([0, 3, 99], [0, 3, 70]),
+    ([2, 70], [2, 70]),
+    ([65, 70], [65, 70]),
+    ([-5, 3, 70], [0, 3, 70]),
+    ([0, 3, -1], [0, 3]),
+    ([80, 90], [70, 70]),
+    ([0], [0]),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dtype", "dim"), [(torch.float32, 16), (torch.bfloat16, 16), (torch.bfloat16, 200)])
+def test_wrong_lists_on_cuda_touch_nothing_foreign(device, dtype, dim):
+    """What lies beyond the rows is left out, and rows that no window lists are 0, however many are listed."""
+    needs_kernel(device)
+    if device == "cpu" and not EMULATED:
+        pytest.skip("errors on the CPU")
+    rows, _ = make([70], 2, dim, dtype, device)
+    grad = torch.randn(rows[0].shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+
+    def run(cu, order=None):
+        lists = [t if t is None else torch.tensor(t, dtype=torch.int32, device=device) for t in (cu, order)]
+        return with_grads(lambda q, k, v: ops.window_attention(q, k, v, *lists), rows, grad)
+
+    for wrong, right in WRONG:
+        listed = list(range(right[0], right[-1]))
+        for a, b in zip(run(wrong), run([i - right[0] for i in right], listed), strict=True):
+            assert torch.equal(a, b)
+    assert all(t.isfinite().all() for t in run([0, 50, 20, 70]))
+    missing = [1 << 30, 70, -1, -(1 << 31)]  # read as zeros, never written
+    for found in run([0, 9], [0, 1, 2, *missing, 3, 4]):
+        assert found[:5].isfinite().all() and found[:5].any() and not found[5:].any()
 
 
 @compiled

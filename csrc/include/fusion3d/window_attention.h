@@ -48,7 +48,8 @@ struct WindowBackward {
   void* grad_v;
 };
 
-// Places [begin, end) of a window, of which a tile owns those from `first` on.
+// Places [begin, end) of a window, of which a tile owns those from `first` on. They lie within the list, whatever
+// cu_seqlens holds: on the device nobody has read it before.
 struct WindowTile {
   int64_t begin, end, first;
 };
@@ -59,7 +60,12 @@ FUSION3D_SHARED int64_t window_tile_count(int64_t listed, int64_t windows, int64
   return windows == 0 ? 0 : listed / size + windows;
 }
 
-FUSION3D_SHARED WindowTile window_tile(const int32_t* cu_seqlens, int64_t windows, int64_t size, int64_t number) {
+FUSION3D_SHARED int64_t window_bound(int64_t value, int64_t listed) {
+  return value < 0 ? 0 : value > listed ? listed : value;
+}
+
+FUSION3D_SHARED WindowTile window_tile(
+    const int32_t* cu_seqlens, int64_t windows, int64_t listed, int64_t size, int64_t number) {
   int64_t low = 0, high = windows - 1;  // the last window whose tiles begin at `number` or before
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
@@ -68,8 +74,9 @@ FUSION3D_SHARED WindowTile window_tile(const int32_t* cu_seqlens, int64_t window
     else
       high = middle - 1;
   }
-  const int64_t begin = cu_seqlens[low];
-  return {begin, cu_seqlens[low + 1], begin + (number - (begin / size + low)) * size};
+  const int64_t begin = window_bound(cu_seqlens[low], listed), end = window_bound(cu_seqlens[low + 1], listed);
+  const int64_t before = number - (begin / size + low);  // tiles of the window before this one
+  return {begin, end, before < 0 ? end : begin + before * size};
 }
 
 // CPU.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusion3d.ops import library
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,17 @@ class Case:
     peers: Mapping[str, Callable[[], Any]]
     agree: Callable[[Any, Any], None]  # (ours, a peer's)
     num_bytes: int  # that must be moved at least: inputs read once, outputs written once
-    target: Mapping[str, float] = field(
-        default_factory=dict
-    )  # the ratio to each peer that we want at least, on 2 cores
+    # What is wanted where the case runs: on the CPU of 2 cores, on CUDA of an H200.
+    target: Mapping[str, float] = field(default_factory=dict)  # ratio to a peer, at least
+    limit: float | None = None  # time [s], at most
+    limit_of_bound: float | None = None  # times what moving the bytes takes, at most
+
+
+def going_back(
+    direct: Callable[[], Any], forward: Callable[[], Tensor], inputs: Sequence[Tensor], grad: Tensor
+) -> Callable[[], Any]:
+    """Our gradients: by the operation itself, which a CUDA graph can hold; where nothing is compiled, by autograd."""
+    if library.has_kernel(grad.device):
+        return direct
+    out = forward()
+    return lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True)

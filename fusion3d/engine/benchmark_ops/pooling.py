@@ -1,11 +1,11 @@
-"""BEV pooling against what others do: index lists with added rows, and lift-splat-shoot's cumulative sums.
+"""BEV pooling against what others do: rows added by index lists, in torch or by a kernel, and cumulative sums.
 
 Letters: M images, D depth bins, H W feature rows and columns, C channels, K samples inside the grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fusion3d import ops
 from fusion3d.bev.lift import DepthBins, LiftSplat
-from fusion3d.engine.benchmark_ops.case import Case
+from fusion3d.engine.benchmark_ops import atomics
+from fusion3d.engine.benchmark_ops.case import Case, going_back
 from fusion3d.synthetic.rig import RIG
 from fusion3d.types import CAMERAS, BEVGrid, Cameras
 
@@ -54,6 +55,7 @@ class Lists:
         self.sample = torch.nonzero(flat >= 0)[:, 0]
         self.pixel = self.sample // (bins * rows * cols) * (rows * cols) + self.sample % (rows * cols)
         self.cell = flat[self.sample]
+        self.short = self.sample.int(), self.pixel.int(), self.cell.int()
 
     def index_add(self, depth_MDHW: Tensor, feat_MHWC: Tensor) -> Tensor:
         """Weighted rows are added to their cells; on CUDA these are atomic additions."""
@@ -116,33 +118,56 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         cell = frustum_cells((rows, cols), bins, side).to(device)
         yield _plan_case(cell, side * side, side, shape)
         random = torch.Generator().manual_seed(0)
-        depth = torch.randn(cell.shape, generator=random).softmax(1).to(device).requires_grad_()
-        feat_MHWC = torch.randn(cell.shape[0], rows, cols, _CHANNELS, generator=random).to(device).requires_grad_()
-        feat_MCHW = feat_MHWC.permute(0, 3, 1, 2)
+        depth = torch.randn(cell.shape, generator=random).softmax(1).to(device)
+        feat_MHWC = torch.randn(cell.shape[0], rows, cols, _CHANNELS, generator=random).to(device)
+        grad = torch.randn(side * side, _CHANNELS, generator=random).to(device)
         plan, lists = ops.bev_pool_plan(cell, side * side, side), Lists(cell, side * side)
-        plain = (depth.detach(), feat_MHWC.detach())
-        arrays = depth.nbytes + feat_MHWC.nbytes
-        out_bytes = side * side * _CHANNELS * 4
-        yield Case(
-            "bev_pool",
-            shape,
-            lambda plan=plan, x=plain: ops.bev_pool(x[0], x[1].permute(0, 3, 1, 2), plan),
-            {
-                "torch index_add": lambda lists=lists, plain=plain: lists.index_add(*plain),
-                "cumsum (lift-splat-shoot)": lambda lists=lists, plain=plain: lists.cumsum(*plain),
-            },
-            _agree_sums,
-            arrays + 8 * len(lists.sample) + 12 * side * side + out_bytes,
-            {"torch index_add": 60, "cumsum (lift-splat-shoot)": 180},
-        )
-        inputs, grad = (depth, feat_MHWC), torch.randn(side * side, _CHANNELS, generator=random).to(device)
-        ours, theirs = ops.bev_pool(depth, feat_MCHW, plan), lists.index_add(depth, feat_MHWC)
-        yield Case(
-            "bev_pool backward",
-            shape,
-            lambda out=ours, x=inputs, g=grad: torch.autograd.grad(out, x, g, retain_graph=True),
-            {"torch index_add": lambda out=theirs, x=inputs, g=grad: torch.autograd.grad(out, x, g, retain_graph=True)},
-            _agree_gradients,
-            2 * arrays + plan.cell.nbytes + out_bytes,
-            {"torch index_add": 20},
-        )
+        yield _forward_case(depth, feat_MHWC, plan, lists, shape, 1.5 if side == _SHAPES[-1][2] else None)
+        yield _backward_case(depth, feat_MHWC, plan, lists, grad, shape)
+
+
+def _forward_case(
+    depth: Tensor, feat_MHWC: Tensor, plan: ops.BEVPoolPlan, lists: Lists, shape: str, of_bound: float | None
+) -> Case:
+    peers: dict[str, Callable[[], Tensor]] = {
+        "torch index_add": lambda: lists.index_add(depth, feat_MHWC),
+        "cumsum (lift-splat-shoot)": lambda: lists.cumsum(depth, feat_MHWC),
+    }
+    target = {"torch index_add": 60.0, "cumsum (lift-splat-shoot)": 180.0}
+    if depth.is_cuda:
+        peers["index lists, atomics"] = lambda: atomics.pool(depth, feat_MHWC, lists.short, lists.num_cells)
+        target = {"index lists, atomics": 10.0}
+    moved = depth.nbytes + feat_MHWC.nbytes + lists.num_cells * _CHANNELS * 4
+    return Case(
+        "bev_pool",
+        shape,
+        lambda: ops.bev_pool(depth, feat_MHWC.permute(0, 3, 1, 2), plan),
+        peers,
+        _agree_sums,
+        moved + 8 * len(lists.sample) + 12 * lists.num_cells,
+        target,
+        limit_of_bound=of_bound if depth.is_cuda else None,
+    )
+
+
+def _backward_case(
+    depth: Tensor, feat_MHWC: Tensor, plan: ops.BEVPoolPlan, lists: Lists, grad: Tensor, shape: str
+) -> Case:
+    leaves = depth.clone().requires_grad_(), feat_MHWC.clone().requires_grad_()
+    out = lists.index_add(*leaves)
+
+    ours = going_back(
+        lambda: torch.ops.fusion3d.bev_pool_backward(grad, depth, feat_MHWC, plan.cell),
+        lambda: ops.bev_pool(leaves[0], leaves[1].permute(0, 3, 1, 2), plan),
+        leaves,
+        grad,
+    )
+    peers: dict[str, Callable[[], tuple[Tensor, ...]]] = {
+        "torch index_add": lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    }
+    target = {"torch index_add": 20.0}
+    if depth.is_cuda:
+        peers["index lists, atomics"] = lambda: atomics.pool_backward(grad, depth, feat_MHWC, lists.short)
+        target = {"index lists, atomics": 10.0}
+    moved = 2 * (depth.nbytes + feat_MHWC.nbytes) + plan.cell.nbytes + grad.nbytes
+    return Case("bev_pool backward", shape, ours, peers, _agree_gradients, moved, target)

@@ -46,9 +46,12 @@ def measure(
         A row for each peer; one row without peer where there is none.
     """
 
+    bound = case.num_bytes / rate
+    limit = case.limit if case.limit_of_bound is None else case.limit_of_bound * bound
+
     def row(peer: str, **values: Any) -> Row:
-        bound = case.num_bytes / rate
-        return Row(case.op, case.shape, device, peer, bound=bound, target=case.target.get(peer), **values)
+        target = case.target.get(peer)
+        return Row(case.op, case.shape, device, peer, bound=bound, target=target, limit=limit, **values)
 
     say("ours once")
     try:
@@ -121,8 +124,8 @@ def run(args: argparse.Namespace, source: Callable[[str, bool], Iterator[Case]] 
             continue
         prefix = f"{case.op}, {case.shape}: "
         if absent:
-            notes = [(peer, "not run: torch sees no CUDA device") for peer in case.peers or ("",)]
-            rows += [Row(case.op, case.shape, "cuda", peer, note, target=case.target.get(peer)) for peer, note in notes]
+            note = "not run: torch sees no CUDA device"
+            rows += [Row(case.op, case.shape, "cuda", peer, note) for peer in case.peers or ("",)]
             continue
 
         def say(what: str, prefix: str = prefix) -> None:

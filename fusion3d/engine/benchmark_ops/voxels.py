@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion3d import ops
-from fusion3d.engine.benchmark_ops.case import Case
+from fusion3d.engine.benchmark_ops.case import Case, going_back
 from fusion3d.engine.benchmark_ops.inputs import lidar_sweeps
 
 _RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
@@ -143,6 +144,17 @@ def _voxelize(points: Tensor, name: str, size: tuple[float, ...], most: int) -> 
     found = int(ops.voxelize(points, size, _RANGE, most, _MOST_VOXELS).num_voxels)
     shape = f"{len(points)} points, {name}, {found} voxels"
     num_bytes = points.numel() * 4 + 8 * len(points) + found * 5 * 4
+    target = {"numba": 15.0, "spconv": 4.0} if points.device.type == "cpu" else {}
+    if points.device.type == "cuda":  # the others wait for the number of voxels, or do more
+        yield Case(
+            op="voxelize",
+            shape=shape,
+            ours=lambda: ops.voxelize(points, size, _RANGE, most, _MOST_VOXELS),
+            peers={},
+            agree=_same,
+            num_bytes=num_bytes,
+            limit=70e-6 if len(points) == 270_000 else None,
+        )
     yield Case(
         op="voxelize and gather",
         shape=shape,
@@ -150,7 +162,7 @@ def _voxelize(points: Tensor, name: str, size: tuple[float, ...], most: int) -> 
         peers=classic,
         agree=lambda ours, theirs: _same(_trimmed(*ours), theirs),
         num_bytes=num_bytes + found * most * points.shape[1] * 4,
-        target={"numba": 15.0, "spconv": 4.0},
+        target=target,
     )
     yield Case(
         op="voxelize_mean",
@@ -159,7 +171,7 @@ def _voxelize(points: Tensor, name: str, size: tuple[float, ...], most: int) -> 
         peers=peers,
         agree=lambda ours, theirs: _same(_trimmed(*ours), theirs),
         num_bytes=num_bytes + found * points.shape[1] * 4,
-        target={"numba": 15.0, "spconv": 4.0},
+        target=target,
     )
 
 
@@ -202,11 +214,19 @@ def _segments(points: Tensor, channels: int, reduce: str) -> Iterator[Case]:
     num_bytes = values.numel() * 4
     yield Case(f"segment_{reduce}", shape, lambda: ours(values), {peer: lambda: theirs(values)}, agree, num_bytes)
     leaf = values.clone().requires_grad_()
-    out, their_out = ours(leaf), theirs(leaf)
+    plan, out = ops.segment_plan(keys, 270 * 270), theirs(leaf)
     grad = torch.randn(out.shape, generator=random).to(points.device)
 
-    def back(result: Tensor) -> Tensor:
-        return torch.autograd.grad(result, leaf, grad, retain_graph=True)[0]
+    @cache
+    def largest() -> Tensor:
+        return torch.ops.fusion3d.segment_reduce(values, plan.order, plan.ptr, plan.segment, reduce)[1]
 
-    name = f"segment_{reduce} backward"
-    yield Case(name, shape, lambda: back(out), {peer: lambda: back(their_out)}, agree, num_bytes)
+    def direct() -> tuple[Tensor]:
+        return (torch.ops.fusion3d.segment_reduce_backward(grad, plan.ptr, plan.segment, largest(), reduce),)
+
+    def agree_grads(mine: tuple[Tensor], others: tuple[Tensor]) -> None:
+        agree(mine[0], others[0])
+
+    theirs_back = {peer: lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True)}
+    ours_back = going_back(direct, lambda: ours(leaf), [leaf], grad)
+    yield Case(f"segment_{reduce} backward", shape, ours_back, theirs_back, agree_grads, num_bytes)

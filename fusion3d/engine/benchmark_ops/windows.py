@@ -107,7 +107,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
             kind = str(dtype).removeprefix("torch.")
             text = f"{windows.num_rows} pillars in {len(windows)} windows, 8 heads x {dim}, {kind}"
             size = grad.numel() * grad.element_size()
-            target = {"padded sdpa": 2.0}
+            target = {"padded sdpa": 2.0} if device == "cpu" else {}
             yield Case(
                 "window_attention",
                 text,
