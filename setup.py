@@ -11,7 +11,8 @@ pure-torch operations.
                               of the GPUs that are here, or 80 and 90; PTX of the lowest and of the highest
     FUSION3D_SANITIZE=address the CPU kernels with sanitizers (address and UBSan, or thread): build/sanitize-address/
     FUSION3D_EMULATE=1        the CUDA kernels for the CPU, by csrc/emulator, sanitized or not: build/emulated*/
-    CXX, NVCC, MAX_JOBS       compilers (CXX: GCC 9 or newer, nvcc's host compiler too), and how many run at once
+    CXX, NVCC, MAX_JOBS       compilers (CXX: GCC 9 or newer, for nvcc too unless NVCC_CCBIN is set), and how many run
+                              at once
     FUSION3D_OBJECTS=folder   where objects are kept; default build/objects
 
 Objects lie there under a name that says what went into them (compiler, flags, the source and what it
@@ -30,6 +31,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,6 +44,7 @@ LIBRARY = "_kernels.abi3.so"
 TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch that the library runs with
 OLDEST_GCC = 9  # for its conversions of vectors
 ARCHS = "80 90 100 120"
+OLDEST_ARCH = 80  # the first with bfloat16 on tensor cores
 ARCHS_WITHOUT_GPU = "80 90"  # of "native": with PTX of both they serve every later GPU, in half the time of all four
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -144,7 +147,7 @@ def choose_archs(known: list[str]) -> list[str]:
     elif asked != [""]:
         if known and (unknown := [arch for arch in asked if arch not in known]):
             raise SystemExit(
-                f"fusion3d: FUSION3D_CUDA_ARCHS names {', '.join(unknown)}, which this nvcc does not know, only "
+                f"fusion3d: FUSION3D_CUDA_ARCHS names {', '.join(unknown)}, but of the kernels this nvcc makes only "
                 f"{', '.join(known)}: name others, take a newer nvcc, or leave the CUDA kernels out (FUSION3D_CUDA=0)"
             )
     else:
@@ -182,7 +185,8 @@ class Cuda:
         top = re.search(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
         self.top = Path(top[1].strip()).resolve() if top else Path(self.nvcc).resolve().parents[1]
         listed = subprocess.run([self.nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
-        self.archs = choose_archs(re.findall(r"compute_(\w+)", listed))
+        known = re.findall(r"compute_(\w+)", listed)
+        self.archs = choose_archs([arch for arch in known if int(arch.rstrip("af")) >= OLDEST_ARCH])
 
     def flags(self) -> list[str]:
         """Code for every architecture; PTX of the highest for those to come, of the lowest for those between."""
@@ -192,8 +196,8 @@ class Cuda:
 
     def host(self) -> list[str]:
         """The C++ compiler that nvcc is to use: what CXX names, behind a launcher or not; else nvcc's own choice."""
-        programs = [word for word in os.environ.get("CXX", "").split() if not word.startswith("-")]
-        return ["-ccbin", programs[-1]] if programs else []
+        programs = list(takewhile(lambda word: not word.startswith("-"), os.environ.get("CXX", "").split()))
+        return ["-ccbin", programs[-1]] if programs and "NVCC_CCBIN" not in os.environ else []
 
     def libraries(self) -> list[str]:
         """Link flags for the static runtime."""

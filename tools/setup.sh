@@ -101,7 +101,8 @@ install_python_packages() {
 build() {
   stamp=.venv/build.stamp
   state=$({ find csrc setup.py pyproject.toml -type f -print0 | sort -z | xargs -0 cat; env | grep '^FUSION3D_' | sort
-            command -v "${CXX:-g++}" "${NVCC:-nvcc}" || true; pwd; } | sha256sum)
+            command -v "${CXX:-g++}" "${NVCC:-nvcc}" || true; pwd
+            nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null || true; } | sha256sum)
   if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ]; then
     # Where there is a compiler the library must be there too; where there is none, it cannot.
     ls fusion3d/*.so >/dev/null 2>&1 || ! command -v "${CXX:-g++}" >/dev/null && return

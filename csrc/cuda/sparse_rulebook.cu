@@ -108,8 +108,9 @@ __global__ void rank_rows(SparseRulebook args, VoxelIndex index, int32_t* row) {
 __global__ void search_rows(SparseRulebook args, VoxelIndex index, const int32_t* __restrict__ row) {
   const SparseGeometry& g = args.geometry;
   for (int64_t m = first_thread(); m < args.num_out; m += all_threads()) {
-    const int4 at = load_coords(args, m);
-    const bool valid = is_in_grid(g, at);
+    const int4 said = load_coords(args, m);
+    const bool valid = is_in_grid(g, said);
+    const int4 at = valid ? said : make_int4(0, 0, 0, 0);
     for (int32_t line = blockIdx.y; line < g.kernel[0] * g.kernel[1]; line += gridDim.y) {
       const int32_t z = at.y - g.padding[0] + line / g.kernel[1] * g.dilation[0];
       const int32_t y = at.z - g.padding[1] + line % g.kernel[1] * g.dilation[1];

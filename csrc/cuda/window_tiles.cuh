@@ -20,7 +20,7 @@ constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 // Elements between the lines of a tile of 16-bit numbers: what a warp reads at once then lies in 32 banks.
 constexpr int kPad = 8;
 
-// The row of a place, -1 where the list names one that is not there: it is read as zeros, and not written.
+// The row of a place, negative where the list names one that is not there: it is read as zeros, and not written.
 __device__ inline int64_t row_of(const WindowInput& in, int64_t place) {
   const int64_t row = in.order == nullptr ? place : in.order[place];
   return row < in.rows ? row : -1;

@@ -4,6 +4,7 @@
 #include <functional>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "tensors.h"
 
@@ -62,9 +63,13 @@ bool check_lists(const WindowInput& in) {
   for (int64_t w = 0; w < in.windows; ++w) ascending &= in.cu_seqlens[w] <= in.cu_seqlens[w + 1];
   STD_TORCH_CHECK(
       ascending, "fusion3d: cu_seqlens must ascend from 0 to the number of rows that are listed, ", in.listed);
-  bool inside = true;
-  for (int64_t i = 0; in.order && i < in.listed; ++i) inside &= in.order[i] >= 0 && in.order[i] < in.rows;
-  STD_TORCH_CHECK(inside, "fusion3d: order must name rows of q, from 0 to ", in.rows - 1);
+  std::vector<bool> seen(in.order ? in.rows : 0);
+  for (int64_t i = 0; in.order && i < in.listed; ++i) {
+    const int64_t row = in.order[i];
+    STD_TORCH_CHECK(row >= 0 && row < in.rows, "fusion3d: order must name rows of q, from 0 to ", in.rows - 1);
+    STD_TORCH_CHECK(!seen[row], "fusion3d: order names row ", row, " twice");
+    seen[row] = true;
+  }
   return in.listed == in.rows;
 }
 

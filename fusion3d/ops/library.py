@@ -73,7 +73,7 @@ def warn_once(problem: str) -> None:
         _warned.add(problem)
         warnings.warn(
             f"{problem}: the slower pure-torch versions are used. To compile: pip install --no-deps "
-            "--no-build-isolation -e . in the source folder, with a C++ compiler (and nvcc for CUDA).",
+            "--no-build-isolation -e . in the source folder, with GCC (and nvcc for CUDA).",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -97,7 +97,7 @@ def bev_pool(depth_MDHW: Tensor, feat_MCHW: Tensor, plan: BEVPoolPlan) -> Tensor
     """Lift-splat's pooling: in each cell, the sum over its samples of depth probability times pixel feature.
 
     The frustum of features is never materialised. Sums are in float32 (float64 for float64) and reproducible
-    to the bit. Under autocast both inputs are cast to its type.
+    to the bit. Under autocast both inputs are cast to its type, but for float64.
 
     Args:
         depth_MDHW: [M, D, H, W] depth distribution.

@@ -6,7 +6,7 @@ Letters: N input rows, M output rows, K taps of the kernel, I O input and output
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ class SparseRulebook:
 def triple(value: int | Sequence[int], name: str, smallest: int) -> Triple:
     """One number for every axis, or three; a ``ValueError`` names what is wrong."""
     try:
-        values = tuple(operator.index(v) for v in (value if isinstance(value, Sequence) else (value,) * 3))
+        values = tuple(operator.index(v) for v in (value if isinstance(value, Iterable) else (value,) * 3))
     except TypeError:  # a size of 2.5 is a mistake, not 2
         values = ()
     if len(values) != 3 or min(values) < smallest:
@@ -127,7 +127,7 @@ def sparse_conv(features: Tensor, weight: Tensor, rulebook: SparseRulebook) -> T
 
     Equal to a dense convolution over a grid that is zero where there is no voxel, read at the outputs of the rulebook.
     Sums are in float32 (float64 for float64), tap after tap, and reproducible to the bit; so is the gradient. Under
-    autocast both inputs are cast to its type.
+    autocast both inputs are cast to its type, but for float64.
 
     Args:
         features: [N, I] float, a row for each of ``rulebook.coords``.

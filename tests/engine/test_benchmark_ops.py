@@ -140,9 +140,10 @@ def test_errors_are_rows_and_the_others_are_timed(bench):
     good = make(lambda x: {"right": slow(x)}, op="multiply")
     status, _, content = bench(make(lambda x: {"right": slow(x)}, ours=broken), good, make(lambda x: {"b": broken}))
     assert status == 1
-    first, second, third = content["rows"]
+    first, second, alone, third = content["rows"]
     assert first["note"] == "ours failed: RuntimeError: out of memory" and second["ratio"] > 1
     assert third["note"] == "failed: RuntimeError: out of memory"
+    assert alone["peer"] == "" and alone["ours"]["least"] > 0 and alone["ratio"] is None
 
 
 def test_ops_are_chosen_by_name_and_a_case_may_have_no_peer(bench):

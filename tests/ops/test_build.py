@@ -47,9 +47,13 @@ def test_loads_and_registers():
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("*.cu")), ids=lambda path: path.name)
 def test_cuda_compiles_without_a_warning(source):
     """By setup.py, which compiles nothing that it has compiled before: after `make` only what it said is read."""
-    settings = {"FUSION3D_CUDA": "1", "FUSION3D_CUDA_ARCHS": os.environ.get("FUSION3D_CUDA_ARCHS", "native")}
-    name = str(source.relative_to(ROOT))
-    made = Path(output(sys.executable, "setup.py", "-q", "build_ext", "--only", name, **settings).splitlines()[-1])
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--only", str(source.relative_to(ROOT))]
+    archs = os.environ.get("FUSION3D_CUDA_ARCHS", "native")
+    said = output(*command, FUSION3D_CUDA="1", FUSION3D_CUDA_ARCHS=archs)
+    if "sm_90" not in said:  # of the GPUs that are here none is a Hopper
+        said = output(*command, FUSION3D_CUDA="1", FUSION3D_CUDA_ARCHS="90")
+    assert "sm_90" in said
+    made = Path(said.splitlines()[-1])
     assert made.is_file() and made.name.startswith(source.name)
     assert not re.findall(r"(?i)^.*warning.*$", made.with_suffix(".log").read_text(), re.MULTILINE)
 
@@ -162,7 +166,9 @@ def test_an_old_or_broken_nvcc_leaves_the_cuda_kernels_out(tmp_path, does):
         ("native", "8.6 8.6 9.0", "sm_86 sm_90 compute_86 compute_90"),
         ("native", "", "sm_80 sm_90 compute_80 compute_90"),
         ("native", "12.0", "sm_80 sm_90 compute_80 compute_90"),  # one that nvcc does not know runs the PTX
+        ("native", "7.5", "sm_80 sm_90 compute_80 compute_90"),
         ("80 120", "", None),
+        ("80 75", "", None),
     ],
 )
 def test_architectures(tmp_path, asked, gpus, codes):
@@ -182,7 +188,8 @@ def test_architectures(tmp_path, asked, gpus, codes):
         [*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **settings}
     )
     if codes is None:
-        assert done.returncode != 0 and "FUSION3D_CUDA_ARCHS names 120, which this nvcc does not know" in done.stderr
+        unknown = asked.split()[-1]
+        assert done.returncode != 0 and f"FUSION3D_CUDA_ARCHS names {unknown}, but of the kernels" in done.stderr
         return
     assert done.returncode == 0, done.stdout + done.stderr
     said = (tmp_path / "said").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import DEVICES, compiled
+from harness import DEVICES, compiled, needs_kernel
 
 from fusion3d import ops
 
@@ -48,6 +48,7 @@ def convolved(device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("make", [pooled, reduced, deformed, attended, overlapped, convolved])
 def test_what_is_not_twice_differentiable_says_so(device, make):
+    needs_kernel(device)
     run, shapes = make(device)
     inputs = [random(*shape, device=device).requires_grad_() for shape in shapes]
     found = run(*inputs)

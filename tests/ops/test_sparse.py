@@ -300,6 +300,22 @@ def test_wrong_input_says_what_was_expected():
 
 
 @compiled
+def test_gradient_of_large_weights_is_whole():
+    """Whose parts are fewer than the rows would make, for together they are bounded."""
+    rows, channels = 20_000, 256
+    table = torch.full((27, rows), -1, dtype=torch.int32)
+    table[5] = torch.arange(rows)
+    table[20, ::7] = torch.arange(rows)[::7].flip(0).int()
+    random = torch.Generator().manual_seed(0)
+    grad, features = (torch.randn(rows, channels, generator=random) for _ in range(2))
+    found = torch.ops.fusion3d.sparse_weight_grad(grad, features, table)
+    assert found.shape == (channels, 27, channels)
+    torch.testing.assert_close(found[:, 5], grad.T @ features, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found[:, 20], grad[::7].T @ features[table[20, ::7]], rtol=1e-4, atol=1e-3)
+    assert not found[:, [k for k in range(27) if k not in (5, 20)]].any()
+
+
+@compiled
 def test_the_operation_itself_rejects_what_it_cannot_read():
     features, weight, rulebook = make(submanifold=False, **STRIDED)
     flat, op = weight.detach().flatten(1, 3), torch.ops.fusion3d.sparse_conv

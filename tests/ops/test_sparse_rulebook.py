@@ -97,9 +97,9 @@ def test_far_voxels_stay_outside(device, far):
 def test_sizes_may_be_of_numpy():
     coords, three = voxels(), np.array([3, 3, 3])
     want = ops.sparse_rulebook(coords, (4, 7, 9), 2, 3, submanifold=True)
-    assert torch.equal(
-        ops.sparse_rulebook(coords, (4, 7, 9), 2, np.int64(3), submanifold=True).table, want.table
-    ) and torch.equal(ops.sparse_rulebook(coords, (4, 7, 9), 2, tuple(three), submanifold=True).table, want.table)
+    sizes = np.array([4, 7, 9])
+    for shape, kernel in [((4, 7, 9), np.int64(3)), (sizes, three), (torch.from_numpy(sizes), tuple(three))]:
+        assert torch.equal(ops.sparse_rulebook(coords, shape, 2, kernel, submanifold=True).table, want.table)
 
 
 @compiled

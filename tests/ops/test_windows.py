@@ -305,3 +305,5 @@ def test_wrong_lists_are_errors_not_reads_of_foreign_memory():
     for order in ([0, 7], [0, -1]):
         with pytest.raises(RuntimeError, match="must name rows of q"):
             ops.window_attention(q, k, v, torch.tensor([0, 2]).int(), torch.tensor(order).int())
+    with pytest.raises(RuntimeError, match="names row 3 twice"):  # who would write it?
+        ops.window_attention(q, k, v, torch.tensor([0, 7]).int(), torch.tensor([0, 1, 2, 3, 4, 3, 6]).int())

@@ -35,8 +35,8 @@ class Case:
 def going_back(
     direct: Callable[[], Any], forward: Callable[[], Tensor], inputs: Sequence[Tensor], grad: Tensor
 ) -> Callable[[], Any]:
-    """Our gradients: by the operation itself, which a CUDA graph can hold; where nothing is compiled, by autograd."""
-    if library.has_kernel(grad.device):
+    """Our gradients by autograd, as the peers'; on CUDA by the operation itself, which a CUDA graph can hold."""
+    if grad.is_cuda and library.has_kernel(grad.device):
         return direct
     out = forward()
     return lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True)

@@ -125,5 +125,6 @@ EXPLANATION = (
     "are read in turn, in one process, on the same input, after their results were found equal. ratio: the peer's "
     "time over ours. target: the ratio that is wanted at least, or the time of ours at most, as a graph where there is "
     "one. bound: the bytes that must be read and written at least, at the copy rate measured in the same "
-    "run; what lies in a cache can beat it. graph: the same call replayed as a CUDA graph, without the host's share."
+    "run; what lies in a cache can beat it. graph: the same call replayed as a CUDA graph, without the host's share; "
+    "for that ours goes backward on CUDA by the operation itself, elsewhere by autograd."
 )
