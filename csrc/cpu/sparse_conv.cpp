@@ -10,8 +10,8 @@
 namespace fusion3d {
 namespace {
 
-constexpr int64_t kTile = 256;  // output rows whose sums are kept at once
-constexpr int64_t kAhead = 12;  // pairs between one that is multiplied and one whose features are fetched
+constexpr int64_t kTile = 512;  // output rows whose sums are kept at once
+constexpr int64_t kAhead = 32;  // pairs between one that is multiplied and one whose features are fetched
 
 // A convolution with its weights as the blocks want them: [taps][panels][in_channels][2 vectors], zero where there is no
 // output channel.

@@ -168,8 +168,9 @@ void sparse_weight_grad_cpu(const SparseWeightGrad& args, const ParallelFor& par
       const int64_t lanes = has_avx512() && is_wide(n) ? kLanes<typename Avx512Type<T>::Type> : kLanes<T>;
       return (n + lanes - 1) / lanes * lanes;
     };
-    // The side that fills its vectors better is the one spread over them.
-    const bool vector_is_in = whole(in.channels) * grad.channels <= whole(grad.channels) * in.channels;
+    // The side that fills its vectors better is the one spread over them, the wider one where both do.
+    const int64_t by_in = whole(in.channels) * grad.channels, by_grad = whole(grad.channels) * in.channels;
+    const bool vector_is_in = by_in != by_grad ? by_in < by_grad : in.channels >= grad.channels;
     const Side &one = vector_is_in ? grad : in, &vector = vector_is_in ? in : grad;
     const int64_t width = whole(vector.channels), size = args.taps * one.channels * width;
     const int64_t room = size > 0 ? kScratch / size : 1;
