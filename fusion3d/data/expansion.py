@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zipfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -57,6 +58,11 @@ class Shapes:
         if not np.isfinite(places).all():
             raise ValueError("a position is not finite")
         return places
+
+
+def packed(arrays: Sequence[np.ndarray], width: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays [V, width] one after another, and [R + 1] int64, where among the rows each begins and the last ends."""
+    return np.concatenate([np.zeros((0, width)), *arrays]), np.cumsum([0, *map(len, arrays)], dtype=np.int64)
 
 
 def open_expansion(path: Path, kind: type[Read]) -> Read:

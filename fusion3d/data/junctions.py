@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusion3d.data.drivable import Area
-from fusion3d.data.expansion import Shapes, open_expansion
+from fusion3d.data.expansion import Shapes, open_expansion, packed
 from fusion3d.data.maps import vector_file
 from fusion3d.data.nuscenes import Tables
 
@@ -30,9 +30,10 @@ class Junctions:
         shapes, segments = Shapes(content), content.get("road_segment", [])
         chosen = [row for row in segments if row["is_intersection"]]
         rings = [(ring, number) for number, row in enumerate(chosen) for ring in shapes.rings(row["polygon_token"])]
+        xy, start = packed([ring for ring, _ in rings])
         return Junctions(
-            xy=np.concatenate([np.zeros((0, 2)), *(ring for ring, _ in rings)]),
-            ring=np.cumsum([0, *(len(ring) for ring, _ in rings)], dtype=np.int64),
+            xy=xy,
+            ring=start,
             shape=np.array([number for _, number in rings], dtype=np.int64),
             known=np.array(len(segments) > 0),
         )

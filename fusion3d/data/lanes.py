@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion3d.data.expansion import Shapes, open_expansion
+from fusion3d.data.expansion import Shapes, open_expansion, packed
 from fusion3d.geometry.arclines import discretise
 
 STEP = 1.0  # [m] between points on a centreline, at most
@@ -47,13 +47,15 @@ class Lanes:
         number = {token: k for k, token in enumerate(tokens)}
         poses = [_centreline(curves.get(token, ())) for token in tokens]
         rings = [(ring, k) for k, (_, row) in enumerate(rows) for ring in shapes.rings(row["polygon_token"])]
+        pose, start = packed(poses, 3)
+        xy, ring = packed([ring for ring, _ in rings])
         return Lanes(
             token=np.array(tokens, dtype=str),
             is_connector=np.array([kind == _KINDS[1] for kind, _ in rows], dtype=bool),
-            pose=np.concatenate([np.zeros((0, 3)), *poses]),
-            start=np.cumsum([0, *map(len, poses)], dtype=np.int64),
-            xy=np.concatenate([np.zeros((0, 2)), *(ring for ring, _ in rings)]),
-            ring=np.cumsum([0, *(len(ring) for ring, _ in rings)], dtype=np.int64),
+            pose=pose,
+            start=start,
+            xy=xy,
+            ring=ring,
             lane=np.array([k for _, k in rings], dtype=np.int64),
             link=np.array(
                 [

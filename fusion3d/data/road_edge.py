@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion3d.data.expansion import Shapes, open_expansion
+from fusion3d.data.expansion import Shapes, open_expansion, packed
 from fusion3d.data.maps import vector_file
 from fusion3d.data.nuscenes import Tables
 from fusion3d.geometry import yaw_of
@@ -43,11 +43,7 @@ class RoadEdge:
         shapes = [shapely.Polygon(rings[0], rings[1:]) for rings in polygons if len(rings[0]) > 2]
         union = shapely.union_all([shape for shape in shapes if shape.is_valid])
         rings = [shapely.get_coordinates(ring) for ring in shapely.get_rings(shapely.get_parts(union))]
-        return RoadEdge(
-            xy=np.concatenate([np.zeros((0, 2)), *rings]),
-            ring=np.cumsum([0, *map(len, rings)], dtype=np.int64),
-            known=np.array(len(polygons) > 0),
-        )
+        return RoadEdge(*packed(rings), known=np.array(len(polygons) > 0))
 
     def lines(self, global_from_ego: np.ndarray) -> np.ndarray:
         """[L, POINTS, 2] lines in ego within ``REACH``, as many points on each, evenly along it.

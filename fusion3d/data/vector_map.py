@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion3d.data.expansion import Shapes, open_expansion
+from fusion3d.data.expansion import Shapes, open_expansion, packed
 from fusion3d.data.raster import line_spans, paint, polygon_spans
 from fusion3d.types import MAP_CLASSES, BEVGrid
 
@@ -51,9 +51,10 @@ class VectorMap:
             if len(ring) >= (3 if is_area else 2)
         ]
         rings, shape, layer, is_area = zip(*rows, strict=True) if rows else ((), (), (), ())
+        xy, start = packed(rings)
         return VectorMap(
-            xy=np.concatenate([np.zeros((0, 2)), *rings]),
-            ring=np.cumsum([0, *map(len, rings)], dtype=np.int64),
+            xy=xy,
+            ring=start,
             shape=np.array(shape, dtype=np.int64),
             layer=np.array(layer, dtype=np.int64),
             is_area=np.array(is_area, dtype=bool),

@@ -193,8 +193,9 @@ def window_attention(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit one another, or on CUDA heads of more than 256 channels.
-        RuntimeError: lists that do not ascend or name rows that are not there, on the CPU, where it is cheap to see. On
-            CUDA what lies beyond the rows is left out: read as zeros where a window lists it, and never written.
+        RuntimeError: lists that do not ascend, or name rows that are not there or a row twice, on the CPU, where it is
+            cheap to see. On CUDA what lies beyond the rows is left out: read as zeros where a window lists it, never
+            written.
 
     Source: Vaswani et al., "Attention is all you need" (2017); computed as in Dao et al., "FlashAttention" (2022).
     """
