@@ -16,12 +16,69 @@ constexpr int64_t kPartWords = 1 << 20;  // that all parts but the first may tak
 
 #define FUSION3D_INLINE_LAMBDA __attribute__((always_inline))
 
+// Which taps of an axis read an input: those for which k * dilation, divided by the stride, leaves the same rest as the
+// input's place. So it is one division for each input, and the taps of every rest are listed before.
+struct AxisTaps {
+  AxisTaps(const SparseGeometry& g, int axis)
+      : stride(g.stride[axis]), padding(g.padding[axis]), outputs(g.out_shape[axis]), first(stride + 1), tap(g.kernel[axis]),
+        back(tap.size()) {
+    const auto reach = [&](int32_t k) { return k * g.dilation[axis]; };
+    for (int32_t k = 0; k < g.kernel[axis]; ++k) ++first[reach(k) % stride + 1];
+    for (int32_t rest = 0; rest < stride; ++rest) first[rest + 1] += first[rest];
+    std::vector<int32_t> next(first);
+    for (int32_t k = 0; k < g.kernel[axis]; ++k) {
+      const int32_t n = next[reach(k) % stride]++;
+      tap[n] = k;
+      back[n] = reach(k) / stride;
+    }
+  }
+
+  // Of one input: its place in strides, and its taps.
+  struct Reads {
+    int32_t whole, first, last;
+  };
+  FUSION3D_INLINE Reads reads_of(int32_t i) const {
+    const int32_t whole = (i + padding) / stride, rest = (i + padding) - whole * stride;
+    return {whole, first[rest], first[rest + 1]};
+  }
+
+  // use(tap, output) for each; outputs descend.
+  template <typename Use>
+  FUSION3D_INLINE void visit(const Reads& reads, const Use& use) const {
+    for (int32_t n = reads.first; n < reads.last; ++n)
+      if (const int32_t o = reads.whole - back[n]; uint32_t(o) < uint32_t(outputs)) use(tap[n], o);
+  }
+
+  int32_t stride, padding, outputs;
+  std::vector<int32_t> first;  // [stride + 1] of the taps of each rest
+  std::vector<int32_t> tap, back;  // [kernel] the tap, and how many strides its output is before the input
+};
+
+struct Taps {
+  explicit Taps(const SparseGeometry& g) : geometry(g), z(g, 0), y(g, 1), x(g, 2) {}
+
+  // use(tap, cell, reads along x), the first two of x = 0, for each line along x with outputs that read the input.
+  template <typename Use>
+  FUSION3D_INLINE void visit_lines(const int32_t* bzyx, const Use& use) const {
+    const AxisTaps::Reads of_z = z.reads_of(bzyx[1]), of_y = y.reads_of(bzyx[2]), of_x = x.reads_of(bzyx[3]);
+    z.visit(of_z, [&](int32_t tap_z, int32_t out_z) FUSION3D_INLINE_LAMBDA {
+      y.visit(of_y, [&](int32_t tap_y, int32_t out_y) FUSION3D_INLINE_LAMBDA {
+        const int64_t tap = (int64_t(tap_z) * geometry.kernel[1] + tap_y) * geometry.kernel[2];
+        use(tap, cell_at(geometry.out_shape, bzyx[0], out_z, out_y, 0), of_x);
+      });
+    });
+  }
+
+  const SparseGeometry& geometry;
+  AxisTaps z, y, x;
+};
+
 // A level of the index, `top` or `words`, that is being filled from the rows of args.coords.
 struct Level {
   const SparseRulebook& args;
   VoxelIndex index;
   bool is_top;
-  bool of_outputs;  // the cells that read the rows, else the rows' own
+  const Taps* taps;  // to the cells that read the rows; null: the rows' own
   uint64_t* bits;    // [length] of the first part, where the others are added
   uint64_t* others;  // [parts - 1, length]
   int64_t length, parts;
@@ -31,71 +88,42 @@ struct Search {
   const SparseRulebook& args;
   VoxelIndex index;
   const int32_t* row;  // [num_in] the row of the voxel of each rank
-};
-
-// The taps of each axis that read one input, and their outputs.
-struct Taps {
-  explicit Taps(const SparseGeometry& g) : out(g.kernel[0] + g.kernel[1] + g.kernel[2]), tap(out.size()) {
-    first[0] = 0;
-    for (int axis = 0; axis < 3; ++axis) first[axis + 1] = first[axis] + g.kernel[axis];
-  }
-
-  FUSION3D_INLINE void find(const SparseGeometry& g, const int32_t* zyx) {
-    for (int axis = 0; axis < 3; ++axis) {
-      // As output_through, with one division for all taps, and without branches that cannot be foretold.
-      const int32_t stride = g.stride[axis], back = g.dilation[axis] / stride, left = g.dilation[axis] % stride;
-      int32_t n = first[axis], o = (zyx[axis] + g.padding[axis]) / stride;
-      int32_t rest = (zyx[axis] + g.padding[axis]) - o * stride;
-      for (int32_t k = 0; k < g.kernel[axis]; ++k) {
-        out[n] = o;
-        tap[n] = k;
-        n += int32_t(rest == 0) & int32_t(uint32_t(o) < uint32_t(g.out_shape[axis]));
-        rest -= left;
-        const int32_t borrow = rest < 0;
-        o -= back + borrow;
-        rest += borrow * stride;
-      }
-      last[axis] = n;
-    }
-  }
-
-  // use(tap, cell) for each output cell that reads the input.
-  template <typename Use>
-  FUSION3D_INLINE void visit(const SparseGeometry& g, int32_t b, const Use& use) const {
-    for (int32_t z = first[0]; z < last[0]; ++z)
-      for (int32_t y = first[1]; y < last[1]; ++y) {
-        const int64_t line = cell_at(g.out_shape, b, out[z], out[y], 0);
-        const int64_t k = (int64_t(tap[z]) * g.kernel[1] + tap[y]) * g.kernel[2];
-        for (int32_t x = first[2]; x < last[2]; ++x) use(k + tap[x], line + out[x]);
-      }
-  }
-
-  std::vector<int32_t> out, tap;
-  int32_t first[4], last[3];
+  const Taps* taps;
 };
 
 // The parts [begin, end).
 template <typename>
 FUSION3D_INLINE void mark_cells(const Level& level, int64_t begin, int64_t end) {
-  const SparseGeometry& g = level.args.geometry;
   const int64_t rows = (level.args.num_in + level.parts - 1) / level.parts;
-  Taps taps(g);
   for (int64_t part = begin; part < end; ++part) {
     uint64_t* bits = part == 0 ? level.bits : level.others + (part - 1) * level.length;
-    const auto put = [&](int64_t cell) FUSION3D_INLINE_LAMBDA {
+    const auto put = [&](int64_t word, uint64_t cells) FUSION3D_INLINE_LAMBDA {
       if (level.is_top)
-        bits[cell >> 12] |= bit_of(cell >> 6);
+        bits[word >> 6] |= bit_of(word);
       else
-        bits[find_word(level.index, cell >> 6)] |= bit_of(cell);
+        bits[find_word(level.index, word)] |= cells;
     };
     for (int64_t n = part * rows; n < std::min((part + 1) * rows, level.args.num_in); ++n) {
       const int32_t* at = level.args.coords + 4 * n;
-      if (level.of_outputs) {
-        taps.find(g, at + 1);
-        taps.visit(g, at[0], [&](int64_t, int64_t cell) FUSION3D_INLINE_LAMBDA { put(cell); });
-      } else {
-        put(cell_at(g.in_shape, at[0], at[1], at[2], at[3]));
+      if (!level.taps) {
+        const int64_t cell = cell_at(level.args.geometry.in_shape, at[0], at[1], at[2], at[3]);
+        put(cell >> 6, bit_of(cell));
+        continue;
       }
+      level.taps->visit_lines(at, [&](int64_t, int64_t line, const AxisTaps::Reads& along) FUSION3D_INLINE_LAMBDA {
+        int64_t word = 0;
+        uint64_t cells = 0;  // of the word, those that are next to each other are put at once
+        level.taps->x.visit(along, [&](int32_t, int32_t x) FUSION3D_INLINE_LAMBDA {
+          const int64_t cell = line + x;
+          if (cells && cell >> 6 != word) {
+            put(word, cells);
+            cells = 0;
+          }
+          word = cell >> 6;
+          cells |= bit_of(cell);
+        });
+        if (cells) put(word, cells);
+      });
     }
   }
 }
@@ -160,13 +188,16 @@ FUSION3D_INLINE void search_rows(const Search& search, int64_t begin, int64_t en
 template <typename>
 FUSION3D_INLINE void link_rows(const Search& search, int64_t begin, int64_t end) {
   const SparseRulebook& args = search.args;
-  Taps taps(args.geometry);
   for (int64_t n = begin; n < end; ++n) {
-    taps.find(args.geometry, args.coords + 4 * n + 1);
-    taps.visit(args.geometry, args.coords[4 * n], [&](int64_t k, int64_t cell) FUSION3D_INLINE_LAMBDA {
-      const int32_t m = find_voxel(search.index, cell);
-      args.transposed[k * args.num_in + n] = m;
-      args.table[k * args.num_out + m] = int32_t(n);
+    const int32_t* at = args.coords + 4 * n;
+    search.taps->visit_lines(at, [&](int64_t line_tap, int64_t line, const AxisTaps::Reads& along) FUSION3D_INLINE_LAMBDA {
+      int32_t m = 0, before = INT32_MAX;
+      search.taps->x.visit(along, [&](int32_t tap, int32_t x) FUSION3D_INLINE_LAMBDA {
+        m = before - x == 1 ? m - 1 : find_voxel(search.index, line + x);  // neighbours have neighbouring ranks
+        before = x;
+        args.transposed[(line_tap + tap) * args.num_in + n] = m;
+        args.table[(line_tap + tap) * args.num_out + m] = int32_t(n);
+      });
     });
   }
 }
@@ -180,13 +211,13 @@ typedef float Any;  // tables have no dtype
 
 // A level is marked by parts, which are then joined.
 void fill(
-    const SparseRulebook& args, VoxelIndexStorage& index, bool is_top, bool of_outputs,
+    const SparseRulebook& args, VoxelIndexStorage& index, bool is_top, const Taps* taps,
     const ParallelFor& parallel_for) {
   std::vector<uint64_t>& bits = is_top ? index.top : index.words;
   const int64_t length = int64_t(bits.size()), room = 1 + kPartWords / std::max<int64_t>(length, 1);
   const int64_t parts = std::clamp<int64_t>(std::min(args.num_in / kPartRows, room), 1, kParts);
   std::vector<uint64_t> others((parts - 1) * length);
-  const Level level{args, index.view(), is_top, of_outputs, bits.data(), others.data(), length, parts};
+  const Level level{args, index.view(), is_top, taps, bits.data(), others.data(), length, parts};
   parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) { run_mark<Any>(level, begin, end); });
   parallel_for(0, length, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t part = 1; part < parts; ++part)
@@ -194,13 +225,13 @@ void fill(
   });
 }
 
-// The index of the rows' cells, or of the outputs that read them.
-void build(const SparseRulebook& args, VoxelIndexStorage& index, bool of_outputs, const ParallelFor& parallel_for) {
+// The index of the rows' cells, or of the outputs that read them through taps.
+void build(const SparseRulebook& args, VoxelIndexStorage& index, const Taps* taps, const ParallelFor& parallel_for) {
   const SparseGeometry& g = args.geometry;
-  const int64_t tops = num_tops(num_cells(g.batch, of_outputs ? g.out_shape : g.in_shape));
+  const int64_t tops = num_tops(num_cells(g.batch, taps ? g.out_shape : g.in_shape));
   index.top.assign(tops, 0);
   index.top_rank.resize(tops);
-  fill(args, index, true, of_outputs, parallel_for);
+  fill(args, index, true, taps, parallel_for);
   int32_t kept = 0;
   for (int64_t i = 0; i < tops; ++i) {
     index.top_rank[i] = kept;
@@ -208,7 +239,7 @@ void build(const SparseRulebook& args, VoxelIndexStorage& index, bool of_outputs
   }
   index.words.assign(kept, 0);
   index.word_rank.resize(kept);
-  fill(args, index, false, of_outputs, parallel_for);
+  fill(args, index, false, taps, parallel_for);
   int64_t total = 0;
   for (int32_t i = 0; i < kept; ++i) {
     index.word_rank[i] = int32_t(total);
@@ -224,8 +255,14 @@ void list_outputs(const SparseRulebook& args, const VoxelIndex& index, int64_t b
     for (uint64_t kept = index.top[t]; kept; kept &= kept - 1, ++i) {
       const int64_t word = t * 64 + __builtin_ctzll(kept);
       int32_t* out = args.out_coords + 4 * int64_t(index.word_rank[i]);
-      for (uint64_t bits = index.words[i]; bits; bits &= bits - 1, out += 4)
-        coords_of(args.geometry.out_shape, word * 64 + __builtin_ctzll(bits), out);
+      int32_t bzyx[4] = {}, before = 64;  // divided for once in a line
+      for (uint64_t bits = index.words[i]; bits; bits &= bits - 1, out += 4) {
+        const int32_t bit = __builtin_ctzll(bits);
+        bzyx[3] += bit - before;
+        if (before == 64 || bzyx[3] >= args.geometry.out_shape[2]) coords_of(args.geometry.out_shape, word * 64 + bit, bzyx);
+        before = bit;
+        std::copy(bzyx, bzyx + 4, out);
+      }
     }
   }
 }
@@ -240,10 +277,10 @@ int64_t sparse_outside_cpu(const SparseRulebook& args) {
 
 bool sparse_submanifold_cpu(const SparseRulebook& args, const ParallelFor& parallel_for) {
   VoxelIndexStorage index;
-  build(args, index, false, parallel_for);
+  build(args, index, nullptr, parallel_for);
   if (index.num_voxels != args.num_in) return false;
   std::vector<int32_t> row(args.num_in);
-  const Search search{args, index.view(), row.data()};
+  const Search search{args, index.view(), row.data(), nullptr};
   parallel_for(0, args.num_in, kRowGrain, [&](int64_t begin, int64_t end) { run_rank<Any>(search, begin, end); });
   const SparseGeometry& g = args.geometry;
   parallel_for(0, int64_t(g.kernel[0]) * g.kernel[1] * g.kernel[2], 1, [&](int64_t begin, int64_t end) {
@@ -254,20 +291,22 @@ bool sparse_submanifold_cpu(const SparseRulebook& args, const ParallelFor& paral
 }
 
 bool sparse_outputs_cpu(const SparseRulebook& args, VoxelIndexStorage& index, const ParallelFor& parallel_for) {
-  build(args, index, false, parallel_for);
+  build(args, index, nullptr, parallel_for);
   if (index.num_voxels != args.num_in) return false;
-  build(args, index, true, parallel_for);
+  const Taps taps(args.geometry);
+  build(args, index, &taps, parallel_for);
   return true;
 }
 
 void sparse_strided_cpu(const SparseRulebook& args, VoxelIndexStorage& index, const ParallelFor& parallel_for) {
   const SparseGeometry& g = args.geometry;
-  const int64_t taps = int64_t(g.kernel[0]) * g.kernel[1] * g.kernel[2];
-  const Search search{args, index.view(), nullptr};
+  const Taps taps(g);
+  const int64_t num_taps = int64_t(g.kernel[0]) * g.kernel[1] * g.kernel[2];
+  const Search search{args, index.view(), nullptr, &taps};
   parallel_for(0, int64_t(index.top.size()), 64, [&](int64_t begin, int64_t end) {
     list_outputs(args, search.index, begin, end);
   });
-  parallel_for(0, taps, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, num_taps, 1, [&](int64_t begin, int64_t end) {
     std::fill(args.table + begin * args.num_out, args.table + end * args.num_out, -1);
     std::fill(args.transposed + begin * args.num_in, args.transposed + end * args.num_in, -1);
   });
