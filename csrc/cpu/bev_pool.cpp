@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "lines.h"
 #include "pages.h"
 #include "vector.h"
 
@@ -124,8 +125,8 @@ struct Patch {
   std::vector<int32_t> cell, bin;
   std::vector<Real> weight;   // their depth; then its gradient
   std::vector<Real> slope;    // [D, columns of the patch] gradient of depth in one row of pixels
-  std::vector<Real> dots;     // of one pixel, not yet summed over lanes
-  std::vector<Real> feat;     // of one pixel; what the last vector shares with the one before is 0 in it
+  Lines<Real> dots;           // of one pixel, not yet summed over lanes
+  Lines<Real> feat;           // of one pixel; what the last vector shares with the one before is 0 in it
 };
 
 // Adds up what N vectors of channels from `c` on say of a pixel's samples.

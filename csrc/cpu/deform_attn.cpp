@@ -79,7 +79,8 @@ FUSION3D_INLINE void attend_units(const Attend& attend, int64_t begin, int64_t e
   const int64_t references = 2 * in.reference_levels * in.anchors;
   PointLevels<Real> levels(in, 0, in.num_levels);
   Samples<Real> samples(kBlock, levels.count);
-  std::vector<Real> reference(references), out(width);
+  std::vector<Real> reference(references);
+  Lines<Real> out(width);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t h = unit % in.heads, first = unit / in.heads * kUnit, last = std::min(first + kUnit, in.queries);
     if (h == 0 || unit == begin) foresee_queries(in, first, last, levels.count);

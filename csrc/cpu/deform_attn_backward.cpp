@@ -109,7 +109,8 @@ FUSION3D_INLINE void own_points(const Points& points, int64_t begin, int64_t end
   PointLevels<Real> levels(in, 0, in.num_levels);
   Samples<Real> samples(kBlock, levels.count);
   const int64_t count = levels.count, stride = samples.stride;
-  std::vector<Real> reference(references), grad(width), dots(4 * stride), moved(kUnit * references);
+  std::vector<Real> reference(references), moved(kUnit * references);
+  Lines<Real> grad(width), dots(4 * stride);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t first = unit * kUnit, last = std::min(first + kUnit, in.queries);
     std::fill(moved.begin(), moved.end(), Real(0));
@@ -185,7 +186,8 @@ FUSION3D_INLINE void own_pixels(const Pixels& pixels, int64_t begin, int64_t end
   const DeformAttnBackward& args = pixels.args;
   const DeformAttn& in = args.in;
   const int64_t width = padded<Real>(in.channels), references = 2 * in.reference_levels * in.anchors;
-  std::vector<Real> reference(references), grad(kRun * width), total;
+  std::vector<Real> reference(references);
+  Lines<Real> grad(kRun * width), total;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t map = unit / in.num_levels / in.heads, h = unit / in.num_levels % in.heads, l = unit % in.num_levels;
     const DeformLevel& level = in.levels[l];

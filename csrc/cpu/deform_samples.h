@@ -10,6 +10,7 @@
 #include "dispatch.h"
 #include "exponential.h"
 #include "fusion3d/deform_attn.h"
+#include "lines.h"
 #include "vector.h"
 
 namespace fusion3d {
@@ -84,8 +85,8 @@ class Samples {
   Index* pixel[4];          // in the map, of pixels in the level; -1 in the first where the point is outside
 
  private:
-  std::vector<Real> reals_;
-  std::vector<Index> indices_;
+  Lines<Real> reals_;
+  Lines<Index> indices_;
 };
 
 // The level of every point of one query, as arrays that can be loaded as vectors.
@@ -105,8 +106,8 @@ struct PointLevels {
   }
 
   const int64_t count;
-  std::vector<Real> cols, rows;
-  std::vector<Index> start;
+  Lines<Real> cols, rows;
+  Lines<Index> start;
   std::vector<int64_t> reference;  // of the point, counted from the first one of its query
   std::vector<Real> reals;         // room for what is widened, of `count` points
 };

@@ -1,10 +1,11 @@
 // Sparse convolution on the CPU. A tile of output rows keeps its sums in the cache. Its pairs of an output row and a
-// neighbour are listed tap after tap and multiplied with the tap's weights in blocks of six or eight, in registers.
+// neighbour are listed tap after tap and multiplied with the tap's weights in blocks of six or twelve, in registers.
 #include "fusion3d/sparse_conv.h"
 
 #include <algorithm>
 #include <vector>
 
+#include "lines.h"
 #include "pairs.h"
 
 namespace fusion3d {
@@ -37,7 +38,7 @@ FUSION3D_INLINE void multiply_block(
   typedef typename Compute<T>::Vector Vector;
   constexpr int kLanes = Vectors<T>::kLanes;
   Vector total[R][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) total[r][n] = load_same<Vector>(sums[r] + n * kLanes);
@@ -45,14 +46,14 @@ FUSION3D_INLINE void multiply_block(
     Vector w[N];
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) w[n] = load_same<Vector>(weight + n * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       const typename Compute<T>::Real x = in[r][c];
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) total[r][n] += x * w[n];
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) store(sums[r] + n * kLanes, total[r][n]);
@@ -94,10 +95,11 @@ FUSION3D_INLINE void convolve_blocks(const Forward& forward, int64_t begin, int6
   typedef typename Compute<T>::Vector Vector;
   constexpr int64_t kPanel = Vectors<T>::kPanel, kLanes = Vectors<T>::kLanes;
   const SparseConv& args = forward.args;
-  const int64_t channels = args.in_channels, width = (args.out_channels + kLanes - 1) / kLanes * kLanes;
+  const int64_t channels = args.in_channels;
+  const int64_t width = N == 1 ? kLanes : (args.out_channels + kLanes - 1) / kLanes * kLanes;
   const int64_t whole = N == 1 ? 0 : width / kPanel;  // panels of two vectors
   const Features<T> in{static_cast<const T*>(args.in), channels, channels};
-  std::vector<Real> sums((kTile + 1) * width), space(in.is_read_in_place() ? 0 : R * channels);
+  Lines<Real> sums((kTile + 1) * width), space(in.is_read_in_place() ? 0 : R * channels);
   TilePairs<R> pairs(args);
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kTile, rows = std::min(kTile, args.num_out - first);
@@ -111,12 +113,12 @@ FUSION3D_INLINE void convolve_blocks(const Forward& forward, int64_t begin, int6
         Real* to[R];
         in.prefetch(&pairs.neighbour[i + kAhead], R);
         in.find(&pairs.neighbour[i], R, space.data(), from);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < R; ++r) to[r] = sums.data() + pairs.row[i + r] * width;
         const Real* weight = weights;
         for (int64_t p = 0; p < whole; ++p, weight += kPanel * channels) {
           multiply_block<R, N, T>(from, channels, weight, to);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
           for (int r = 0; r < R; ++r) to[r] += kPanel;
         }
         if (whole < forward.panels) multiply_block<R, 1, T>(from, channels, weight, to);
@@ -135,7 +137,7 @@ FUSION3D_INLINE void convolve_blocks(const Forward& forward, int64_t begin, int6
 template <typename T>
 FUSION3D_INLINE void convolve_tiles(const Forward& forward, int64_t begin, int64_t end) {
   if (forward.args.out_channels <= Vectors<T>::kLanes)
-    convolve_blocks<8, 1, T>(forward, begin, end);
+    convolve_blocks<12, 1, T>(forward, begin, end);
   else
     convolve_blocks<6, 2, T>(forward, begin, end);
 }
@@ -170,7 +172,7 @@ void sparse_conv_cpu(const SparseConv& args, const ParallelFor& parallel_for) {
   for_dtype(args.dtype, [&](auto zero) {
     typedef decltype(zero) T;
     const int64_t panel = panel_of<T>(args), panels = (args.out_channels + panel - 1) / panel;
-    std::vector<typename Compute<T>::Real> packed(args.taps * panels * panel * args.in_channels);
+    Lines<typename Compute<T>::Real> packed(args.taps * panels * panel * args.in_channels);
     parallel_for(0, args.taps, 4, [&](int64_t begin, int64_t end) {
       pack_taps<T>(args, packed.data(), panels, begin, end);
     });

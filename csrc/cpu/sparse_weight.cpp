@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <memory>
-#include <vector>
 
+#include "lines.h"
 #include "pairs.h"
 
 namespace fusion3d {
@@ -18,6 +18,10 @@ constexpr int64_t kPartRows = 4096;    // output rows of a part, at least
 constexpr int64_t kParts = 16;         // at most
 constexpr int64_t kScratch = 1 << 24;  // numbers that parts may take together, if there is more than one
 constexpr int kRows = 6;               // of a block in registers, by two vectors
+
+// By N vectors of T: as many as its registers hold.
+template <int N, typename T>
+constexpr int kBlockRows = N > 1 ? kRows : sizeof(typename Compute<T>::Vector) == 64 ? 16 : 2 * kRows;
 
 // Of the product's two sides one is spread over vectors, the other taken value by value.
 struct Side {
@@ -48,23 +52,24 @@ FUSION3D_INLINE void add_block(
   typedef typename Compute<T>::Vector Vector;
   typename Compute<T>::Real* block = product + row * width + column;
   Vector total[R][N];
-#pragma GCC unroll 12
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) total[r][n] = load_same<Vector>(block + r * width + n * kLanes<T>);
   for (int64_t i = 0; i < chunk.pairs; ++i) {
     const typename Compute<T>::Real *one = chunk.one[i] + row, *vector = chunk.vector[i] + column;
+    asm("" : "+r"(one), "+r"(vector));  // else each of the rows gets an address, and they do not fit in registers
     Vector v[N];
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) v[n] = load_same<Vector>(vector + n * kLanes<T>);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const typename Compute<T>::Real x = one[r];
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) total[r][n] += x * v[n];
     }
   }
-#pragma GCC unroll 12
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) store(block + r * width + n * kLanes<T>, total[r][n]);
@@ -74,9 +79,10 @@ template <int N, typename T>
 FUSION3D_INLINE void add_rows(
     const Chunk<T>& chunk, int64_t channels, int64_t column, int64_t width, typename Compute<T>::Real* product) {
   int64_t r = 0;
-  for (; N == 1 && r + 2 * kRows <= channels; r += 2 * kRows)
-    add_block<2 * kRows, 1, T>(chunk, r, column, width, product);
-  for (; r + kRows <= channels; r += kRows) add_block<kRows, N, T>(chunk, r, column, width, product);
+  for (; r + kBlockRows<N, T> <= channels; r += kBlockRows<N, T>)
+    add_block<kBlockRows<N, T>, N, T>(chunk, r, column, width, product);
+  for (; kBlockRows<N, T> > kRows && r + kRows <= channels; r += kRows)
+    add_block<kRows, N, T>(chunk, r, column, width, product);
   switch (channels - r) {
     case 5: return add_block<5, N, T>(chunk, r, column, width, product);
     case 4: return add_block<4, N, T>(chunk, r, column, width, product);
@@ -101,8 +107,8 @@ FUSION3D_INLINE void add_products(const Products& products, int64_t begin, int64
   const int64_t channels = products.one.channels, width = products.width;
   const Features<T> one{static_cast<const T*>(products.one.rows), channels, channels};
   const Features<T> vector{static_cast<const T*>(products.vector.rows), products.vector.channels, width};
-  std::vector<Real> ones(one.is_read_in_place() ? 0 : kChunk * channels);
-  std::vector<Real> vectors(vector.is_read_in_place() ? 0 : kChunk * width);
+  Lines<Real> ones(one.is_read_in_place() ? 0 : kChunk * channels);
+  Lines<Real> vectors(vector.is_read_in_place() ? 0 : kChunk * width);
   Window windows[2];
   Chunk<T> chunk;
   for (int64_t task = begin; task < end; ++task) {
@@ -111,12 +117,14 @@ FUSION3D_INLINE void add_products(const Products& products, int64_t begin, int64
     const int32_t* table = args.table + task % args.taps * args.num_out;
     const int64_t first = task / args.taps * products.part_rows;
     const int64_t last = std::min(first + products.part_rows, args.num_out);
-    // While a window's pairs are multiplied, the rows of the next are fetched.
+    // While a window's pairs are multiplied, the rows of the next are fetched, and the table of the one after that.
     for (int64_t w = 0, m = first; m < last + kWindow; ++w, m += kWindow) {
       Window &ahead = windows[w & 1], &now = windows[(w + 1) & 1];
       if (m < last) {
         ahead.count = list_pairs(table + m, std::min(kWindow, last - m), m, ahead.out, ahead.in);
         (products.vector_is_in ? vector : one).prefetch(ahead.in, ahead.count);
+        (products.vector_is_in ? one : vector).prefetch(ahead.out, ahead.count);
+        for (int64_t r = m + kWindow; r < std::min(m + 2 * kWindow, last); r += 16) __builtin_prefetch(table + r);
       }
       if (w == 0) continue;
       const int32_t* of_one = products.vector_is_in ? now.out : now.in;

@@ -9,6 +9,7 @@
 #include "dispatch.h"
 #include "exponential.h"
 #include "fusion3d/window_attention.h"
+#include "lines.h"
 #include "tile.h"
 #include "vector.h"
 
@@ -37,9 +38,7 @@ struct WindowWork {
 template <typename Real>
 class WindowScratch {
  public:
-  explicit WindowScratch(int64_t size) : memory_(size + kAlign), next_(memory_.data()) {
-    next_ += (kAlign - reinterpret_cast<uintptr_t>(next_) / sizeof(Real) % kAlign) % kAlign;
-  }
+  explicit WindowScratch(int64_t size) : memory_(size), next_(memory_.data()) {}
   Real* take(int64_t size) {
     Real* taken = next_;
     next_ += size;
@@ -47,8 +46,7 @@ class WindowScratch {
   }
 
  private:
-  static constexpr int64_t kAlign = 64 / sizeof(Real);
-  std::vector<Real> memory_;
+  Lines<Real> memory_;
   Real* next_;
 };
 
