@@ -312,12 +312,12 @@ class BuildKernels(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """A wheel with the library serves every CPython from 3.11 on; one without it, every machine."""
+    """A wheel with the library serves every CPython from 3.10 on; one without it, every machine."""
 
     def finalize_options(self) -> None:
         """The stable-ABI tag, only where there is something compiled."""
         if self.distribution.has_ext_modules():
-            self.py_limited_api = "cp311"
+            self.py_limited_api = "cp310"
         super().finalize_options()
 
 

@@ -60,12 +60,14 @@ def invert(dst_from_src: Array) -> Array:
 
 def apply(dst_from_src: Array, points: Array) -> Array:
     """Points [..., P, 3] moved by transforms [..., 4, 4] (rotation, scale and translation; no division)."""
-    return points @ dst_from_src[..., :3, :3].swapaxes(-1, -2) + dst_from_src[..., None, :3, 3]
+    moved: Any = points @ dst_from_src[..., :3, :3].swapaxes(-1, -2) + dst_from_src[..., None, :3, 3]
+    return moved
 
 
 def rotate(dst_from_src: Array, vectors: Array) -> Array:
     """Free vectors [..., P, 3] (velocities, directions) turned by transforms [..., 4, 4]: no translation."""
-    return vectors @ dst_from_src[..., :3, :3].swapaxes(-1, -2)
+    turned: Any = vectors @ dst_from_src[..., :3, :3].swapaxes(-1, -2)
+    return turned
 
 
 def yaw_of(dst_from_src: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ Truth is outlined in white, what the model says has the colour of its class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +219,7 @@ def sensors_line(sample: Sample) -> str:
 
 
 def _write_title(page: Axes, sample: Sample, caption: str, width: int) -> None:
-    when = datetime.fromtimestamp(sample.timestamp / 1e6, tz=UTC)
+    when = datetime.fromtimestamp(sample.timestamp / 1e6, tz=timezone.utc)
     page.text(_MARGIN, 34, sample.scene, fontsize=16, color=colors.TEXT, weight="bold", va="center")
     left = _MARGIN + 14 * len(sample.scene) + 24
     page.text(left, 27, sensors_line(sample), fontsize=9.5, color=colors.TEXT, va="center")

@@ -279,9 +279,9 @@ def test_bright_is_value_in_hsv():
     for level, more in enumerate((0.1, 0.3, 0.5)):
         out = camera.bright(pixels, level, np.random.default_rng(0), 1)
         for at in ((0, 0), (3, 3), (7, 7)):
-            hue, saturation, value = colorsys.rgb_to_hsv(*pixels[:, *at].tolist())
+            hue, saturation, value = colorsys.rgb_to_hsv(*pixels[(slice(None), *at)].tolist())
             expected = colorsys.hsv_to_rgb(hue, saturation, min(value + more, 1))
-            np.testing.assert_allclose(out[:, *at], expected, atol=1e-5)
+            np.testing.assert_allclose(out[(slice(None), *at)], expected, atol=1e-5)
 
 
 def test_dark_is_the_squared_range_with_noise():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -139,8 +138,12 @@ def fork(told: Path, settings: Mapping[str, str], function: Callable[..., object
         function: of a module; its arguments follow.
     """
     forkserver.set_forkserver_preload(["fusion3d.engine.train", "fusion3d.build", "torch._dynamo"])
-    with contextlib.chdir(Path(__file__).parents[2]):  # the preloaded modules are looked for here
+    before = Path.cwd()
+    os.chdir(Path(__file__).parents[2])  # the preloaded modules are looked for here
+    try:
         forkserver.ensure_running()
+    finally:
+        os.chdir(before)
     process = multiprocessing.get_context("forkserver").Process(
         target=_enter, args=(told, {**os.environ, **settings}, function, *arguments)
     )

@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @compiled
 def test_wheel_is_for_every_python(wheel):
-    assert wheel.name.startswith(f"fusion3d-{__version__}-cp311-abi3-linux_")
+    assert wheel.name.startswith(f"fusion3d-{__version__}-cp310-abi3-linux_")
     names = zipfile.ZipFile(wheel).namelist()
     assert [name for name in names if ".so" in name] == ["fusion3d/_kernels.abi3.so"]
     assert "fusion3d/configs/demo.yaml" in names and "fusion3d/ops/reference/pooling.py" in names
