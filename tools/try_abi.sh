@@ -1,7 +1,7 @@
 #!/bin/sh
 # Does the compiled library, one file, load and compute right under other Pythons and older torches? Each pair gets an
 # environment of its own under ABI_FOLDER (default build/abi), with pip as it is set up here.
-#   sh tools/try_abi.sh python3.12:2.10.0 python3.13:2.11.0
+#   sh tools/try_abi.sh python3.10:2.10.0 python3.13:2.11.0
 # PyPI's torch brings CUDA's libraries as packages of several GB. They are not installed: small stand-ins take their names
 # and fail every call, so that torch runs on the CPU. The tests of the operations run too.
 set -eu

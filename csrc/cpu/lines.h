@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 namespace fusion3d {
@@ -14,7 +17,7 @@ struct LineAllocator {
 
   LineAllocator() = default;
   template <typename U>
-  LineAllocator(const LineAllocator<U>&) {}
+  LineAllocator(const LineAllocator<U>&) noexcept {}
 
   T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
   void deallocate(T* data, size_t) { ::operator delete(data, kLine); }
@@ -24,7 +27,21 @@ struct LineAllocator {
   bool operator!=(const LineAllocator<U>&) const { return false; }
 };
 
+// Zero at first.
 template <typename T>
 using Lines = std::vector<T, LineAllocator<T>>;
+
+// Memory that is written before it is read.
+struct FreeLines {
+  template <typename T>
+  void operator()(T* data) const { LineAllocator<T>().deallocate(data, 0); }
+};
+template <typename T>
+using Scratch = std::unique_ptr<T[], FreeLines>;
+template <typename T>
+Scratch<T> scratch(int64_t count) {
+  static_assert(std::is_trivial<T>::value, "nothing is constructed");
+  return Scratch<T>(LineAllocator<T>().allocate(size_t(count)));
+}
 
 }  // namespace fusion3d

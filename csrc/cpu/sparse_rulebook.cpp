@@ -16,21 +16,25 @@ constexpr int64_t kPartWords = 1 << 20;  // that all parts but the first may tak
 
 #define FUSION3D_INLINE_LAMBDA __attribute__((always_inline))
 
-// Which taps of an axis read an input: those for which k * dilation, divided by the stride, leaves the same rest as the
-// input's place. So it is one division for each input, and the taps of every rest are listed before.
+// Which taps of an axis read input i, as output_through says of one: those for which k * dilation, divided by the stride,
+// leaves the same rest as i + padding. So an input takes one division, and the taps of every rest are listed before.
 struct AxisTaps {
   AxisTaps(const SparseGeometry& g, int axis)
-      : stride(g.stride[axis]), padding(g.padding[axis]), outputs(g.out_shape[axis]), first(stride + 1), tap(g.kernel[axis]),
-        back(tap.size()) {
-    const auto reach = [&](int32_t k) { return k * g.dilation[axis]; };
-    for (int32_t k = 0; k < g.kernel[axis]; ++k) ++first[reach(k) % stride + 1];
-    for (int32_t rest = 0; rest < stride; ++rest) first[rest + 1] += first[rest];
+      : stride(g.stride[axis]), padding(g.padding[axis]), outputs(g.out_shape[axis]),
+        first(std::min(stride, g.in_shape[axis] + padding) + 1), tap(g.kernel[axis]), back(tap.size()) {
+    const int32_t rests = int32_t(first.size()) - 1;  // that inputs have
+    const auto each_tap = [&](const auto& use) {
+      for (int32_t k = 0, reach = 0; k < g.kernel[axis]; ++k, reach += g.dilation[axis])
+        if (reach % stride < rests) use(k, reach % stride, reach / stride);
+    };
+    each_tap([&](int32_t, int32_t rest, int32_t) { ++first[rest + 1]; });
+    for (int32_t rest = 0; rest < rests; ++rest) first[rest + 1] += first[rest];
     std::vector<int32_t> next(first);
-    for (int32_t k = 0; k < g.kernel[axis]; ++k) {
-      const int32_t n = next[reach(k) % stride]++;
+    each_tap([&](int32_t k, int32_t rest, int32_t whole) {
+      const int32_t n = next[rest]++;
       tap[n] = k;
-      back[n] = reach(k) / stride;
-    }
+      back[n] = whole;
+    });
   }
 
   // Of one input: its place in strides, and its taps.
@@ -50,17 +54,18 @@ struct AxisTaps {
   }
 
   int32_t stride, padding, outputs;
-  std::vector<int32_t> first;  // [stride + 1] of the taps of each rest
+  std::vector<int32_t> first;  // [rests + 1] of the taps of each rest
   std::vector<int32_t> tap, back;  // [kernel] the tap, and how many strides its output is before the input
 };
 
 struct Taps {
   explicit Taps(const SparseGeometry& g) : geometry(g), z(g, 0), y(g, 1), x(g, 2) {}
 
-  // use(tap, cell, reads along x), the first two of x = 0, for each line along x with outputs that read the input.
+  // use(tap, cell, reads along x), the first two of x = 0, for each line along x in which outputs may read the input.
   template <typename Use>
   FUSION3D_INLINE void visit_lines(const int32_t* bzyx, const Use& use) const {
     const AxisTaps::Reads of_z = z.reads_of(bzyx[1]), of_y = y.reads_of(bzyx[2]), of_x = x.reads_of(bzyx[3]);
+    if (of_x.first == of_x.last) return;
     z.visit(of_z, [&](int32_t tap_z, int32_t out_z) FUSION3D_INLINE_LAMBDA {
       y.visit(of_y, [&](int32_t tap_y, int32_t out_y) FUSION3D_INLINE_LAMBDA {
         const int64_t tap = (int64_t(tap_z) * geometry.kernel[1] + tap_y) * geometry.kernel[2];
@@ -87,8 +92,8 @@ struct Level {
 struct Search {
   const SparseRulebook& args;
   VoxelIndex index;
-  const int32_t* row;  // [num_in] the row of the voxel of each rank
-  const Taps* taps;
+  const int32_t* row;  // [num_in] the row of the voxel of each rank; null: not submanifold
+  const Taps* taps;    // null: submanifold
 };
 
 // The parts [begin, end).
@@ -255,11 +260,12 @@ void list_outputs(const SparseRulebook& args, const VoxelIndex& index, int64_t b
     for (uint64_t kept = index.top[t]; kept; kept &= kept - 1, ++i) {
       const int64_t word = t * 64 + __builtin_ctzll(kept);
       int32_t* out = args.out_coords + 4 * int64_t(index.word_rank[i]);
-      int32_t bzyx[4] = {}, before = 64;  // divided for once in a line
+      int32_t bzyx[4], before = -1;
       for (uint64_t bits = index.words[i]; bits; bits &= bits - 1, out += 4) {
         const int32_t bit = __builtin_ctzll(bits);
-        bzyx[3] += bit - before;
-        if (before == 64 || bzyx[3] >= args.geometry.out_shape[2]) coords_of(args.geometry.out_shape, word * 64 + bit, bzyx);
+        // Divisions for the first cell of a word, and of a line.
+        if (before < 0 || (bzyx[3] += bit - before) >= args.geometry.out_shape[2])
+          coords_of(args.geometry.out_shape, word * 64 + bit, bzyx);
         before = bit;
         std::copy(bzyx, bzyx + 4, out);
       }

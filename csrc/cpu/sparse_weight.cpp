@@ -4,7 +4,6 @@
 #include "fusion3d/sparse_conv.h"
 
 #include <algorithm>
-#include <memory>
 
 #include "lines.h"
 #include "pairs.h"
@@ -17,11 +16,7 @@ constexpr int64_t kChunk = 64;         // pairs multiplied at once: their rows s
 constexpr int64_t kPartRows = 4096;    // output rows of a part, at least
 constexpr int64_t kParts = 16;         // at most
 constexpr int64_t kScratch = 1 << 24;  // numbers that parts may take together, if there is more than one
-constexpr int kRows = 6;               // of a block in registers, by two vectors
-
-// By N vectors of T: as many as its registers hold.
-template <int N, typename T>
-constexpr int kBlockRows = N > 1 ? kRows : sizeof(typename Compute<T>::Vector) == 64 ? 16 : 2 * kRows;
+constexpr int kRows = 6;               // of a block in registers, by two vectors; by one there is room for more
 
 // Of the product's two sides one is spread over vectors, the other taken value by value.
 struct Side {
@@ -79,10 +74,11 @@ template <int N, typename T>
 FUSION3D_INLINE void add_rows(
     const Chunk<T>& chunk, int64_t channels, int64_t column, int64_t width, typename Compute<T>::Real* product) {
   int64_t r = 0;
-  for (; r + kBlockRows<N, T> <= channels; r += kBlockRows<N, T>)
-    add_block<kBlockRows<N, T>, N, T>(chunk, r, column, width, product);
-  for (; kBlockRows<N, T> > kRows && r + kRows <= channels; r += kRows)
-    add_block<kRows, N, T>(chunk, r, column, width, product);
+  for (; N == 1 && sizeof(typename Compute<T>::Vector) == 64 && r + 16 <= channels; r += 16)
+    add_block<16, 1, T>(chunk, r, column, width, product);
+  for (; N == 1 && r + 2 * kRows <= channels; r += 2 * kRows)
+    add_block<2 * kRows, 1, T>(chunk, r, column, width, product);
+  for (; r + kRows <= channels; r += kRows) add_block<kRows, N, T>(chunk, r, column, width, product);
   switch (channels - r) {
     case 5: return add_block<5, N, T>(chunk, r, column, width, product);
     case 4: return add_block<4, N, T>(chunk, r, column, width, product);
@@ -184,7 +180,7 @@ void sparse_weight_grad_cpu(const SparseWeightGrad& args, const ParallelFor& par
     const int64_t room = size > 0 ? kScratch / size : 1;
     const int64_t parts = std::clamp<int64_t>(std::min(args.num_out / kPartRows, room), 1, kParts);
     typedef typename Compute<T>::Real Real;
-    const std::unique_ptr<Real[]> partial(new Real[parts * size]);
+    const Scratch<Real> partial = scratch<Real>(parts * size);
     const int64_t part_rows = (args.num_out + parts - 1) / parts;
     const Products products{args, one, vector, vector_is_in, parts, part_rows, width, partial.get()};
     parallel_for(0, parts * args.taps, 1, [&](int64_t begin, int64_t end) { run_products<T>(products, begin, end); });

@@ -4,11 +4,11 @@
 #include "fusion3d/voxelize.h"
 
 #include <algorithm>
-#include <memory>
 #include <utility>
 #include <vector>
 
 #include "dispatch.h"
+#include "lines.h"
 #include "sort.h"
 #include "vector.h"
 
@@ -21,12 +21,6 @@ constexpr int64_t kListRows = 4096;   // most points of a list, about
 constexpr int kMostListBits = 8;
 constexpr int64_t kAhead = 16;  // entries or voxels whose features or sums are fetched ahead
 constexpr uint32_t kNone = 0xffffffffu;
-
-// Memory that is written before it is read.
-template <typename T>
-std::unique_ptr<T[]> scratch(int64_t size) {
-  return std::unique_ptr<T[]>(new T[size]);
-}
 
 // Consecutive points of one sample.
 struct Piece {
@@ -52,9 +46,9 @@ struct State {
   std::vector<int64_t> sample_piece;  // [B + 1] first piece of each sample
   std::vector<uint32_t> bounds;       // [pieces, lists + 1] where the entries of each list begin, and those of no voxel
   std::vector<uint32_t> first_id;     // [B * lists + 1] of each list
-  std::unique_ptr<Entry[]> entries;   // [P] those of a piece lie where its points do
-  std::unique_ptr<Voxel[]> voxels;    // [P + 1] by id
-  std::unique_ptr<int32_t[]> by_key;  // [voxels] place of each number when voxels are listed by key; else null
+  Scratch<Entry> entries;             // [P] those of a piece lie where its points do
+  Scratch<Voxel> voxels;              // [P + 1] by id
+  Scratch<int32_t> by_key;            // [voxels] place of each number when voxels are listed by key; else null
 };
 
 // What the worker that is compiled twice gets.
@@ -175,7 +169,7 @@ struct Sums {
   int64_t channels;
   const T* features;
   T* means;
-  std::unique_ptr<Real[]> sums;
+  Scratch<Real> sums;
 };
 
 struct NoSums {

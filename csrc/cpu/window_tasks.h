@@ -34,7 +34,7 @@ struct WindowWork {
   const std::vector<WindowTask>& tasks;
 };
 
-// Memory of one worker, zero at first.
+// Memory of one worker, zero at first, from the beginning of a cache line on.
 template <typename Real>
 class WindowScratch {
  public:

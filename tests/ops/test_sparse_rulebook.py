@@ -38,7 +38,14 @@ def test_rulebook_equals_twin(device, shape, rows):
     coords = coords[torch.randperm(len(coords), generator=random)].int().to(device)
     table = ops.sparse_rulebook(coords, shape, 2, 3, submanifold=True).table
     assert torch.equal(table, reference.sparse_submanifold(coords, 2, shape, (3, 3, 3), (1, 1, 1)))
-    for geometry in [((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)), ((1, 2, 4), (1, 3, 2), (0, 2, 1), (1, 3, 1))]:
+    far = (1 << 24) - 1
+    for geometry in [
+        ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+        ((1, 2, 4), (1, 3, 2), (0, 2, 1), (1, 3, 1)),
+        ((2, 1, 3), (4, 6, 1), (0, 1, 2), (2, 1, 2)),  # outputs of one input that are not neighbours
+        ((1, 1, 4), (1, 1, 4), (0, 0, 3), (1, 1, 6)),
+        ((3, 3, 3), (far, far, far), (1, 1, 1), (1, 1, 1)),
+    ]:
         book = ops.sparse_rulebook(coords, shape, 2, *geometry)
         twin = reference.sparse_strided(coords, 2, shape, *geometry)
         for found, want in zip((book.out_coords, book.table, book.transposed), twin, strict=True):
