@@ -54,7 +54,7 @@ struct AxisTaps {
   }
 
   int32_t stride, padding, outputs;
-  std::vector<int32_t> first;  // [rests + 1] of the taps of each rest
+  std::vector<int32_t> first;      // [rests + 1] of the taps of each rest
   std::vector<int32_t> tap, back;  // [kernel] the tap, and how many strides its output is before the input
 };
 

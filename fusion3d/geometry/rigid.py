@@ -60,6 +60,7 @@ def invert(dst_from_src: Array) -> Array:
 
 def apply(dst_from_src: Array, points: Array) -> Array:
     """Points [..., P, 3] moved by transforms [..., 4, 4] (rotation, scale and translation; no division)."""
+    # Any, here and below: to the checker a product of transposed slices is not of the type that came in.
     moved: Any = points @ dst_from_src[..., :3, :3].swapaxes(-1, -2) + dst_from_src[..., None, :3, 3]
     return moved
 
