@@ -96,7 +96,7 @@ FUSION3D_INLINE void convolve_blocks(const Forward& forward, int64_t begin, int6
   constexpr int64_t kPanel = Vectors<T>::kPanel, kLanes = Vectors<T>::kLanes;
   const SparseConv& args = forward.args;
   const int64_t channels = args.in_channels;
-  // A constant where there is one vector.
+  // A constant where there is one vector: then no row takes a multiplication to find.
   const int64_t width = N == 1 ? kLanes : (args.out_channels + kLanes - 1) / kLanes * kLanes;
   const int64_t whole = N == 1 ? 0 : width / kPanel;  // panels of two vectors
   const Features<T> in{static_cast<const T*>(args.in), channels, channels};
